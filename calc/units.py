@@ -1,0 +1,47 @@
+"""Numbers as people read them. Bytes count in powers of 1024 (GiB); GB (10^9) is for quoting a datasheet or a paper."""
+
+GIB = 2**30
+GB = 10**9
+
+BINARY_UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+SI_PREFIXES = ((10**18, "E"), (10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+COUNT_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
+
+
+def format_gib(num_bytes: int) -> str:
+    """GiB with one decimal, the unit of totals: `61.3 GiB`."""
+    return f"{num_bytes / GIB:,.1f} GiB"
+
+
+def format_bytes(num_bytes: int) -> str:
+    """GiB with one decimal where that shows a digit, else the next smaller unit: `61.3 GiB`, `0.1 GiB`, `38.4 MiB`."""
+    for size, unit in BINARY_UNITS:
+        if abs(num_bytes) * 10 >= size:
+            return f"{num_bytes / size:,.1f} {unit}"
+    return f"{num_bytes:,} bytes"
+
+
+def format_exact_bytes(num_bytes: int) -> str:
+    """Every digit: `65,824,358,400 bytes`."""
+    return f"{num_bytes:,} bytes"
+
+
+def format_gigabytes(num_bytes: int) -> str:
+    """Decimal gigabytes, as datasheets and papers count: `89.4 GB`."""
+    return f"{num_bytes / GB:,.1f} GB"
+
+
+def format_flops(flops: int) -> str:
+    """SI prefixes and two decimals, from a tenth of a unit on: `0.21 PFLOP`, `12.88 GFLOP`."""
+    for size, prefix in SI_PREFIXES:
+        if abs(flops) * 10 >= size:
+            return f"{flops / size:,.2f} {prefix}FLOP"
+    return f"{flops} FLOP"
+
+
+def format_count(count: int) -> str:
+    """Parameters or tokens: `8.03 B`, `124.44 M`, `768`."""
+    for size, unit in COUNT_UNITS:
+        if abs(count) >= size:
+            return f"{count / size:,.2f} {unit}"
+    return str(count)
