@@ -1,0 +1,62 @@
+# make serve   page and API on http://127.0.0.1:8000
+# make test    lint, types and every test that needs no GPU (what CI runs)
+# Each makes what it needs in .venv first; PYTHON chooses the interpreter that .venv is made from.
+.PHONY: help serve test test-gpu lint format types bench chromium
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+CHROMIUM := /usr/bin/chromium
+BIN := .venv/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+
+# $(call debian_package,TEST,PACKAGE): when TEST fails, install PACKAGE as root, or say what is missing.
+define debian_package
+	@$(1) || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null \
+		&& apt-get update && apt-get install --yes --no-install-recommends $(2); } \
+		|| { echo "missing: Debian package $(2); as root: apt-get install $(2)" >&2; exit 1; }
+endef
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+serve: .venv/serve.stamp
+	$(BIN)/gpucalc serve
+
+test: lint types chromium
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+test-gpu: .venv/test.stamp
+	$(BIN)/pytest -m gpu
+
+lint: .venv/test.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/test.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: .venv/test.stamp
+	$(BIN)/pyright
+
+bench: .venv/test.stamp
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/estimate.py
+
+chromium:
+	$(call debian_package,test -x $(CHROMIUM),chromium)
+
+.venv/serve.stamp: .venv/made.stamp pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[serve]'
+	@touch $@
+
+.venv/test.stamp: .venv/made.stamp pyproject.toml constraints.txt
+	$(PIP_INSTALL) --editable '.[test]'
+	@touch $@
+
+.venv/made.stamp:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "gpucalc needs Python 3.11 or newer; PYTHON=$(PYTHON) is: $$($(PYTHON) --version 2>&1)" >&2; exit 1; }
+	$(call debian_package,$(PYTHON) -c 'import ensurepip' 2> /dev/null,python3-venv)
+	$(PYTHON) -m venv .venv
+	@touch $@

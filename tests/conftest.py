@@ -1,0 +1,39 @@
+"""What all tests share: random tests that can be repeated, and no silent skip."""
+
+import os
+from collections.abc import Generator
+from typing import TypeVar
+
+import hypothesis
+import pytest
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+# CI runs the same examples every time; a developer gets new ones, and with a failure the line that repeats it.
+hypothesis.settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
+PROFILE = "ci" if os.environ.get("CI") else "dev"
+hypothesis.settings.load_profile(PROFILE)
+
+
+def pytest_report_header() -> str:
+    seed = "fixed by each test's source" if PROFILE == "ci" else "random, printed with a failure"
+    return f"hypothesis: profile {PROFILE}, seed {seed}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    return fail_if_skipped((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    return fail_if_skipped((yield))
+
+
+def fail_if_skipped(report: Report) -> Report:
+    """A skipped test is a failed one: what cannot run everywhere carries the `gpu` marker and is deselected."""
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, but every test that is selected must run: {report.longrepr}"
+    return report
