@@ -1,0 +1,258 @@
+"""A training step of the real model on fake tensors: parameters, FLOPs and the bytes alive, without a GPU.
+
+Everything is counted as CUDA would allocate it; `cuda_kernels` and `autocast` correct where fake CPU tensors differ.
+Left out: temporaries inside kernels that depend on data or on the GPU (the sort of embedding's backward, split
+reductions, flash attention's split key/value accumulators for short sequences, cuBLAS workspaces).
+"""
+
+import argparse
+import gc
+import json
+import sys
+import weakref
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+from transformers import masking_utils
+
+from calc.scenario import Attention, Scenario, scenario_from_strings
+from validation.cuda_kernels import TRACED_FLASH, CudaFunctions, cuda_call, hidden_workspace_bytes, round_up
+from validation.models import Job, attention_kernel, build_job
+from validation.step import Phase, forward, training_step
+
+ALLOCATION_UNIT_BYTES = 512
+FIRST_STEP, STEADY_STEP = 1, 2
+FREE = "free"
+KERNELS = {Attention.FLASH: TRACED_FLASH, Attention.EAGER: "eager"}
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One change of the bytes alive: an allocation by `op`, or (op "free") its end; `live_bytes` is the sum after."""
+
+    step: int
+    phase: Phase
+    op: str
+    storage: int
+    bytes: int
+    live_bytes: int
+    shape: tuple[int, ...] = ()
+    dtype: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseBytes:
+    """What one phase of one step holds at most, and at its end."""
+
+    name: Phase
+    peak_allocated_bytes: int
+    end_allocated_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """What one training step was seen to take, under the Estimate's names. Bytes and FLOPs are exact integers."""
+
+    parameters: dict[str, int]
+    memory: dict[str, Any]
+    flops: dict[str, int]
+    events: tuple[Event, ...] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without the events: what a record keeps."""
+        return {"parameters": self.parameters, "memory": self.memory, "flops": self.flops}
+
+
+class StepRecorder(TorchDispatchMode):
+    """Follows every storage from its allocation to its end and counts matmul FLOPs, step by step, phase by phase."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step, self.phase = FIRST_STEP, Phase.FORWARD
+        self.live_bytes = self.peak_bytes = 0
+        self.alive: dict[int, tuple[int, weakref.ref[Any]]] = {}
+        self.events: list[Event] = []
+        self.ended: dict[int, list[PhaseBytes]] = defaultdict(list)
+        self.flops: dict[tuple[int, str], int] = defaultdict(int)
+        self.live_bytes_before_step: dict[int, int] = {}
+        self.storages = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        # Grad mode is off inside the engine; within backward only a checkpoint's recomputed forward turns it on.
+        in_engine = self.phase is Phase.BACKWARD and not torch.is_grad_enabled()
+        out = cuda_call(func, args, kwargs, in_engine)
+        if func is not torch.ops.aten.lift_fresh.default:  # torch.tensor(number): stays on the host
+            self.hold(out, str(func))
+        self._hold_inside(func, hidden_workspace_bytes(func, args))
+        packet = getattr(func, "overloadpacket", None)
+        if packet in flop_registry:
+            work = "recompute" if self.phase is Phase.BACKWARD and not in_engine else str(self.phase)
+            self.flops[self.step, work] += flop_registry[packet](*args, **kwargs, out_val=out)
+        return out
+
+    def hold(self, tensors: Any, op: str) -> None:
+        """Counts the storages of `tensors` from now to their end."""
+        for tensor in tree_leaves(tensors):
+            if isinstance(tensor, FakeTensor) and (key := tensor.untyped_storage()._cdata) not in self.alive:
+                size = round_up(tensor.untyped_storage().nbytes(), ALLOCATION_UNIT_BYTES)
+                self.storages += 1
+                ended = partial(self._release, key, self.storages, size)
+                self.alive[key] = size, weakref.ref(tensor.untyped_storage(), ended)
+                self._change(op, self.storages, size, tuple(tensor.shape), str(tensor.dtype))
+
+    @contextmanager
+    def during(self, phase: Phase) -> Iterator[None]:
+        self.phase, self.peak_bytes = phase, self.live_bytes
+        yield
+        self.ended[self.step].append(PhaseBytes(phase, self.peak_bytes, self.live_bytes))
+
+    def _hold_inside(self, op: Any, sizes: list[int]) -> None:
+        for size in sizes:
+            self.storages += 1
+            self._change(str(op), self.storages, size)
+        for number, size in zip(range(self.storages, 0, -1), reversed(sizes), strict=False):
+            self._change(FREE, number, -size)
+
+    def _release(self, key: int, storage: int, size: int, _: Any) -> None:
+        del self.alive[key]
+        self._change(FREE, storage, -size)
+
+    def _change(self, op: str, storage: int, size: int, shape: tuple[int, ...] = (), dtype: str = "") -> None:
+        self.live_bytes += size
+        self.peak_bytes = max(self.peak_bytes, self.live_bytes)
+        self.events.append(Event(self.step, self.phase, op, storage, size, self.live_bytes, shape, dtype))
+
+
+def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
+    """The first and the second, steady step of `scenario` on the model that `config` (a config.json) describes."""
+    kernel = KERNELS[attention_kernel(scenario)]
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(), only_reference_counting():
+        job = build_job(scenario, config, "cpu", kernel)
+        recorder = StepRecorder()
+        recorder.hold([*job.model.parameters(), *job.model.buffers(), job.input_ids], "persistent")
+        with recorder:
+            for recorder.step in (FIRST_STEP, STEADY_STEP):
+                recorder.live_bytes_before_step[recorder.step] = recorder.live_bytes
+                training_step(job, recorder.during)
+        saved = autograd_saved_bytes(job)
+    return Trace(parameters(job.model), memory(job, recorder, saved), flops(recorder), tuple(recorder.events))
+
+
+@contextmanager
+def as_on_cuda() -> Iterator[None]:
+    """The function modes, and transformers' mask code as it runs outside of tracing."""
+    find = masking_utils.find_packed_sequence_indices
+    # Outside of tracing it looks at the positions, finds one sequence in each row and answers None.
+    with patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: (find(position_ids), None)[1]):
+        with CudaFunctions():
+            yield
+
+
+@contextmanager
+def only_reference_counting() -> Iterator[None]:
+    """A garbage collection at an arbitrary moment would change the bytes alive from run to run."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def parameters(model: torch.nn.Module) -> dict[str, int]:
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"total": total, "trainable": trainable, "frozen": total - trainable}
+
+
+def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the tensors' storages, each once, rounded up to the allocator's unit."""
+    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(round_up(size, ALLOCATION_UNIT_BYTES) for size in sizes.values())
+
+
+def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, Any]:
+    steady = recorder.ended[STEADY_STEP]
+    phases = [phase_bytes(phase, steady) for phase in Phase]
+    highest = max(phases, key=lambda phase: phase.peak_allocated_bytes)
+    before = recorder.live_bytes_before_step
+    return {
+        "persistent_bytes": {
+            "parameters": storage_bytes(job.model.parameters()),
+            "optimizer_states": before[STEADY_STEP] - before[FIRST_STEP],
+            "buffers": storage_bytes(job.model.buffers()),
+            "inputs": storage_bytes([job.input_ids]),
+        },
+        "saved_activation_bytes": steady[0].end_allocated_bytes - before[STEADY_STEP],
+        "autograd_saved_bytes": autograd_saved,
+        "phases": [asdict(phase) for phase in phases],
+        "first_step_peak_allocated_bytes": max(phase.peak_allocated_bytes for phase in recorder.ended[FIRST_STEP]),
+        "peak_allocated_bytes": highest.peak_allocated_bytes,
+        "peak_phase": highest.name,
+    }
+
+
+def phase_bytes(name: Phase, ended: list[PhaseBytes]) -> PhaseBytes:
+    """A phase over all micro-batches: its highest peak, and its end in the last of them."""
+    same = [phase for phase in ended if phase.name is name]
+    return PhaseBytes(name, max(phase.peak_allocated_bytes for phase in same), same[-1].end_allocated_bytes)
+
+
+def flops(recorder: StepRecorder) -> dict[str, int]:
+    parts = {work: recorder.flops[STEADY_STEP, work] for work in ("forward", "backward", "recompute")}
+    return parts | {"total": sum(parts.values())}
+
+
+def autograd_saved_bytes(job: Job) -> int:
+    """Bytes of the storages that saved-tensor hooks see in one forward, parameters left out."""
+    saved: list[torch.Tensor] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        outputs = forward(job)
+    owned = {p.untyped_storage()._cdata for p in job.model.parameters()}
+    return storage_bytes(tensor for tensor in saved if tensor.untyped_storage()._cdata not in owned)
+
+
+def dump(scenario: Scenario, config: dict[str, Any]) -> Iterator[str]:
+    """The steady step, one line per allocation and free: phase, bytes alive after it, change, operator, shape, type."""
+    for event in trace(scenario, config).events:
+        if event.step == STEADY_STEP:
+            yield (
+                f"{event.phase:9} {event.live_bytes:>16,} {event.bytes:>+15,}  #{event.storage:<6} {event.op}"
+                f"  {list(event.shape) if event.shape else ''} {event.dtype.removeprefix('torch.')}".rstrip()
+            )
+
+
+def main(arguments: list[str]) -> None:
+    """`--model-json '{...}'` or `--model-json FILE`, then `--FIELD VALUE` pairs of the Scenario; `--summary` alone."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model-json", required=True)
+    parser.add_argument("--summary", action="store_true")
+    known, rest = parser.parse_known_args(arguments)
+    text = known.model_json
+    config = json.loads(text if text.startswith("{") else Path(text).read_text())
+    names = (name.removeprefix("--").replace("-", "_") for name in rest[::2])
+    scenario = scenario_from_strings([("model", json.dumps(config)), *zip(names, rest[1::2], strict=True)])
+    if not known.summary:
+        print(*dump(scenario, config), sep="\n")
+    print(json.dumps(trace(scenario, config).to_dict(), indent=2))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
