@@ -1,6 +1,7 @@
 """Where CUDA's kernels keep other tensors than fake CPU tensors show: corrections for the tracer (torch 2.13.0)."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -9,10 +10,12 @@ from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from validation.autocast import autocast_inputs
+
 aten = torch.ops.aten
 
 TRACED_FLASH = "traced_sdpa"
-"""transformers' sdpa attention as CUDA runs it with the flash kernel; a name with "flash" would look up other kernels."""
+"""transformers' sdpa attention with CUDA's flash kernel; a name with "flash" would make it look for other kernels."""
 
 HEAD_SIZE_MULTIPLE = 8
 """scaled_dot_product_attention pads head sizes to it before the flash kernel (sdp `pad_last_dim<8>`)."""
@@ -23,18 +26,20 @@ FLASH_HEAD_BLOCK = 32
 
 
 class CudaFunctions(TorchFunctionMode):
-    """Sends composite functions down the branch that they take for CUDA tensors."""
+    """Sends composite functions down the branch they take for CUDA tensors, with the inputs CUDA's autocast makes."""
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.Tensor.backward:
-            with self:  # a mode is off inside its own handler, but checkpoints run their forward again in backward
-                return torch.autograd.backward(args[0])
+        args, kwargs = autocast_inputs(func, args, kwargs or {})
         if func is torch.nn.functional.dropout:
             return fused_dropout(*args, **kwargs)
-        if func is torch.nn.functional.softmax or func is torch.Tensor.softmax:
+        if func in (torch.nn.functional.softmax, torch.Tensor.softmax):
             return softmax(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+
+def checkpoint_contexts() -> tuple[AbstractContextManager[None], CudaFunctions]:
+    """The autograd engine drops function modes: a checkpoint's recomputation needs its own."""
+    return nullcontext(), CudaFunctions()
 
 
 def fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import peft
 import torch
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -58,17 +58,26 @@ class Job:
     gradient_accumulation_steps: int
 
 
-def build_job(scenario: Scenario, config: dict[str, Any], device: str, kernel: str) -> Job:
-    """The job on `device`, its attention computed by transformers' attention function `kernel` ("sdpa", "eager", ...)."""
+ContextPair = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
+
+
+def build_job(
+    scenario: Scenario, config: dict[str, Any], device: str, kernel: str, context_fn: ContextPair = noop_context_fn
+) -> Job:
+    """The job on `device`; transformers' attention function `kernel` ("sdpa", "eager", ...) computes its attention.
+
+    `context_fn` makes the contexts of a checkpointed region's forward and of its recomputation.
+    """
+    checkpoint_options = {"use_reentrant": False, "context_fn": context_fn}
     precision = supported("precision", scenario.precision, WEIGHT_DTYPE)
     optimizer = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     hf_config = AutoConfig.for_model(**with_dropout(config, scenario.dropout))
     if scenario.recompute is Recompute.SELECTIVE:
-        kernel = checkpointed(kernel, scenario.recompute_interval)
+        kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(hf_config, dtype=precision, attn_implementation=kernel)
         if scenario.recompute is Recompute.FULL:
-            model.activation_checkpointing_enable(every_n_layers=scenario.recompute_interval)
+            model.activation_checkpointing_enable(checkpoint_options, scenario.recompute_interval)
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter)
         model.train()
@@ -119,17 +128,16 @@ def with_adapter(model: torch.nn.Module, adapter: Adapter) -> torch.nn.Module:
     return peft.get_peft_model(model, lora, autocast_adapter_dtype=adapter.dtype is AdapterDType.FP32)
 
 
-def checkpointed(kernel: str, interval: int) -> str:
-    """Registers attention `kernel` under non-reentrant checkpointing in every `interval`-th layer; returns its name."""
+def checkpointed(kernel: str, interval: int, options: dict[str, Any]) -> str:
+    """Registers attention `kernel`, checkpointed in every `interval`-th layer; returns its name."""
     name = f"checkpointed_{kernel}_{interval}"
 
     def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward")
+        eager = sys.modules[type(module).__module__].eager_attention_forward
         core = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager)
         if module.layer_idx % interval:
             return core(module, query, key, value, attention_mask, **kwargs)
-        run = lambda query, key, value: core(module, query, key, value, attention_mask, **kwargs)
-        return checkpoint(run, query, key, value, use_reentrant=False)
+        return checkpoint(core, module, query, key, value, attention_mask, **options, **kwargs)
 
     ALL_ATTENTION_FUNCTIONS.register(name, attention)
     ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])

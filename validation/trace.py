@@ -27,7 +27,14 @@ from torch.utils.flop_counter import flop_registry
 from transformers import masking_utils
 
 from calc.scenario import Attention, Scenario, scenario_from_strings
-from validation.cuda_kernels import TRACED_FLASH, CudaFunctions, cuda_call, hidden_workspace_bytes, round_up
+from validation.cuda_kernels import (
+    TRACED_FLASH,
+    CudaFunctions,
+    checkpoint_contexts,
+    cuda_call,
+    hidden_workspace_bytes,
+    round_up,
+)
 from validation.models import Job, attention_kernel, build_job
 from validation.step import Phase, forward, training_step
 
@@ -93,8 +100,8 @@ class StepRecorder(TorchDispatchMode):
         # Grad mode is off inside the engine; within backward only a checkpoint's recomputed forward turns it on.
         in_engine = self.phase is Phase.BACKWARD and not torch.is_grad_enabled()
         out = cuda_call(func, args, kwargs, in_engine)
-        if func is not torch.ops.aten.lift_fresh.default:  # torch.tensor(number): stays on the host
-            self.hold(out, str(func))
+        # torch.tensor(number) makes a host tensor: the foreach and for-loop optimizers' step counters.
+        self.hold(out, str(func), on_device=func is not torch.ops.aten.lift_fresh.default)
         self._hold_inside(func, hidden_workspace_bytes(func, args))
         packet = getattr(func, "overloadpacket", None)
         if packet in flop_registry:
@@ -102,11 +109,11 @@ class StepRecorder(TorchDispatchMode):
             self.flops[self.step, work] += flop_registry[packet](*args, **kwargs, out_val=out)
         return out
 
-    def hold(self, tensors: Any, op: str) -> None:
-        """Counts the storages of `tensors` from now to their end."""
+    def hold(self, tensors: Any, op: str, on_device: bool = True) -> None:
+        """Counts the storages of `tensors` from now to their end; those on the host count nothing."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, FakeTensor) and (key := tensor.untyped_storage()._cdata) not in self.alive:
-                size = round_up(tensor.untyped_storage().nbytes(), ALLOCATION_UNIT_BYTES)
+                size = round_up(tensor.untyped_storage().nbytes(), ALLOCATION_UNIT_BYTES) * on_device
                 self.storages += 1
                 ended = partial(self._release, key, self.storages, size)
                 self.alive[key] = size, weakref.ref(tensor.untyped_storage(), ended)
@@ -139,7 +146,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
     """The first and the second, steady step of `scenario` on the model that `config` (a config.json) describes."""
     kernel = KERNELS[attention_kernel(scenario)]
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(), only_reference_counting():
-        job = build_job(scenario, config, "cpu", kernel)
+        job = build_job(scenario, config, "cpu", kernel, checkpoint_contexts)
         recorder = StepRecorder()
         recorder.hold([*job.model.parameters(), *job.model.buffers(), job.input_ids], "persistent")
         with recorder:
@@ -152,12 +159,25 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
 
 @contextmanager
 def as_on_cuda() -> Iterator[None]:
-    """The function modes, and transformers' mask code as it runs outside of tracing."""
+    """CUDA's branch of composite functions, and transformers' mask code as it runs outside of tracing."""
     find = masking_utils.find_packed_sequence_indices
-    # Outside of tracing it looks at the positions, finds one sequence in each row and answers None.
-    with patch.object(masking_utils, "find_packed_sequence_indices", lambda position_ids: (find(position_ids), None)[1]):
-        with CudaFunctions():
-            yield
+
+    def find_none(position_ids: torch.Tensor) -> None:
+        find(position_ids)  # outside of tracing it then looks at the values and sees that no sequences are packed
+
+    def set_data(parameter: torch.Tensor, converted: torch.Tensor) -> None:
+        parameter.data = converted.data  # Module.to() would swap fake parameters, which weak references forbid
+
+    def step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, _: Any) -> None:
+        optimizer.step()  # the scaler first looks at the number of infinities
+
+    with (
+        patch.object(masking_utils, "find_packed_sequence_indices", find_none),
+        patch.object(torch.utils, "swap_tensors", set_data),
+        patch.object(torch.amp.GradScaler, "_maybe_opt_step", step),
+        CudaFunctions(),
+    ):
+        yield
 
 
 @contextmanager
@@ -225,6 +245,7 @@ def autograd_saved_bytes(job: Job) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = forward(job)
+        del outputs
     owned = {p.untyped_storage()._cdata for p in job.model.parameters()}
     return storage_bytes(tensor for tensor in saved if tensor.untyped_storage()._cdata not in owned)
 
