@@ -1,0 +1,95 @@
+"""The catalogue: models and GPUs as data, each figure with the address it was read at.
+
+The files are read when first asked for, never on import.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from difflib import get_close_matches
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from calc.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedCount:
+    """A parameter count as published, tied weights once and buffers left out."""
+
+    total: int
+    of: str
+    """The checkpoint that was counted, where it is a sibling of the model."""
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogueModel:
+    name: str
+    hub_ids: tuple[str, ...]
+    """Repositories with these layer shapes; `config` is the first one's."""
+    aliases: tuple[str, ...]
+    config: Mapping[str, Any]
+    """The fields of the published config.json that matter to the architecture."""
+    source: str
+    """Where the config is published."""
+    read_in: str
+    """The public copy it was read in."""
+    published_parameters: PublishedCount | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@cache
+def models() -> tuple[CatalogueModel, ...]:
+    """All models of the catalogue, families together, small ones first."""
+    return tuple(_model(name, **entry) for name, entry in read_entries("models.json").items())
+
+
+def find_model(name: str) -> CatalogueModel | None:
+    """The model with this name, alias or hub id (with or without its owner), in any case."""
+    return _models_by_name().get(name.lower())
+
+
+def model_named(name: str) -> CatalogueModel:
+    """As `find_model`; raises ConfigError with the nearest names when there is none."""
+    model = find_model(name)
+    if model is None:
+        raise unknown_name("model", name, _models_by_name(), "`gpucalc models` lists them")
+    return model
+
+
+def read_entries(file_name: str) -> dict[str, dict[str, Any]]:
+    """One of the catalogue's files: entries by name."""
+    return json.loads((Path(__file__).parent / file_name).read_text(encoding="utf-8"))
+
+
+def unknown_name(field: str, name: str, known: Iterable[str], how_to_list: str) -> ConfigError:
+    """What to raise for a name the catalogue does not have."""
+    nearest = get_close_matches(name.lower(), known, n=3)
+    hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
+    return ConfigError(field, name, f"not in the catalogue{hint} ({how_to_list})")
+
+
+@cache
+def _models_by_name() -> dict[str, CatalogueModel]:
+    return {
+        name.lower(): model
+        for model in models()
+        for name in (model.name, *model.aliases, *model.hub_ids, *(hub_id.split("/")[1] for hub_id in model.hub_ids))
+    }
+
+
+def _model(
+    name: str,
+    hub_ids: list[str],
+    aliases: list[str],
+    published_parameters: dict[str, Any] | None,
+    **fields: Any,
+) -> CatalogueModel:
+    count = None if published_parameters is None else PublishedCount(**published_parameters)
+    return CatalogueModel(
+        name=name, hub_ids=tuple(hub_ids), aliases=tuple(aliases), published_parameters=count, **fields
+    )

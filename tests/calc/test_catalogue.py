@@ -1,0 +1,93 @@
+"""The catalogue's models: well-formed data, found by every name they go by."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from calc.catalogue import find_model, model_named, models
+from calc.errors import ConfigError
+
+CATALOGUE = Path(__file__).parents[2] / "calc" / "catalogue"
+NAME = re.compile(r"[a-z0-9]+([-.][a-z0-9]+)*")
+FAMILIES = {"gpt2", "llama", "mistral", "qwen2", "qwen3"}
+
+
+def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    assert len(keys) == len(set(keys)), f"repeated: {keys}"
+    return dict(pairs)
+
+
+@pytest.mark.parametrize("file_name", ["models.json", "gpus.json"])
+def test_no_entry_hides_another(file_name: str):
+    json.loads((CATALOGUE / file_name).read_text(encoding="utf-8"), object_pairs_hook=refuse_repeated_keys)
+
+
+def test_thirty_models_of_every_family():
+    assert len(models()) >= 30
+    assert {model.config["model_type"] for model in models()} == FAMILIES
+
+
+def test_names_are_kebab_case_and_no_two_models_share_one():
+    owner: dict[str, str] = {}
+    for model in models():
+        assert NAME.fullmatch(model.name)
+        assert all(NAME.fullmatch(alias) for alias in model.aliases)
+        hub_names = [part for hub_id in model.hub_ids for part in (hub_id, hub_id.split("/")[1])]
+        for name in {name.lower() for name in (model.name, *model.aliases, *hub_names)}:
+            assert owner.setdefault(name, model.name) == model.name
+
+
+def test_every_config_and_count_says_where_it_is_from():
+    for model in models():
+        assert model.source.startswith("https://")
+        assert model.read_in.startswith("https://")
+        if model.published_parameters is not None:
+            assert model.published_parameters.source.startswith("https://")
+            assert model.published_parameters.of
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("llama-3.1-8b", "llama-3.1-8b"),
+        ("meta-llama/Llama-3.1-8B", "llama-3.1-8b"),
+        ("META-LLAMA/llama-3.1-8b-INSTRUCT", "llama-3.1-8b"),
+        ("Meta-Llama-3-8B", "llama-3-8b"),
+        ("gpt2-small", "gpt2"),
+        ("openai-community/gpt2", "gpt2"),
+        ("Qwen/Qwen2.5-7B-Instruct", "qwen2.5-7b"),
+        ("GPT-3", "gpt3-175b"),
+    ],
+)
+def test_a_model_is_found_by_name_alias_and_hub_id(name: str, expected: str):
+    assert model_named(name).name == expected
+
+
+def test_an_unknown_model_is_none_or_an_error_with_the_nearest_names():
+    assert find_model("lama-3.1-8b") is None
+    with pytest.raises(ConfigError) as raised:
+        model_named("lama-3.1-8b")
+    assert (raised.value.field, raised.value.value) == ("model", "lama-3.1-8b")
+    assert "llama-3.1-8b" in raised.value.expected
+    assert "gpucalc models" in raised.value.expected
+
+
+def test_gpt3_is_the_papers():
+    config = model_named("gpt3-175b").config
+    assert (config["n_embd"], config["n_layer"], config["n_head"], config["n_positions"]) == (12288, 96, 96, 2048)
+
+
+def test_importing_reads_no_catalogue_file():
+    script = (
+        "import sys; opened = [];"
+        "sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == 'open' else None);"
+        "import calc.hardware;"
+        "sys.exit(any(name.endswith('.json') for name in opened))"
+    )
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
