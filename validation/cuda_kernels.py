@@ -5,11 +5,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.overrides import TorchFunctionMode
 from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from calc.errors import ConfigError
 from validation.autocast import autocast_inputs
 
 aten = torch.ops.aten
@@ -21,8 +23,8 @@ HEAD_SIZE_MULTIPLE = 8
 """scaled_dot_product_attention pads head sizes to it before the flash kernel (sdp `pad_last_dim<8>`)."""
 FLASH_SEQUENCE_BLOCK = 128
 """flash_api.cpp mha_bwd rounds sequence lengths up to it."""
-FLASH_HEAD_BLOCK = 32
-"""flash_api.cpp mha_bwd rounds head sizes up to it."""
+FLASH_HEAD_BLOCK, FLASH_HEAD_LIMIT, FLASH_HEAD_LARGEST = 32, 224, 256
+"""mha_bwd rounds head sizes up to the first; from the second on it takes the third."""
 
 
 class CudaFunctions(TorchFunctionMode):
@@ -68,11 +70,13 @@ def traced_sdpa(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """transformers' sdpa_attention_forward, its scaled_dot_product_attention being the flash kernel."""
+    if attention_mask is not None:
+        raise ConfigError("attention", "flash", "the kernel takes no mask, which this model makes (sliding_window)")
     groups = getattr(module, "num_key_value_groups", 1)
     if groups > 1 and not use_gqa_in_sdpa(attention_mask, key, value):
         key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    causal = causal and attention_mask is None and query.shape[2] > 1
+    causal = causal and query.shape[2] > 1
     output = flash_attention(query, key, value, dropout, causal, scaling)
     return output.transpose(1, 2).contiguous(), None
 
@@ -124,23 +128,24 @@ def can_accumulate_in_place(first: Any, second: Any, *others: Any) -> bool:
         and first.shape == second.shape
         and first._use_count() <= BUFFERED_TENSOR_USES
         and torch._C._storage_Use_Count(first.untyped_storage()._cdata) <= UNSHARED_STORAGE_USES
-        and torch._prims_common.is_non_overlapping_and_dense_or_false(first)
+        and is_non_overlapping_and_dense_or_false(first)
     )
 
 
 def hidden_workspace_bytes(func: Any, args: tuple[Any, ...]) -> list[int]:
-    """Bytes of each tensor that CUDA's kernel for `func` allocates inside and frees before it returns."""
+    """Bytes of each tensor that CUDA's kernel for `func` allocates inside and frees before it returns (mha_bwd)."""
     if func is not aten._scaled_dot_product_flash_attention_backward.default:
         return []
-    _, query, key = args[:3]
+    grad_out, query, key, _, out = args[:5]
     batch, heads, sequence, head_size = query.shape
     rounded_sequence = round_up(sequence, FLASH_SEQUENCE_BLOCK)
+    rounded_head = round_up(head_size, FLASH_HEAD_BLOCK)
+    rounded_head = rounded_head if rounded_head < FLASH_HEAD_LIMIT else FLASH_HEAD_LARGEST
     softmax_d = 4 * batch * heads * rounded_sequence
-    dq_accumulator = 4 * batch * rounded_sequence * heads * round_up(head_size, FLASH_HEAD_BLOCK)
-    if key.shape[1] == heads:
-        return [softmax_d, dq_accumulator]
-    expanded = query.element_size() * batch * key.shape[2] * heads * head_size
-    return [softmax_d, dq_accumulator, expanded, expanded]
+    dq_accumulator = 4 * batch * rounded_sequence * heads * rounded_head
+    copies = [x.nbytes for x in (grad_out, out) if not x.transpose(1, 2).is_contiguous()]
+    expanded = query.element_size() * batch * key.shape[2] * heads * head_size  # dk, dv of every query head
+    return [*copies, softmax_d, dq_accumulator, *([expanded] * 2 if key.shape[1] != heads else [])]
 
 
 def round_up(size: int, multiple: int) -> int:

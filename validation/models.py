@@ -13,13 +13,29 @@ from typing import Any, TypeVar
 
 import peft
 import torch
+import transformers
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from calc.errors import ConfigError
-from calc.scenario import Adapter, AdapterDType, AdapterKind, Attention, Optimizer, Precision, Recompute, Scenario
+from calc.scenario import (
+    Adapter,
+    AdapterDType,
+    AdapterKind,
+    Attention,
+    Implementation,
+    Loss,
+    Optimizer,
+    Parallel,
+    Precision,
+    Recompute,
+    Scenario,
+    Task,
+)
+
+transformers.logging.set_verbosity_error()
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")
@@ -42,6 +58,15 @@ OPTIMIZERS: dict[Optimizer, Callable[..., torch.optim.Optimizer]] = {
     Optimizer.SGD: partial(torch.optim.SGD, foreach=True),
     Optimizer.SGD_MOMENTUM: partial(torch.optim.SGD, foreach=True, momentum=0.9),
 }
+
+ONLY = {
+    "task": Task.TRAINING,
+    "implementation": Implementation.TRANSFORMERS,
+    "loss": Loss.CROSS_ENTROPY,
+    "recompute_group_size": 1,
+    "parallel": Parallel(),
+}
+"""Fields of which one value is run here."""
 
 DROPOUT_FIELDS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout")
 
@@ -68,6 +93,8 @@ def build_job(
 
     `context_fn` makes the contexts of a checkpointed region's forward and of its recomputation.
     """
+    for field, only in ONLY.items():
+        supported(field, getattr(scenario, field), {only: None})
     checkpoint_options = {"use_reentrant": False, "context_fn": context_fn}
     precision = supported("precision", scenario.precision, WEIGHT_DTYPE)
     optimizer = supported("optimizer", scenario.optimizer, OPTIMIZERS)
@@ -116,14 +143,15 @@ def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any
     return config if dropout is None else config | dict.fromkeys(DROPOUT_FIELDS, dropout)
 
 
-def with_adapter(model: torch.nn.Module, adapter: Adapter) -> torch.nn.Module:
+def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:
     supported("adapter.kind", adapter.kind, {AdapterKind.LORA: None})
     targets = adapter.target_modules
     lora = peft.LoraConfig(
         r=adapter.rank,
-        lora_alpha=adapter.alpha,
+        lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
         lora_dropout=adapter.dropout,
         target_modules=None if targets is None else list(targets),
+        fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps [in, out] weights
     )
     return peft.get_peft_model(model, lora, autocast_adapter_dtype=adapter.dtype is AdapterDType.FP32)
 

@@ -137,6 +137,8 @@ class StepRecorder(TorchDispatchMode):
         self._change(FREE, storage, -size)
 
     def _change(self, op: str, storage: int, size: int, shape: tuple[int, ...] = (), dtype: str = "") -> None:
+        if not size:
+            return
         self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
         self.events.append(Event(self.step, self.phase, op, storage, size, self.live_bytes, shape, dtype))
@@ -252,27 +254,30 @@ def autograd_saved_bytes(job: Job) -> int:
 
 def dump(scenario: Scenario, config: dict[str, Any]) -> Iterator[str]:
     """The steady step, one line per allocation and free: phase, bytes alive after it, change, operator, shape, type."""
-    for event in trace(scenario, config).events:
+    return lines(trace(scenario, config))
+
+
+def lines(traced: Trace) -> Iterator[str]:
+    for event in traced.events:
         if event.step == STEADY_STEP:
-            yield (
-                f"{event.phase:9} {event.live_bytes:>16,} {event.bytes:>+15,}  #{event.storage:<6} {event.op}"
-                f"  {list(event.shape) if event.shape else ''} {event.dtype.removeprefix('torch.')}".rstrip()
-            )
+            tensor = f"{list(event.shape)} {event.dtype.removeprefix('torch.')}" if event.dtype else ""
+            change = f"{event.live_bytes:>16,} {event.bytes:>+15,}"
+            yield f"{event.phase:9} {change}  #{event.storage:<6} {event.op}  {tensor}".rstrip()
 
 
 def main(arguments: list[str]) -> None:
-    """`--model-json '{...}'` or `--model-json FILE`, then `--FIELD VALUE` pairs of the Scenario; `--summary` alone."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Prints one trace: `--model-json TEXT|FILE`, `--summary` without the operators, `--FIELD VALUE` of a Scenario."""
+    parser = argparse.ArgumentParser(prog="python -m validation.trace", description=main.__doc__)
     parser.add_argument("--model-json", required=True)
     parser.add_argument("--summary", action="store_true")
     known, rest = parser.parse_known_args(arguments)
-    text = known.model_json
-    config = json.loads(text if text.startswith("{") else Path(text).read_text())
+    text = known.model_json if known.model_json.startswith("{") else Path(known.model_json).read_text()
     names = (name.removeprefix("--").replace("-", "_") for name in rest[::2])
-    scenario = scenario_from_strings([("model", json.dumps(config)), *zip(names, rest[1::2], strict=True)])
+    scenario = scenario_from_strings([("model", text), *zip(names, rest[1::2], strict=True)])
+    traced = trace(scenario, json.loads(text))
     if not known.summary:
-        print(*dump(scenario, config), sep="\n")
-    print(json.dumps(trace(scenario, config).to_dict(), indent=2))
+        print(*lines(traced), sep="\n")
+    print(json.dumps(traced.to_dict(), indent=2))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""The corrections that make a trace on fake CPU tensors count what CUDA's kernels keep."""
+
+import pytest
+import torch
+from torch.nn import functional
+
+from calc.errors import ConfigError
+from validation.cuda_kernels import CudaFunctions, cuda_call, flash_attention, hidden_workspace_bytes, traced_sdpa
+
+aten = torch.ops.aten
+
+
+def saved_dtypes(output: torch.Tensor) -> set[torch.dtype]:
+    node = output.grad_fn
+    return {getattr(node, name).dtype for name in dir(node) if name.startswith("_saved_result")}
+
+
+def test_dropout_keeps_a_bool_mask() -> None:
+    with CudaFunctions():
+        output = functional.dropout(torch.rand(4, requires_grad=True), 0.5)
+    assert saved_dtypes(output) == {torch.bool}
+
+
+@pytest.mark.parametrize(("p", "training"), [(0.0, True), (0.5, False)])
+def test_dropout_that_drops_nothing_keeps_nothing(p: float, training: bool) -> None:
+    values = torch.rand(4)
+    with CudaFunctions():
+        assert torch.equal(functional.dropout(values, p, training), values)
+
+
+def test_softmax_of_fp16_into_fp32_makes_no_fp32_copy_of_its_input() -> None:
+    values = torch.empty(2, 4, dtype=torch.float16, device="meta", requires_grad=True)
+    with CudaFunctions():
+        output = functional.softmax(values, dim=-1, dtype=torch.float32)
+    assert output.dtype is torch.float32
+    assert output.grad_fn is not None
+    assert "AccumulateGrad" in output.grad_fn.next_functions[0][0].name()  # no ToCopyBackward between
+
+
+def test_layer_norm_keeps_fp32_statistics_of_half_values() -> None:
+    values = torch.rand(2, 4).bfloat16()
+    out, mean, rstd = cuda_call(aten.native_layer_norm.default, (values, [4], None, None, 1e-5), {}, in_engine=False)
+    assert (out.dtype, mean.dtype, rstd.dtype) == (torch.bfloat16, torch.float32, torch.float32)
+
+
+@pytest.mark.parametrize(("head_size", "padded"), [(64, 64), (20, 24)])
+def test_flash_attention_pads_the_head_size(head_size: int, padded: int) -> None:
+    query = torch.empty(1, 2, 8, head_size, dtype=torch.bfloat16, device="meta", requires_grad=True)
+    output = flash_attention(query, query, query, 0.0, True, None)
+    assert output.shape == query.shape
+    assert output.untyped_storage().nbytes() == 2 * 8 * padded * 2
+
+
+def test_flash_attention_takes_no_mask() -> None:
+    with pytest.raises(ConfigError, match="sliding_window"):
+        traced_sdpa(torch.nn.Module(), *[torch.empty(1)] * 4)
+
+
+@pytest.mark.parametrize(
+    ("key_value_heads", "head_size", "expected"),
+    [
+        # softmax_d: 4 bytes · B 2 · N 4 · 128; dq: 4 · B 2 · 128 · N 4 · D rounded up to 32
+        (4, 40, [4 * 2 * 4 * 128, 4 * 2 * 128 * 4 * 64]),
+        # from 224 on the kernel for 256 is used
+        (4, 200, [4 * 2 * 4 * 128, 4 * 2 * 128 * 4 * 256]),
+        # fewer key heads: dk and dv of all 4 query heads too, 2 bytes · B 2 · S 100 · N 4 · D 64
+        (2, 64, [4 * 2 * 4 * 128, 4 * 2 * 128 * 4 * 64, 2 * 2 * 100 * 4 * 64, 2 * 2 * 100 * 4 * 64]),
+    ],
+)
+def test_flash_backward_workspace(key_value_heads: int, head_size: int, expected: list[int]) -> None:
+    def by_token(heads: int) -> torch.Tensor:
+        return torch.empty(2, 100, heads, head_size, dtype=torch.bfloat16, device="meta").transpose(1, 2)
+
+    query, key = by_token(4), by_token(key_value_heads)
+    backward = aten._scaled_dot_product_flash_attention_backward.default
+    assert hidden_workspace_bytes(backward, (query, query, key, key, query)) == expected
+
+
+def test_flash_backward_copies_a_gradient_that_is_not_laid_out_by_token() -> None:
+    query = torch.empty(2, 4, 128, 64, dtype=torch.bfloat16, device="meta")
+    by_token = query.transpose(1, 2).contiguous().transpose(1, 2)
+    backward = aten._scaled_dot_product_flash_attention_backward.default
+    assert hidden_workspace_bytes(backward, (query, query, query, query, by_token))[0] == query.nbytes
+
+
+def test_other_operators_hide_nothing() -> None:
+    assert hidden_workspace_bytes(aten.mm.default, (torch.empty(1), torch.empty(1))) == []
