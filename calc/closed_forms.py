@@ -26,7 +26,7 @@ def transformer_parameters(*, num_layers: Number, vocab_size: Number, hidden_siz
     Φ = V·H + L·(12·H² + 13·H); per layer 4·H² attention, 8·H² MLP, 4·H + 5·H their biases, 4·H two LayerNorms.
     Source: Narayanan et al. 2021, "Efficient Large-Scale Language Model Training on GPU Clusters Using Megatron-LM",
     eq. 2, without its positions.
-    Leaves out learned positions (P·H) and the final LayerNorm (2·H).
+    Leaves out: learned positions (P·H) and the final LayerNorm (2·H).
     """
     return vocab_size * hidden_size + num_layers * (12 * hidden_size**2 + 13 * hidden_size)
 
@@ -36,7 +36,7 @@ def half_precision_bytes(*, num_parameters: Number) -> Number:
 
     2·Φ.
     Source: IEEE binary16 and bfloat16, 2 bytes each.
-    Leaves out optimizer states and any fp32 copy.
+    Leaves out: optimizer states and any fp32 copy.
     """
     return 2 * num_parameters
 
@@ -47,7 +47,7 @@ def adam_mixed_precision_bytes(*, num_parameters: Number, recipe: str = "textboo
     The recipe's bytes per parameter times Φ; textbook-20: (Φ + Φ)·2 + (Φ + Φ + 2·Φ)·4 = 20·Φ, of them 16·Φ the
     optimizer's.
     Source: with each recipe, in `calc.recipes`.
-    Leaves out activations, the optimizer step's temporaries and half-precision casts that autocast keeps.
+    Leaves out: activations, the optimizer step's temporaries and half-precision casts that autocast keeps.
     """
     return recipe_named(recipe).bytes_per_parameter * num_parameters
 
@@ -60,9 +60,9 @@ def activation_bytes_per_layer(
     none: 34·B·S·H + 5·B·N·S².  selective, the attention core runs again: 34·B·S·H.  full, only the layer's input is
     kept: 2·B·S·H.
     Source: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", eq. 1, table 2.
-    These are bytes already: 2 per half-precision element, 1 per element of a dropout mask. A text that says "times 2 in
+    Note: these are bytes already: 2 per half-precision element, 1 per element of a dropout mask. A text that says "times 2 in
     half precision" counts twice; its own example, GPT-3 at B = 1, S = 1024 in about 90 GB, is the formula as it stands.
-    Leaves out LayerNorm statistics, embeddings, the final LayerNorm, logits and loss.
+    Leaves out: LayerNorm statistics, embeddings, the final LayerNorm, logits and loss.
     """
     layer_input = 2 * batch_size * sequence_length * hidden_size
     linear_in_sequence = 17 * layer_input
@@ -107,7 +107,7 @@ def attention_flops(
     qkv_projection 6·B·S·H²; scores and values 2·B·N·d·S² = 2·B·H·S² each; output_projection 2·B·S·H²; scaling B·N·S²;
     softmax 3·B·N·S² (exp, sum, division).
     Source: Vaswani et al. 2017, "Attention Is All You Need", eq. 1; 2·m·n·k per product as in torch.utils.flop_counter.
-    Leaves out biases, dropout and the causal mask (about half of the scores are computed in vain).
+    Leaves out: biases, dropout and the causal mask (about half of the scores are computed in vain).
     """
     projection = 2 * batch_size * sequence_length * hidden_size**2
     score_product = 2 * batch_size * hidden_size * sequence_length**2
@@ -127,6 +127,6 @@ def lora_parameters(*, in_features: Number, out_features: Number, rank: Number) 
 
     r·(in + out): A is [r, in], B is [out, r].
     Source: Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models", section 4.1.
-    Leaves out nothing: the branch has no bias.
+    Leaves out: nothing; the branch has no bias.
     """
     return rank * (in_features + out_features)
