@@ -1,0 +1,289 @@
+"""The parts of a transformers model as sections of rows: embeddings, layers, head (transformers 5.23.0, models/gpt2 and models/llama)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .architecture import Activation, Wiring
+from .dtype import DType
+from .ledger import Component, Kind, Row, Section, Tensor
+from .lifetimes import NEXT
+from .operators import (
+    HEADS,
+    KEY_VALUE_HEADS,
+    TOKENS,
+    AttentionCore,
+    Numerics,
+    activation,
+    cross_entropy,
+    eager_attention,
+    embedding,
+    flash_attention,
+    layer_norm,
+    linear,
+    parameter,
+    rms_norm,
+    rotary,
+    stamped,
+)
+from .primitives import add, dropout, frame, like, multiply, part, view
+from .recomputation import CORE_MODULE
+from .scenario import Attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerFacts:
+    """All that decides which rows a layer has; sizes are not among it."""
+
+    wiring: Wiring
+    activation: Activation
+    query_key_value_bias: bool
+    output_bias: bool
+    mlp_bias: bool
+    query_key_norm: bool
+    residual_dropout: bool
+    core: AttentionCore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """All that decides which rows embeddings and head have."""
+
+    wiring: Wiring
+    attention: Attention
+    embedding_dropout: bool
+    one_sequence: bool
+    tied_embeddings: bool
+
+
+INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)
+POSITION_IDS = Tensor("position_ids", ("S",), DType.INT64)
+CLOSURES: dict[Wiring, tuple[Tensor, ...]] = {Wiring.GPT2: (), Wiring.LLAMA: (POSITION_IDS,)}
+"""What layers pass along to the attention function unused."""
+COS = "rotary.cos"
+SIN = "rotary.sin"
+
+
+def hidden_states(numerics: Numerics, name: str = "hidden_states") -> Tensor:
+    """The residual stream."""
+    return Tensor(name, ("B", "S", "H"), numerics.weights)
+
+
+def rotary_tables(numerics: Numerics) -> tuple[Tensor, Tensor]:
+    """cos and sin of the positions, in the residual stream's type, one pair for the whole model."""
+    return Tensor(COS, ("S", "D"), numerics.weights), Tensor(SIN, ("S", "D"), numerics.weights)
+
+
+def causal_mask(numerics: Numerics) -> Tensor:
+    """The additive mask of eager attention, made once per forward."""
+    return Tensor("causal_mask", ("B", "S", "S"), numerics.weights)
+
+
+def _mask(kernel: Attention, numerics: Numerics) -> tuple[Tensor, ...]:
+    """The mask, where the kernel takes one: flash does not."""
+    return (causal_mask(numerics),) if kernel is Attention.EAGER else ()
+
+
+def _mask_rows(facts: ModelFacts, numerics: Numerics) -> list[Row]:
+    """create_causal_mask."""
+    allowed = Tensor("causal_mask.allowed", ("S", "S"), DType.BOOL)
+    return [Row(name="causal_mask", reads=(), writes=(mask,), temporaries=(allowed,)) for mask in _mask(facts.attention, numerics)]
+
+
+def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """GPT2Model.forward up to its first block: token plus position embeddings, dropout."""
+    tokens = hidden_states(numerics, "inputs_embeds")
+    positions = Tensor("position_embeds", ("S", "H"), numerics.weights)
+    output = hidden_states(numerics, f"{NEXT}hidden_states")
+    total = hidden_states(numerics, "embeddings") if facts.embedding_dropout else output
+    total_row = add(tokens, positions, total, one_sequence=facts.one_sequence)
+    rows = [
+        embedding(parameter("wte.weight", ("V", "H"), numerics), INPUT_IDS, tokens),
+        Row(name="arange", reads=(), writes=(POSITION_IDS,)),
+        embedding(parameter("wpe.weight", ("P", "H"), numerics), POSITION_IDS, positions),
+        total_row,
+        *_mask_rows(facts, numerics),
+    ]
+    if facts.embedding_dropout:
+        rows.append(dropout(total, output))
+    held = (tokens, POSITION_IDS, positions, *_mask(facts.attention, numerics))
+    return Section(name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")), output=output, held=held)
+
+
+def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """LlamaModel.forward up to its first layer: token embeddings, mask, rotary tables."""
+    tokens = hidden_states(numerics, "inputs_embeds")
+    cos, sin = rotary_tables(numerics)
+    angles = tuple(Tensor(f"rotary.{name}", ("S", "D"), DType.FP32) for name in ("angles", "cos in fp32", "sin in fp32"))
+    rows = [
+        embedding(parameter("embed_tokens.weight", ("V", "H"), numerics), INPUT_IDS, tokens),
+        Row(name="arange", reads=(), writes=(POSITION_IDS,)),
+        *_mask_rows(facts, numerics),
+        Row(name="rotary_emb", reads=(POSITION_IDS,), writes=(cos, sin), temporaries=angles),
+    ]
+    held = (tokens, POSITION_IDS, *_mask(facts.attention, numerics))
+    return Section(name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "model")), output=tokens, held=held)
+
+
+def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
+    """GPT2Block."""
+    x = hidden_states(numerics)
+    middle, output = hidden_states(numerics, "hidden_states after attention"), hidden_states(numerics, f"{NEXT}hidden_states")
+    norm_1, normed = layer_norm("ln_1", x, "ln_1 output", numerics)
+    attention, attended, held = _gpt2_attention(normed, facts, numerics)
+    norm_2, normed = layer_norm("ln_2", middle, "ln_2 output", numerics)
+    up = Tensor("c_fc output", ("B", "S", "F"), numerics.compute)
+    act, activated = activation(facts.activation, up, "activation output", numerics)
+    projected = Tensor("mlp c_proj output", ("B", "S", "H"), numerics.compute)
+    mlp = [
+        *linear("mlp.c_fc", normed, up, ("H",), ("F",), numerics, bias=True, conv1d=True),
+        *act,
+        *linear("mlp.c_proj", activated, projected, ("F",), ("H",), numerics, bias=True, conv1d=True),
+    ]
+    if facts.residual_dropout:
+        dropped = like(projected, "mlp output")
+        mlp.append(dropout(projected, dropped))
+        projected = dropped
+    rows = [
+        *norm_1,
+        *stamped(attention, Component.ATTENTION, "attn"),
+        add(attended, x, middle),
+        *norm_2,
+        *stamped(mlp, Component.MLP, "mlp"),
+        add(middle, projected, output),
+        frame(x, middle, attended, projected, *held),
+    ]
+    return Section(name="layer", rows=tuple(rows), input=x, output=output, arguments=_mask(facts.core.kernel, numerics))
+
+
+def _gpt2_attention(
+    x: Tensor, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """GPT2Attention.forward."""
+    core = facts.core
+    fused = Tensor("qkv", ("B", "S", 3, "H"), numerics.compute)
+    parts = tuple(Tensor(f"{name} part", ("B", "S", "H"), numerics.compute) for name in "qkv")
+    q, k, v = (Tensor(name, HEADS, numerics.compute) for name in "qkv")
+    rows = linear("attn.c_attn", x, fused, ("H",), (3, "H"), numerics, bias=True, conv1d=True)
+    rows.append(part(fused, parts))
+    # The eager gradients of q and v come as [B, N, S, D]; k's, from a transposed product, can be seen as [B, S, H] at once.
+    copies = core.kernel is Attention.EAGER and not core.one_head
+    rows += [view(parts[1], k), view(parts[2], v, copies_gradient=copies), view(parts[0], q, copies_gradient=copies)]
+    attention_rows, out, held = _attention(q, k, v, facts, numerics)
+    projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
+    rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]
+    if facts.residual_dropout:
+        dropped = like(projected, "attn output")
+        rows.append(dropout(projected, dropped))
+        projected = dropped
+    rows.append(frame(fused, q, k, v))
+    return rows, projected, held
+
+
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """The attention core by the chosen kernel: its rows, its output, and what the layer's frame goes on holding."""
+    if facts.core.kernel is Attention.EAGER:
+        rows, out, weights = eager_attention(q, k, v, causal_mask(numerics), facts.core, numerics)
+        return stamped(rows, Component.ATTENTION, CORE_MODULE), out, (weights,)
+    rows, out = flash_attention(q, k, v, facts.core, numerics)
+    return stamped(rows, Component.ATTENTION, CORE_MODULE), out, ()
+
+
+def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
+    """LlamaDecoderLayer; Mistral's, Qwen2's and Qwen3's differ in biases and head norms."""
+    x = hidden_states(numerics)
+    middle, output = hidden_states(numerics, "hidden_states after attention"), hidden_states(numerics, f"{NEXT}hidden_states")
+    norm_1, normed = rms_norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
+    attention, attended, held = _llama_attention(normed, facts, numerics)
+    norm_2, normed = rms_norm("post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics)
+    gate, up, product = (
+        Tensor(f"{name} output", ("B", "S", "F"), numerics.compute) for name in ("gate_proj", "up_proj", "gated")
+    )
+    act, activated = activation(facts.activation, gate, "activation output", numerics)
+    down = Tensor("down_proj output", ("B", "S", "H"), numerics.compute)
+    mlp = [
+        *linear("mlp.gate_proj", normed, gate, ("H",), ("F",), numerics, bias=facts.mlp_bias),
+        *act,
+        *linear("mlp.up_proj", normed, up, ("H",), ("F",), numerics, bias=facts.mlp_bias),
+        multiply(activated, up, product),
+        *linear("mlp.down_proj", product, down, ("F",), ("H",), numerics, bias=facts.mlp_bias),
+    ]
+    rows = [
+        *norm_1,
+        *stamped(attention, Component.ATTENTION, "self_attn"),
+        add(x, attended, middle),
+        *norm_2,
+        *stamped(mlp, Component.MLP, "mlp"),
+        add(middle, down, output),
+        frame(x, middle, *held),
+    ]
+    return Section(name="layer", rows=tuple(rows), input=x, output=output)
+
+
+def _llama_attention(
+    x: Tensor, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """LlamaAttention.forward: q, k, v; head norms; rotary positions; core; output."""
+    core = facts.core
+    rows: list[Row] = []
+    projections = (("q", HEADS, core.one_head), ("k", KEY_VALUE_HEADS, core.one_key_value_head), ("v", KEY_VALUE_HEADS, core.one_key_value_head))
+    heads: list[Tensor] = []
+    for name, shape, one_head in projections:
+        flat, head = Tensor(f"{name}_proj output", shape, numerics.compute), Tensor(name, shape, numerics.compute)
+        rows += linear(f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=facts.query_key_value_bias)
+        if facts.query_key_norm and name != "v":
+            norm_rows, flat = rms_norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", ("D",), numerics)
+            rows += norm_rows
+            head = like(flat, name)
+        from_flash = name == "v" and core.kernel is Attention.FLASH
+        rows.append(view(flat, head, copies_gradient=not one_head and not from_flash))
+        heads.append(head)
+    q, k, v = heads
+    cos, sin = rotary_tables(numerics)
+    rows_q, turned_q = rotary("q", q, cos, sin)
+    rows_k, turned_k = rotary("k", k, cos, sin)
+    core_rows, out, held = _attention(turned_q, turned_k, v, facts, numerics)
+    projected = Tensor("o_proj output", ("B", "S", "H"), numerics.compute)
+    rows += [
+        *rows_q,
+        *rows_k,
+        frame(q, k),
+        *core_rows,
+        *linear("self_attn.o_proj", out, projected, ("N", "D"), ("H",), numerics, bias=facts.output_bias),
+        frame(turned_q, turned_k, v),
+    ]
+    return rows, projected, held
+
+
+def head(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
+    """The final norm, the language-model head and the loss; `outside` is what the model's own frame held until the norm."""
+    x = hidden_states(numerics)
+    embedding_name = EMBEDDING_WEIGHTS[facts.wiring]
+    weight = parameter(embedding_name if facts.tied_embeddings else "lm_head.weight", ("V", "H"), numerics)
+    if facts.wiring is Wiring.GPT2:
+        norm, normed = layer_norm("ln_f", x, "ln_f output", numerics)
+    else:
+        norm, normed = rms_norm("norm", x, "norm output", ("H",), numerics)
+    logits = Tensor("logits", ("B", "S", "V"), numerics.compute)
+    loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence)
+    projection = linear("lm_head", normed, logits, ("H",), ("V",), numerics, weight=weight)
+    rows = [*norm, frame(x, *outside), *stamped(projection, Component.HEAD, "lm_head"), *loss_rows, frame(normed)]
+    return Section(name="head", rows=tuple(rows), input=x, output=loss)
+
+
+EMBEDDING_WEIGHTS = {Wiring.GPT2: "wte.weight", Wiring.LLAMA: "embed_tokens.weight"}
+EMBEDDINGS: dict[Wiring, Callable[[ModelFacts, Numerics], Section]] = {
+    Wiring.GPT2: gpt2_embeddings,
+    Wiring.LLAMA: llama_embeddings,
+}
+LAYERS: dict[Wiring, Callable[[LayerFacts, Numerics], Section]] = {
+    Wiring.GPT2: gpt2_layer,
+    Wiring.LLAMA: llama_layer,
+}
+BUFFERS: dict[Wiring, tuple[Tensor, ...]] = {
+    Wiring.GPT2: (),
+    Wiring.LLAMA: tuple(
+        Tensor(f"rotary_emb.{name}", ("D/2",), DType.FP32, Kind.BUFFERS) for name in ("inv_freq", "original_inv_freq")
+    ),
+}

@@ -1,0 +1,17 @@
+"""Element types and their sizes."""
+
+from enum import Enum
+
+
+class DType(Enum):
+    """A tensor's element type; `itemsize` is its size in bytes."""
+
+    FP32 = "fp32", 4
+    BF16 = "bf16", 2
+    FP16 = "fp16", 2
+    INT64 = "int64", 8
+    BOOL = "bool", 1
+
+    def __init__(self, label: str, itemsize: int) -> None:
+        self.label = label
+        self.itemsize = itemsize

@@ -1,0 +1,201 @@
+"""The ledger: the tensors and matrix products of one step, as data.
+
+A tensor is a name, a shape of named dimensions and a type. A row is one operation of eager PyTorch with its autograd node: what it reads and
+writes, what each gradient needs kept, what it needs for a moment. A section is a run of equal parts of the model (embedding, layer, head).
+Everything else (memory over time, totals, FLOPs, explanations) is read off these three.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from math import prod
+from typing import Any
+
+from .dtype import DType
+
+Dimension = str | int
+"""A symbol of `SYMBOLS`, or a literal size."""
+
+Shape = tuple[Dimension, ...]
+
+Sizes = Mapping[str, Any]
+"""What each symbol stands for: integers, NumPy float64 arrays or SymPy expressions."""
+
+SYMBOLS = {
+    "B": "micro_batch_size",
+    "S": "sequence_length",
+    "L": "num_hidden_layers",
+    "V": "vocab_size",
+    "P": "max_position_embeddings",
+    "H": "hidden_size",
+    "F": "intermediate_size",
+    "N": "num_attention_heads",
+    "K": "num_key_value_heads",
+    "D": "head_dim",
+    "D/2": "head_dim / 2",
+    "R": "adapter.rank",
+    "S+1": "sequence_length + 1",
+    "S⌈128⌉": "sequence_length, rounded up to 128",
+    "D⌈32⌉": "head_dim, rounded up to 32",
+}
+
+
+class Kind(StrEnum):
+    """What a tensor is for; the parts of the peak."""
+
+    PARAMETERS = "parameters"
+    GRADIENTS = "gradients"
+    OPTIMIZER_STATES = "optimizer_states"
+    BUFFERS = "buffers"
+    INPUTS = "inputs"
+    ACTIVATIONS = "activations"
+    AUTOCAST_WEIGHTS = "autocast_weights"
+    TEMPORARIES = "temporaries"
+
+
+class Component(StrEnum):
+    """Where in the model a row belongs."""
+
+    EMBEDDING = "embedding"
+    ATTENTION = "attention"
+    MLP = "mlp"
+    NORM = "norm"
+    HEAD = "head"
+    LOSS = "loss"
+    ADAPTER = "adapter"
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor of one step. Its identity is its name, within its section."""
+
+    name: str
+    shape: Shape
+    dtype: DType
+    kind: Kind = Kind.ACTIVATIONS
+    trainable: bool = False
+    """A parameter that is trained."""
+
+    def numel(self, sizes: Sizes) -> Any:
+        """Number of elements."""
+        return numel(self.shape, sizes)
+
+    def nbytes(self, sizes: Sizes) -> Any:
+        """Bytes of its elements, before the allocator rounds them up."""
+        return self.numel(sizes) * self.dtype.itemsize
+
+
+def numel(shape: Shape, sizes: Sizes) -> Any:
+    """The product of the dimensions of `shape`."""
+    return prod(size if isinstance(size, int) else sizes[size] for size in shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Product:
+    """A batched matrix product, [batch, m, k] times [batch, k, n]; each a tuple of dimensions."""
+
+    batch: Shape
+    m: Shape
+    n: Shape
+    k: Shape
+
+    def flops(self, sizes: Sizes) -> Any:
+        """2·batch·m·n·k: one multiplication and one addition per element pair (torch.utils.flop_counter's convention)."""
+        return 2 * numel((*self.batch, *self.m, *self.n, *self.k), sizes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gradient:
+    """How a row's autograd node makes the gradient of one tensor it read."""
+
+    of: Tensor
+    needs: tuple[Tensor, ...] = ()
+    """Kept from forward for this gradient alone: not kept if `of` needs none."""
+    products: tuple[Product, ...] = ()
+    passes: bool = False
+    """Hands on the storage of the output's gradient (additions, views)."""
+    viewed: bool = False
+    """Arrives as a view whose base autograd keeps, so that a second gradient cannot be added to it in place."""
+    temporaries: tuple[Tensor, ...] = ()
+    """Alive while the node runs, beside the gradient itself."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One operation and its autograd node."""
+
+    name: str
+    reads: tuple[Tensor, ...]
+    writes: tuple[Tensor, ...] = ()
+    gradients: tuple[Gradient, ...] = ()
+    saves: tuple[Tensor, ...] = ()
+    """Kept if any gradient of this row is needed."""
+    products: tuple[Product, ...] = ()
+    temporaries: tuple[Tensor, ...] = ()
+    """Alive while the operation runs, beside what it writes."""
+    backward_temporaries: tuple[Tensor, ...] = ()
+    backward_products: tuple[Product, ...] = ()
+    """Products of the node whichever gradients are wanted."""
+    backward_rerun: tuple[Product, ...] = ()
+    """Products of forward that the backward kernel does again."""
+    is_view: bool = False
+    """What it writes shares the storage of the first tensor it reads."""
+    elementwise_flops: int = 0
+    """Per element of the first tensor it writes."""
+    component: Component = Component.LOSS
+    module: str = ""
+    """The module it belongs to, as transformers names it."""
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Region:
+    """Rows start..stop-1 are checkpointed: only what they read from outside is kept, and they run again in backward."""
+
+    start: int
+    stop: int
+    arguments: tuple[Tensor, ...] = ()
+    """Inputs without a gradient that are passed by position: checkpoint saves them as autograd does; others its closure holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Section:
+    """A part of the model that may be repeated: its output is the next one's input."""
+
+    name: str
+    rows: tuple[Row, ...]
+    input: Tensor | None = None
+    output: Tensor | None = None
+    regions: tuple[Region, ...] = ()
+    arguments: tuple[Tensor, ...] = ()
+    """Tensors without a gradient that the model passes to this part by position."""
+    held: tuple[Tensor, ...] = ()
+    """Tensors the model's own frame holds until it returns."""
+
+    def parameters(self) -> Iterator[tuple[Tensor, Component]]:
+        """The parameters of one part, each once, in the order of their first use."""
+        seen: set[Tensor] = set()
+        for row in self.rows:
+            for tensor in row.reads:
+                if tensor.kind is Kind.PARAMETERS and tensor not in seen:
+                    seen.add(tensor)
+                    yield tensor, row.component
+
+
+def requires_gradient(rows: Iterable[Row], roots: Iterable[Tensor] = ()) -> set[Tensor]:
+    """The tensors for which autograd makes gradients, given `roots` from outside that need them."""
+    required = set(roots)
+    for row in rows:
+        for gradient in row.gradients:
+            if gradient.of in required or gradient.of.trainable:
+                required.add(gradient.of)
+                required.update(row.writes)
+    return required
+
+
+def saved_for_backward(row: Row, required: set[Tensor]) -> tuple[Tensor, ...]:
+    """What the autograd node of `row` keeps, parameters included, each once."""
+    gradients = [gradient for gradient in row.gradients if gradient.of in required]
+    if not gradients:
+        return ()
+    return tuple(dict.fromkeys((*row.saves, *(tensor for gradient in gradients for tensor in gradient.needs))))

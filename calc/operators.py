@@ -1,0 +1,381 @@
+"""The operators of the transformers library's models, as rows of the operations they run (transformers 5.23.0)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from .architecture import Activation
+from .dtype import DType
+from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
+from .primitives import (
+    add,
+    cast,
+    copy,
+    dropout,
+    frame,
+    like,
+    matmul,
+    multiply,
+    part,
+    power,
+    scale,
+    shift,
+    softmax,
+    unary,
+    view,
+    wider,
+)
+from .scenario import Attention
+
+TOKENS: Shape = ("B", "S")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numerics:
+    """Types: of the weights, of matrix products, and whether autocast casts between them."""
+
+    weights: DType
+    compute: DType
+
+    @property
+    def autocast(self) -> bool:
+        return self.weights is not self.compute
+
+
+def stamped(rows: Iterable[Row], component: Component, module: str) -> list[Row]:
+    """Rows, with where they belong; those of a module inside keep its name."""
+    return [replace(row, component=component, module=row.module or module) for row in rows]
+
+
+def parameter(name: str, shape: Shape, numerics: Numerics) -> Tensor:
+    return Tensor(name, shape, numerics.weights, Kind.PARAMETERS, trainable=True)
+
+
+def autocast_input(x: Tensor, numerics: Numerics, use: str) -> tuple[list[Row], Tensor]:
+    """The cast autocast makes of an input for one lower-precision operation; not cached, so each use makes its own."""
+    if not numerics.autocast or x.dtype is numerics.compute:
+        return [], x
+    lower = like(x, f"{x.name} cast for {use}", dtype=numerics.compute)
+    return [cast(x, lower)], lower
+
+
+def autocast_weight(weight: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """The cast autocast makes of a weight; of a trained one it is cached until the end of forward (aten/src/ATen/autocast_mode.cpp)."""
+    if not numerics.autocast:
+        return [], weight
+    kind = Kind.AUTOCAST_WEIGHTS if weight.trainable else Kind.ACTIVATIONS
+    lower = Tensor(f"{weight.name} cast", weight.shape, numerics.compute, kind)
+    return [cast(weight, lower)], lower
+
+
+def linear(
+    name: str,
+    x: Tensor,
+    out: Tensor,
+    in_dims: Shape,
+    out_dims: Shape,
+    numerics: Numerics,
+    *,
+    bias: bool = False,
+    weight: Tensor | None = None,
+    conv1d: bool = False,
+) -> list[Row]:
+    """nn.Linear, or GPT-2's Conv1D: [B, S, in] -> [B, S, out], weight out·in, 2·B·S·in·out FLOPs."""
+    cast_x, x = autocast_input(x, numerics, name)
+    weight = weight or parameter(f"{name}.weight", (*out_dims, *in_dims), numerics)
+    cast_weight, weight = autocast_weight(weight, numerics)
+    cast_bias: list[Row] = []
+    b = None
+    if bias:
+        cast_bias, b = autocast_weight(parameter(f"{name}.bias", out_dims, numerics), numerics)
+    product = Product((), TOKENS, out_dims, in_dims)
+    # autocast casts a call's last argument first: nn.Linear's is the bias, addmm's (Conv1D) the weight.
+    casts = [*cast_weight, *cast_x, *cast_bias] if conv1d else [*cast_bias, *cast_weight, *cast_x]
+    row = matmul("linear", x, weight, out, product, bias=b, transposed=not conv1d)
+    return [replace(row, module=name) for row in (*casts, row)]
+
+
+def rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """LlamaRMSNorm.forward: x·rsqrt(mean(x²) + ε) in fp32, then the weight."""
+    statistics: Shape = x.shape[: -len(dims)]
+    rows = []
+    x32 = x
+    if x.dtype is not DType.FP32:
+        x32 = like(x, f"{name}.x in fp32", dtype=DType.FP32)
+        rows.append(cast(x, x32))
+    squares = like(x32, f"{name}.squares")
+    variance, shifted, rstd = (
+        like(x32, f"{name}.{part}", shape=statistics) for part in ("variance", "variance + eps", "rstd")
+    )
+    normed = like(x32, f"{name}.normalised")
+    rows += [
+        power(x32, squares),
+        scale(squares, variance, name="mean"),
+        shift(variance, shifted),
+        unary("rsqrt", shifted, rstd, saves_output=True),
+        multiply(x32, rstd, normed),
+    ]
+    rounded = normed
+    if x.dtype is not DType.FP32:
+        rounded = like(x, f"{name}.normalised, rounded")
+        rows.append(cast(normed, rounded))
+    weight = parameter(f"{name}.weight", dims, numerics)
+    out = like(x, out_name, dtype=wider(weight.dtype, rounded.dtype))
+    rows += [multiply(weight, rounded, out), frame(normed, variance)]
+    return stamped(rows, Component.NORM, name), out
+
+
+def layer_norm(name: str, x: Tensor, out_name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """F.layer_norm: keeps its input, and mean and reciprocal deviation in fp32 (CUDA's accumulation type)."""
+    mean, rstd = (Tensor(f"{name}.{part}", TOKENS, DType.FP32) for part in ("mean", "rstd"))
+    weight, bias = (parameter(f"{name}.{part}", ("H",), numerics) for part in ("weight", "bias"))
+    out = like(x, out_name)
+    row = Row(
+        name="layer_norm",
+        reads=(x, weight, bias),
+        writes=(out, mean, rstd),
+        gradients=(Gradient(of=x, needs=(weight,)), Gradient(of=weight), Gradient(of=bias)),
+        saves=(x, mean, rstd),
+        elementwise_flops=1,
+    )
+    return stamped([row], Component.NORM, name), out
+
+
+def rotary(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[list[Row], Tensor]:
+    """apply_rotary_pos_emb on one of q, k: x·cos + rotate_half(x)·sin."""
+    *outer, _ = x.shape
+    first, second, negated = (like(x, f"{name}.{half} half", shape=(*outer, "D/2")) for half in ("first", "second", "negated"))
+    rotated = like(x, f"{name}.rotated")
+    dtype = wider(x.dtype, cos.dtype)
+    straight, turned, out = (
+        like(x, part_name, dtype=dtype) for part_name in (f"{name}·cos", f"{name}.rotated·sin", f"{name} with positions")
+    )
+    rows = [
+        multiply(x, cos, straight),
+        part(x, (first,)),
+        part(x, (second,)),
+        scale(second, negated, name="neg"),
+        Row(
+            name="cat",
+            reads=(negated, first),
+            writes=(rotated,),
+            gradients=tuple(Gradient(of=half, passes=True, viewed=True) for half in (negated, first)),
+        ),
+        multiply(rotated, sin, turned),
+        add(straight, turned, out),
+    ]
+    return rows, out
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionCore:
+    """The facts that decide which tensors the way from q, k, v to the attention output makes."""
+
+    kernel: Attention
+    dropout: bool
+    fp32_softmax: bool
+    """softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
+    grouped: bool
+    """Fewer key/value heads than query heads."""
+    closure: tuple[Tensor, ...]
+    """Tensors of the model's frame that the layer passes along unused; a checkpoint keeps them."""
+    one_sequence: bool
+    one_head: bool
+    one_key_value_head: bool
+
+    @property
+    def merges_heads_by_copy(self) -> bool:
+        """[B, N, S, D] stored as [B, S, N, D] becomes [B·N, S, D] by a copy, unless one of the two dimensions is 1."""
+        return not (self.one_sequence or self.one_head)
+
+
+HEADS: Shape = ("B", "S", "N", "D")
+KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")
+SCORES: Shape = ("B", "N", "S", "S")
+SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D",))
+VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D",), ("S",))
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor, Tensor]:
+    """eager_attention_forward: softmax(q·kᵀ/√d + mask)·v with every intermediate in memory.
+
+    Gives the rows, the output and the probabilities, which the caller holds.
+    """
+    rows: list[Row] = []
+    key, value = k, v
+    if core.grouped:
+        key, value = like(k, "k repeated", shape=HEADS), like(v, "v repeated", shape=HEADS)
+        # A single head of a single sequence is repeated by an expanded view, which the product takes as it is.
+        repeat = view if core.one_sequence and core.one_key_value_head else copy
+        rows += [repeat(each, repeated, copies_gradient=True) for each, repeated in ((k, key), (v, value))]
+    repeated = (key, value)
+    strided = core.merges_heads_by_copy
+    rows_k, key = autocast_input(key, numerics, "scores")
+    rows_q, query = autocast_input(q, numerics, "scores")
+    rows += [*rows_k, *rows_q]
+    if strided:
+        rows_q, query = _merged(query)
+        rows += rows_q
+        if not core.grouped:
+            rows_k, key = _merged(key)
+            rows += rows_k
+    products, scaled = (Tensor(f"scores{suffix}", SCORES, numerics.compute) for suffix in ("", " scaled"))
+    masked = like(scaled, "scores masked", dtype=wider(scaled.dtype, mask.dtype))
+    rows += [
+        matmul("scores", query, key, products, SCORES_PRODUCT),
+        scale(products, scaled),
+        add(scaled, mask, masked, name="mask"),
+    ]
+    rows_softmax, weights = _attention_softmax(masked, core, numerics)
+    rows += rows_softmax
+    if core.dropout:
+        dropped = like(weights, "attention weights after dropout")
+        rows.append(dropout(weights, dropped))
+        weights = dropped
+    rows_v, value = autocast_input(value, numerics, "values")
+    rows += rows_v
+    if strided and not core.grouped:
+        rows_v, value = _merged(value)
+        rows += rows_v
+    heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
+    rows.append(matmul("values", weights, value, heads, VALUES_PRODUCT))
+    rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=strided))
+    rows.append(frame(*repeated, *core.closure))
+    return rows, out, weights
+
+
+def _merged(x: Tensor) -> tuple[list[Row], Tensor]:
+    """matmul's reshape of [B, N, S, D] to [B·N, S, D]: a copy for a tensor stored as [B, S, N, D]."""
+    out = like(x, f"{x.name}, heads together")
+    return [copy(x, out, name="reshape")], out
+
+
+def _attention_softmax(masked: Tensor, core: AttentionCore, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """The probabilities, in the type the value product takes; through fp32 where the code or autocast says so."""
+    rows: list[Row] = []
+    through_fp32 = core.fp32_softmax or numerics.autocast
+    dtype = DType.FP32 if through_fp32 else masked.dtype
+    # One CUDA kernel takes fp16 to an fp32 softmax (aten/src/ATen/native/SoftMax.cpp); for bf16 there is an fp32 copy.
+    fused = masked.dtype is DType.FP16 and core.fp32_softmax
+    if masked.dtype is not dtype and not fused:
+        upcast = like(masked, "scores in fp32", dtype=dtype)
+        rows.append(cast(masked, upcast))
+        masked = upcast
+    weights = like(masked, "attention weights", dtype=dtype)
+    rows.append(softmax(masked, weights))
+    if dtype is not numerics.compute:
+        rounded = like(weights, f"attention weights in {numerics.compute.label}", dtype=numerics.compute)
+        rows.append(cast(weights, rounded))
+        weights = rounded
+    return rows, weights
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """scaled_dot_product_attention with the flash kernel: no [S, S] tensor; backward computes the scores again.
+
+    Temporaries of backward: aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd. Left out: the accumulators of a
+    split forward, which the kernel chooses by the number of multiprocessors for short batches.
+    """
+    rows: list[Row] = []
+    inputs = []
+    for tensor in (q, k, v):
+        casts, tensor = autocast_input(tensor, numerics, "attention")
+        rows += casts
+        inputs.append(tensor)
+    q, k, v = inputs
+    out = Tensor("attention output", HEADS, numerics.compute)
+    statistics = Tensor("logsumexp", ("B", "N", "S"), DType.FP32)
+    generator = (Tensor("generator state", (2,), DType.INT64), Tensor("generator offset", (), DType.INT64))
+    temporaries = [
+        Tensor("softmax_d", ("B", "N", "S⌈128⌉"), DType.FP32),
+        Tensor("dq accumulator", ("B", "S⌈128⌉", "N", "D⌈32⌉"), DType.FP32),
+    ]
+    if core.grouped:
+        temporaries += [Tensor(f"d{name} per query head", HEADS, numerics.compute) for name in ("k", "v")]
+    rows.append(
+        Row(
+            name="flash_attention",
+            reads=(q, k, v),
+            writes=(out, statistics, *generator),
+            gradients=tuple(Gradient(of=tensor) for tensor in (q, k, v)),
+            saves=(q, k, v, out, statistics, *generator),
+            products=(SCORES_PRODUCT, VALUES_PRODUCT),
+            backward_products=(SCORES_PRODUCT, SCORES_PRODUCT, VALUES_PRODUCT, VALUES_PRODUCT),
+            backward_rerun=(SCORES_PRODUCT,),
+            backward_temporaries=tuple(temporaries),
+        )
+    )
+    rows.append(frame(*core.closure))
+    return rows, out
+
+
+def activation(function: Activation, x: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """An activation function of ACT2FN on `x`."""
+    if function is Activation.GELU_NEW:
+        return _gelu_new(x, name, numerics)
+    out = like(x, name)
+    saves_output = function is Activation.RELU
+    return [unary(function, x, out, saves_output=saves_output)], out
+
+
+def _gelu_new(x: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """NewGELUActivation: 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))) as eight Python operations; autocast runs pow in fp32."""
+    rows: list[Row] = []
+    half = like(x, f"{name}.half")
+    base = x
+    rows.append(scale(x, half))
+    if numerics.autocast:
+        base = like(x, f"{name}.x in fp32", dtype=DType.FP32)
+        rows.append(cast(x, base))
+    cube, scaled, inner, argument, tanh, gate = (
+        like(base, f"{name}.{part_name}")
+        for part_name in ("cube", "cube scaled", "inner", "argument", "tanh", "1 + tanh")
+    )
+    out = like(gate, name)
+    rows += [
+        power(base, cube),
+        scale(cube, scaled),
+        add(x, scaled, inner),
+        scale(inner, argument),
+        unary("tanh", argument, tanh, saves_output=True),
+        shift(tanh, gate),
+        multiply(half, gate, out),
+    ]
+    return rows, out
+
+
+def embedding(weight: Tensor, indices: Tensor, out: Tensor) -> Row:
+    """nn.Embedding: a look-up; keeps the indices. The dense gradient has the weight's shape.
+
+    Left out: the sort's temporaries in backward, which depend on the data (aten/src/ATen/native/cuda/Embedding.cu).
+    """
+    return Row(name="embedding", reads=(weight, indices), writes=(out,), gradients=(Gradient(of=weight),), saves=(indices,))
+
+
+def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Tensor]:
+    """ForCausalLMLoss: fp32 logits, labels shifted by padding, log-softmax, negative log-likelihood; ends with the mean loss."""
+    rows: list[Row] = []
+    values = logits
+    if logits.dtype is not DType.FP32:
+        values = like(logits, "logits in fp32", dtype=DType.FP32)
+        rows.append(cast(logits, values))
+    padded = Tensor("labels padded", ("B", "S+1"), DType.INT64)
+    target = Tensor("target", TOKENS, DType.INT64)
+    log_probabilities = like(values, "log probabilities")
+    loss, weight = (Tensor(name, (), DType.FP32) for name in ("loss", "number of targets"))
+    rows += [
+        Row(name="pad", reads=(), writes=(padded,)),
+        # The shifted labels of one sequence lie side by side already: no copy is made.
+        Row(name="shift", reads=(padded,), writes=(target,), is_view=one_sequence),
+        softmax(values, log_probabilities, name="log_softmax"),
+        Row(
+            name="nll_loss",
+            reads=(log_probabilities, target),
+            writes=(loss, weight),
+            gradients=(Gradient(of=log_probabilities),),
+            saves=(log_probabilities, target, weight),
+        ),
+        frame(values, padded),
+    ]
+    return stamped(rows, Component.LOSS, "loss_function"), loss

@@ -1,0 +1,180 @@
+"""What a Scenario means for one architecture: the workload's sizes and the plan's choices, checked against each other."""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from .architecture import Architecture, Dropouts, Wiring
+from .dtype import DType
+from .errors import ConfigError
+from .operators import Numerics
+from .recipes import RECIPES, Recipe
+from .scenario import (
+    Adapter,
+    AdapterKind,
+    Attention,
+    Implementation,
+    Loss,
+    Optimizer,
+    Parallel,
+    Precision,
+    Recompute,
+    Scenario,
+    Task,
+)
+
+DEFAULT_SEQUENCE_LENGTH = 4096
+"""The contract's cap on the model's own maximum."""
+FLASH_LARGEST_HEAD = 256
+"""aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, check_head_dim_size_flash."""
+FLASH_HEAD_MULTIPLE = 8
+"""scaled_dot_product_attention pads other head sizes by copies."""
+
+NUMERICS = {
+    Precision.FP32: Numerics(weights=DType.FP32, compute=DType.FP32),
+    Precision.BF16: Numerics(weights=DType.BF16, compute=DType.BF16),
+    Precision.FP16: Numerics(weights=DType.FP16, compute=DType.FP16),
+    Precision.BF16_AUTOCAST: Numerics(weights=DType.FP32, compute=DType.BF16),
+    Precision.FP16_AUTOCAST: Numerics(weights=DType.FP32, compute=DType.FP16),
+    Precision.ZERO_16: Numerics(weights=DType.BF16, compute=DType.BF16),
+    Precision.MEGATRON_18: Numerics(weights=DType.BF16, compute=DType.BF16),
+    Precision.TEXTBOOK_20: Numerics(weights=DType.BF16, compute=DType.BF16),
+}
+
+RECIPE_PRECISIONS = frozenset({Precision.ZERO_16, Precision.MEGATRON_18, Precision.TEXTBOOK_20})
+ADAMW = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FUSED, Optimizer.ADAMW_FOR_LOOP})
+
+SUPPORTED = {
+    "task": {Task.TRAINING},
+    "optimizer": ADAMW | {Optimizer.SGD, Optimizer.SGD_MOMENTUM},
+    "attention": {Attention.AUTO, Attention.FLASH, Attention.EAGER},
+    "loss": {Loss.CROSS_ENTROPY},
+    "num_gpus": {1},
+    "recompute_interval": {1},
+    "recompute_group_size": {1},
+    "target_length": {None},
+}
+"""Fields with values that come later, and those that are built."""
+
+INFERENCE_FIELDS = ("batch_size", "prompt_length", "output_length", "weight_dtype", "kv_cache_dtype", "page_size")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workload:
+    """The sizes of one optimizer step."""
+
+    micro_batch_size: int
+    sequence_length: int
+    gradient_accumulation_steps: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The choices: types, optimizer, kernel, what is recomputed, what is trained."""
+
+    precision: Precision = Precision.BF16_AUTOCAST
+    optimizer: Optimizer = Optimizer.ADAMW
+    attention: Attention = Attention.FLASH
+    recompute: Recompute = Recompute.NONE
+    implementation: Implementation = Implementation.TRANSFORMERS
+    adapter: Adapter | None = None
+
+    @property
+    def numerics(self) -> Numerics:
+        return NUMERICS[self.precision]
+
+    @property
+    def recipe(self) -> Recipe | None:
+        """The textbook recipe of states, where the precision is one."""
+        return RECIPES[self.precision] if self.precision in RECIPE_PRECISIONS else None
+
+
+def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architecture, Workload, Plan]:
+    """The architecture with the scenario's dropout, the workload and the plan.
+
+    Raises ConfigError for what is not supported yet and for pairs that cannot be.
+    """
+    _refuse_what_comes_later(scenario)
+    if scenario.dropout is not None:
+        architecture = replace(architecture, dropouts=_dropouts(scenario.dropout, architecture.wiring))
+    workload = Workload(
+        micro_batch_size=scenario.micro_batch_size,
+        sequence_length=_sequence_length(scenario, architecture),
+        gradient_accumulation_steps=scenario.gradient_accumulation_steps,
+    )
+    plan = Plan(
+        precision=scenario.precision,
+        optimizer=_optimizer(scenario),
+        attention=_attention(scenario, architecture, workload.sequence_length),
+        recompute=scenario.recompute,
+        implementation=scenario.implementation,
+        adapter=scenario.adapter,
+    )
+    return architecture, workload, plan
+
+
+def _refuse_what_comes_later(scenario: Scenario) -> None:
+    for field, supported in SUPPORTED.items():
+        value = getattr(scenario, field)
+        if value not in supported:
+            raise ConfigError(field, _plain(value), f"is not supported yet; supported: {_listed(supported)}")
+    for field in INFERENCE_FIELDS:
+        if getattr(scenario, field) is not None:
+            raise ConfigError(field, getattr(scenario, field), "is for task = inference, which is not supported yet")
+    for field in Parallel.model_fields:
+        if getattr(scenario.parallel, field) != Parallel.model_fields[field].default:
+            raise ConfigError(f"parallel.{field}", getattr(scenario.parallel, field), "is not supported yet")
+    if scenario.adapter is not None and scenario.adapter.kind is not AdapterKind.LORA:
+        raise ConfigError("adapter.kind", _plain(scenario.adapter.kind), "is not supported yet; supported: lora")
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, StrEnum) else value
+
+
+def _listed(values: set) -> str:
+    return ", ".join(sorted("none" if value is None else str(value) for value in values))
+
+
+def _dropouts(probability: float, wiring: Wiring) -> Dropouts:
+    """One probability for all dropouts the family has."""
+    if wiring is Wiring.LLAMA:
+        return Dropouts(attention=probability)
+    return Dropouts(embedding=probability, attention=probability, residual=probability)
+
+
+def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
+    longest = architecture.max_position_embeddings
+    length = scenario.sequence_length or min(longest, DEFAULT_SEQUENCE_LENGTH)
+    if architecture.wiring is Wiring.GPT2 and length > longest:
+        raise ConfigError("sequence_length", length, f"should be at most {longest}: the model has that many learned positions")
+    return length
+
+
+def _optimizer(scenario: Scenario) -> Optimizer:
+    if scenario.precision in RECIPE_PRECISIONS and scenario.optimizer not in ADAMW:
+        raise ConfigError("optimizer", _plain(scenario.optimizer), f"should be adamw, adamw-fused or adamw-for-loop with precision = {scenario.precision}")
+    return scenario.optimizer
+
+
+def _attention(scenario: Scenario, architecture: Architecture, sequence_length: int) -> Attention:
+    """The kernel: what was asked for, or what `auto` comes to."""
+    if scenario.attention is Attention.EAGER:
+        return Attention.EAGER
+    obstacle = _flash_obstacle(scenario, architecture, sequence_length)
+    if obstacle is None:
+        return Attention.FLASH
+    if scenario.attention is Attention.AUTO:
+        raise ConfigError("attention", "auto", f"comes to another kernel than flash here, which is not supported yet ({obstacle}); choose eager")
+    raise ConfigError("attention", "flash", f"{obstacle}; choose eager")
+
+
+def _flash_obstacle(scenario: Scenario, architecture: Architecture, sequence_length: int) -> str | None:
+    """Why the flash kernel does not take this step (sdp_utils.cpp, can_use_flash_attention)."""
+    if NUMERICS[scenario.precision].compute is DType.FP32:
+        return "the flash kernel takes fp16 and bf16, not precision = fp32"
+    for layer, _ in architecture.layers:
+        if layer.head_dim > FLASH_LARGEST_HEAD or layer.head_dim % FLASH_HEAD_MULTIPLE:
+            return f"the flash kernel takes head sizes that are multiples of 8 up to 256, not {layer.head_dim}"
+        if layer.sliding_window is not None and sequence_length > layer.sliding_window:
+            return f"a sliding window of {layer.sliding_window} tokens needs a mask, which the flash kernel does not take"
+    return None

@@ -1,0 +1,225 @@
+"""What is asked: one Scenario, the same in Python, JSON, command-line flags and the page's address."""
+
+import json
+from collections.abc import Iterable
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from .errors import ConfigError
+
+LARGEST_SIZE = 10**9
+Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIZE)]
+Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+class Task(StrEnum):
+    TRAINING = "training"
+    INFERENCE = "inference"
+
+
+class Implementation(StrEnum):
+    TRANSFORMERS = "transformers"
+    MEGATRON = "megatron"
+
+
+class Precision(StrEnum):
+    BF16_AUTOCAST = "bf16-autocast"
+    FP16_AUTOCAST = "fp16-autocast"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    ZERO_16 = "zero-16"
+    MEGATRON_18 = "megatron-18"
+    TEXTBOOK_20 = "textbook-20"
+
+
+class Optimizer(StrEnum):
+    ADAMW = "adamw"
+    ADAMW_FUSED = "adamw-fused"
+    ADAMW_FOR_LOOP = "adamw-for-loop"
+    ADAMW_8BIT = "adamw-8bit"
+    PAGED_ADAMW_8BIT = "paged-adamw-8bit"
+    SGD = "sgd"
+    SGD_MOMENTUM = "sgd-momentum"
+    ADAFACTOR = "adafactor"
+    LION = "lion"
+    MUON = "muon"
+
+
+class Attention(StrEnum):
+    AUTO = "auto"
+    FLASH = "flash"
+    EAGER = "eager"
+    EFFICIENT = "efficient"
+    MATH = "math"
+    CUDNN = "cudnn"
+
+
+class Recompute(StrEnum):
+    NONE = "none"
+    FULL = "full"
+    SELECTIVE = "selective"
+
+
+class Loss(StrEnum):
+    CROSS_ENTROPY = "cross-entropy"
+    CHUNKED_CROSS_ENTROPY = "chunked-cross-entropy"
+    FUSED_LINEAR_CROSS_ENTROPY = "fused-linear-cross-entropy"
+
+
+class AdapterKind(StrEnum):
+    LORA = "lora"
+    QLORA = "qlora"
+    ADALORA = "adalora"
+    PREFIX_TUNING = "prefix-tuning"
+    PROMPT_TUNING = "prompt-tuning"
+    P_TUNING = "p-tuning"
+    P_TUNING_V2 = "p-tuning-v2"
+
+
+class AdapterDType(StrEnum):
+    FP32 = "fp32"
+    BASE = "base"
+
+
+class Question(BaseModel):
+    """The rules all parts of a Scenario share: immutable, no unknown field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Adapter(Question):
+    kind: AdapterKind = AdapterKind.LORA
+    """Which adapter."""
+    rank: Size = 8
+    """Inner width of the two factors."""
+    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
+    """The branch is scaled by alpha / rank. Changes no size."""
+    dropout: Probability = 0.0
+    """Dropout on the branch's input."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the adapted linear modules; none = PEFT's default for the family."""
+    dtype: AdapterDType = AdapterDType.FP32
+    """Type of the adapter's weights: fp32 (PEFT's default for a half-precision base) or the base's."""
+
+
+class Parallel(Question):
+    tensor: Size = 1
+    pipeline: Size = 1
+    data: Size = 1
+    context: Size = 1
+    expert: Size = 1
+    sequence_parallel: bool = False
+    zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] = 0
+    schedule: str | None = None
+    virtual_stages: Size = 1
+
+
+class Scenario(Question):
+    model: str | dict[str, Any]
+    """A catalogue name, a path to a config.json or its folder, a hub id, or the config itself."""
+    gpu: str | None = None
+    """A catalogue name; none = no verdict."""
+    num_gpus: Size = 1
+    """How many of them."""
+    task: Task = Task.TRAINING
+    """A training step or generation."""
+    implementation: Implementation = Implementation.TRANSFORMERS
+    """Whose modules: Hugging Face's in eager PyTorch, or Megatron's fused block (the paper's 34BSH + 5BNS²)."""
+    micro_batch_size: Size = 1
+    """Sequences per forward pass."""
+    sequence_length: Size | None = None
+    """Tokens per sequence; none = the model's maximum, at most 4096."""
+    target_length: Size | None = None
+    """Tokens on the decoder's side of an encoder-decoder."""
+    gradient_accumulation_steps: Size = 1
+    """Micro-batches per optimizer step."""
+    precision: Precision = Precision.BF16_AUTOCAST
+    """Types of weights, gradients, states and arithmetic."""
+    optimizer: Optimizer = Optimizer.ADAMW
+    """Which optimizer; adamw is PyTorch's default, the foreach implementation."""
+    attention: Attention = Attention.AUTO
+    """Which attention kernel; auto = the fastest that takes the type and head size."""
+    recompute: Recompute = Recompute.NONE
+    """What is computed again in backward instead of kept."""
+    recompute_interval: Size = 1
+    """Only every n-th layer is checkpointed."""
+    recompute_group_size: Size = 1
+    """Consecutive layers that form one checkpointed region."""
+    loss: Loss = Loss.CROSS_ENTROPY
+    """How the loss is computed."""
+    adapter: Adapter | None = None
+    """Train an adapter on the frozen model; none = train all weights."""
+    dropout: Probability | None = None
+    """One probability for all dropouts; none = the config's own."""
+    parallel: Parallel = Parallel()
+    """How the job is split over GPUs."""
+    batch_size: Size | None = None
+    """Inference: concurrent sequences."""
+    prompt_length: Size | None = None
+    """Inference: tokens in the prompt."""
+    output_length: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] | None = None
+    """Inference: tokens generated."""
+    weight_dtype: str | None = None
+    """Inference: type of the weights."""
+    kv_cache_dtype: str | None = None
+    """Inference: type of the key/value cache."""
+    page_size: Size | None = None
+    """Inference: tokens per cache page; none = contiguous."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_our_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise _config_error(error) from None
+
+
+def scenario_from_strings(items: Iterable[tuple[str, str]]) -> Scenario:
+    """The Scenario written as (dotted field, text) pairs: a query string, command-line flags.
+
+    Numbers, booleans and null are written as in JSON, lists comma-separated, everything else as it is.
+    """
+    fields: dict[str, Any] = {}
+    for name, text in items:
+        *owners, leaf = name.split(".")
+        target = fields
+        for owner in owners:
+            target = target.setdefault(owner, {})
+            if not isinstance(target, dict):
+                raise ConfigError(name, text, f"{owner} was already given as a plain value")
+        if leaf in target:
+            raise ConfigError(name, text, "is given twice")
+        target[leaf] = _value_from_text(name, text)
+    return Scenario(**fields)
+
+
+TEXT_FIELDS = frozenset({"gpu", "model", "weight_dtype", "kv_cache_dtype"})
+
+
+def _value_from_text(name: str, text: str) -> Any:
+    if name == "adapter.target_modules":
+        return tuple(text.split(","))
+    if name in TEXT_FIELDS and not text.startswith("{"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _config_error(error: ValidationError) -> ConfigError:
+    """The first problem of a pydantic error, in this project's words."""
+    first = error.errors(include_url=False)[0]
+    parts = [str(part) for part in first["loc"] if not str(part).startswith(("str", "dict["))]
+    owner = {"adapter": Adapter, "parallel": Parallel}.get(parts[0] if parts else "", Scenario)
+    problem = {
+        "extra_forbidden": f"unknown field; known fields: {', '.join(owner.model_fields)}",
+        "missing": "is required",
+        "model_type": "should be an object",
+    }.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
+    value = None if first["type"] == "missing" else first["input"]
+    return ConfigError(".".join(parts) or "scenario", value, problem)

@@ -1,0 +1,116 @@
+"""From an architecture, a workload and a plan to a step's facts and sizes."""
+
+from collections.abc import Iterator
+
+from .adapters import adapter_facts
+from .architecture import Architecture, Dropouts, Layer, Wiring
+from .blocks import BUFFERS, CLOSURES, INPUT_IDS, LayerFacts, ModelFacts
+from .ledger import Sizes
+from .memory import GRAD_SCALER, Run, StepMemory, uses_grad_scaler
+from .operators import AttentionCore
+from .plan import Plan, Workload
+from .step import StepFacts, step
+
+FLASH_SEQUENCE_BLOCK = 128
+FLASH_HEAD_BLOCK = 32
+"""What flash_api.cpp's mha_bwd rounds its temporaries' sizes up to."""
+
+
+def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> StepMemory:
+    """The step of `plan` on `architecture` with the sizes of `workload`."""
+    sections = list(_layer_sections(architecture))
+    facts = StepFacts(
+        model=_model_facts(architecture, workload, plan),
+        layers=tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer, _ in sections),
+        numerics=plan.numerics,
+        recompute=plan.recompute,
+        adapter=adapter_facts(plan.adapter, architecture.wiring, plan.numerics) if plan.adapter else None,
+        loss_scaling=uses_grad_scaler(plan),
+        gradients_persist=plan.recipe is not None,
+    )
+    built = step(facts)
+    common = common_sizes(architecture, workload, plan)
+    layer_runs = [({**common, **layer_sizes(layer)}, count) for layer, count in sections]
+    runs = [(layer_runs[0][0], 1), *layer_runs, (layer_runs[-1][0], 1)]
+    return StepMemory(
+        step=built,
+        runs=tuple(Run(part, count, sizes) for part, (sizes, count) in zip(built.parts, runs, strict=True)),
+        buffers=(*BUFFERS[architecture.wiring], *(GRAD_SCALER if uses_grad_scaler(plan) else ())),
+        inputs=(INPUT_IDS,),
+        workload=workload,
+        plan=plan,
+    )
+
+
+def _layer_sections(architecture: Architecture) -> Iterator[tuple[Layer, int]]:
+    """Runs of equal layers; the first layer is a run of its own, as its input may need no gradient and is held outside."""
+    for index, (layer, count) in enumerate(architecture.layers):
+        if index == 0:
+            yield layer, 1
+            count -= 1
+        if count:
+            yield layer, count
+
+
+def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:
+    return ModelFacts(
+        wiring=architecture.wiring,
+        attention=plan.attention,
+        embedding_dropout=architecture.dropouts.embedding > 0,
+        one_sequence=workload.micro_batch_size == 1,
+        tied_embeddings=architecture.tied_embeddings,
+    )
+
+
+def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> LayerFacts:
+    return LayerFacts(
+        wiring=layer.wiring,
+        activation=layer.activation,
+        query_key_value_bias=layer.query_key_value_bias,
+        output_bias=layer.output_bias,
+        mlp_bias=layer.mlp_bias,
+        query_key_norm=layer.query_key_norm,
+        residual_dropout=dropouts.residual > 0,
+        core=AttentionCore(
+            kernel=plan.attention,
+            dropout=dropouts.attention > 0,
+            fp32_softmax=layer.wiring is Wiring.LLAMA,
+            closure=CLOSURES[layer.wiring],
+            grouped=layer.num_key_value_heads < layer.num_attention_heads,
+            one_sequence=workload.micro_batch_size == 1,
+            one_head=layer.num_attention_heads == 1,
+            one_key_value_head=layer.num_key_value_heads == 1,
+        ),
+    )
+
+
+def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
+    """The symbols that mean the same in all sections."""
+    length = workload.sequence_length
+    return {
+        "B": workload.micro_batch_size,
+        "S": length,
+        "S+1": length + 1,
+        "S⌈128⌉": _round_up(length, FLASH_SEQUENCE_BLOCK),
+        "L": architecture.num_layers,
+        "V": architecture.vocab_size,
+        "P": architecture.max_position_embeddings,
+        "H": architecture.hidden_size,
+        "R": plan.adapter.rank if plan.adapter else 0,
+    }
+
+
+def layer_sizes(layer: Layer) -> dict[str, int]:
+    """The symbols of one layer."""
+    return {
+        "F": layer.intermediate_size,
+        "N": layer.num_attention_heads,
+        "K": layer.num_key_value_heads,
+        "D": layer.head_dim,
+        "D/2": layer.head_dim // 2,
+        "D⌈32⌉": _round_up(layer.head_dim, FLASH_HEAD_BLOCK),
+    }
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
