@@ -14,12 +14,13 @@ from calc.architecture import Activation, Wiring
 from calc.blocks import EMBEDDINGS, LAYERS, LayerFacts, ModelFacts, head
 from calc.dtype import DType
 from calc.ledger import Component, Kind, Row, Section, Tensor
-from calc.lifetimes import gradient_of
+from calc.lifetimes import Context, gradient_of, lifetimes
+from calc.megatron import megatron_layer
 from calc.operators import AttentionCore
 from calc.optimizers import persistent_gradient, states
 from calc.plan import Plan
-from calc.recomputation import CORE_MODULE
-from calc.scenario import Attention, Precision
+from calc.recomputation import CORE_MODULE, RECOMPUTATIONS
+from calc.scenario import Attention, Precision, Recompute
 
 B, S, L, V, P, N, D, R = sympy.symbols("B S L V P N D R", positive=True, integer=True)
 H = N * D
@@ -39,6 +40,7 @@ LAYER = LayerFacts(
         dropout=True,
         fp32_softmax=False,
         grouped=False,
+        closure=(),
         one_sequence=False,
         one_head=False,
         one_key_value_head=False,
@@ -110,6 +112,22 @@ def weight_and_gradient(plan: Plan) -> tuple[Tensor, Tensor]:
     """All Φ parameters as one trained weight, and its gradient, as `plan` holds them."""
     weight = Tensor("weights", ("Φ",), plan.numerics.weights, Kind.PARAMETERS, trainable=True)
     return weight, persistent_gradient(weight, plan) or gradient_of(weight)
+
+
+@pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16, Precision.ZERO_16, Precision.TEXTBOOK_20])
+@pytest.mark.parametrize(
+    ("recompute", "layer_norms"),
+    [(Recompute.NONE, 2), (Recompute.SELECTIVE, 2), (Recompute.FULL, 0)],
+    ids=str,
+)
+def test_activation_bytes_per_layer(precision: Precision, recompute: Recompute, layer_norms: int) -> None:
+    layer = RECOMPUTATIONS[recompute](megatron_layer(LAYER, Plan(precision=precision).numerics))
+    kept = lifetimes(layer, Context(input_required=True)).saved
+    layer_norm_statistics = layer_norms * 2 * 4 * B * S  # mean and reciprocal deviation, fp32
+    closed_form = closed_forms.activation_bytes_per_layer(
+        batch_size=B, sequence_length=S, hidden_size=H, num_heads=N, recompute=recompute
+    )
+    assert_equal(sum(tensor.nbytes(GPT) for tensor in kept), closed_form + layer_norm_statistics)
 
 
 ATTENTION_ROWS = {
