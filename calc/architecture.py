@@ -9,6 +9,8 @@ class Wiring(StrEnum):
 
     GPT2 = "gpt2"
     LLAMA = "llama"
+    MEGATRON = "megatron"
+    """The fused GPT block of Megatron-LM, as the paper counts it."""
 
 
 class Activation(StrEnum):

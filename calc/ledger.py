@@ -141,7 +141,8 @@ class Row:
     is_view: bool = False
     """What it writes shares the storage of the first tensor it reads."""
     elementwise_flops: int = 0
-    """Per element of the first tensor it writes."""
+    """Per element of the first tensor it writes, or of `elementwise_shape`."""
+    elementwise_shape: Shape = ()
     component: Component = Component.LOSS
     module: str = ""
     """The module it belongs to, as transformers names it."""

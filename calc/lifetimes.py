@@ -54,6 +54,8 @@ class Lifetimes:
     saved_from_outside: frozenset[Tensor]
     """The same, made by other sections."""
     rerun: tuple[Row, ...]
+    required: frozenset[Tensor]
+    """Tensors and parameters that get gradients."""
     output_required: bool
     kept_from_outside: frozenset[Tensor]
     """Tensors of other sections, and the input, that nodes of this section keep."""
@@ -124,6 +126,7 @@ class _Builder:
             saved=frozenset(own),
             saved_from_outside=frozenset(seen - own),
             rerun=tuple(rerun),
+            required=frozenset(self.required),
             output_required=section.output in self.required,
             kept_from_outside=frozenset(needed.keys() - written),
         )
@@ -134,7 +137,7 @@ class _Builder:
         written = {tensor for row in section.rows for tensor in row.writes}
         names = {
             tensor: replace(tensor, kind=Kind.TEMPORARIES)
-            for tensor in written - saved
+            for tensor in written - saved - self.context.exported
             if tensor.kind is Kind.ACTIVATIONS
         }
         if section.input is not None and self.context.held_input is not None:

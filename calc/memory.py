@@ -1,7 +1,7 @@
 """Memory of one training step: what persists, and the timeline of the first, the later and the steady micro-batches."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from .dtype import DType
@@ -28,9 +28,8 @@ class Run:
     part: Part
     count: int
     sizes: Sizes
-
-    def trained(self) -> list[Tensor]:
-        return [tensor for tensor, _ in self.part.parameters if tensor.trainable]
+    first_layer: int | None = None
+    """The index of its first layer; None for embedding and head."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,14 @@ class StepMemory:
         return timeline(sum(self.persistent_bytes.values()), list(self._stretches()))
 
     @cached_property
+    def at_peak_bytes(self) -> dict[str, int]:
+        """The parts of the peak, by kind; they add up to it."""
+        parts = {kind.value: self.persistent_bytes.get(kind, 0) for kind in Kind}
+        for (tensor, size), count in self.timeline.alive_at_peak().items():
+            parts[tensor.kind] += count * size
+        return parts
+
+    @cached_property
     def forward_end_bytes(self) -> int:
         """Allocated at the end of the first micro-batch's forward."""
         spans = self.timeline.spans
@@ -122,7 +129,12 @@ class StepMemory:
         yield Stretch(phase=Phase.BACKWARD, label="end", program=self.step.finish, sizes=runs[-1].sizes)
 
     def _stretch(self, phase: Phase, run: Run, program: Program) -> Stretch:
-        return Stretch(phase=phase, label=run.part.section.name, program=program, sizes=run.sizes, count=run.count)
+        first = run.first_layer
+        if first is not None and phase is Phase.BACKWARD:
+            first += run.count - 1
+        return Stretch(
+            phase=phase, label=run.part.section.name, program=program, sizes=run.sizes, count=run.count, first_layer=first
+        )
 
     def _optimizer(self) -> Iterator[Stretch]:
         """step() and zero_grad(set_to_none=True)."""
@@ -151,11 +163,11 @@ class StepMemory:
         for run, tensors in updates:
             if not tensors:
                 continue
-            first = Run(run.part, 1, run.sizes)
+            first = replace(run, count=1)
             yield self._stretch(Phase.OPTIMIZER, first, _for_loop_program(tensors, previous))
             previous = tensors[-1]
             if run.count > 1:
-                rest = Run(run.part, run.count - 1, run.sizes)
+                rest = replace(run, count=run.count - 1)
                 yield self._stretch(Phase.OPTIMIZER, rest, _for_loop_program(tensors, previous))
         if previous is not None:
             yield self._stretch(Phase.OPTIMIZER, self.runs[-1], _for_loop_end(previous))

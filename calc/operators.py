@@ -304,6 +304,8 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numeri
             backward_products=(SCORES_PRODUCT, SCORES_PRODUCT, VALUES_PRODUCT, VALUES_PRODUCT),
             backward_rerun=(SCORES_PRODUCT,),
             backward_temporaries=tuple(temporaries),
+            elementwise_flops=4,  # inside the kernel: scaling 1, softmax 3
+            elementwise_shape=SCORES,
         )
     )
     rows.append(frame(*core.closure))

@@ -9,7 +9,7 @@ from .ledger import Sizes
 from .memory import GRAD_SCALER, Run, StepMemory, uses_grad_scaler
 from .operators import AttentionCore
 from .plan import Plan, Workload
-from .step import StepFacts, step
+from .step import Step, StepFacts, step
 
 FLASH_SEQUENCE_BLOCK = 128
 FLASH_HEAD_BLOCK = 32
@@ -30,16 +30,25 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     )
     built = step(facts)
     common = common_sizes(architecture, workload, plan)
-    layer_runs = [({**common, **layer_sizes(layer)}, count) for layer, count in sections]
-    runs = [(layer_runs[0][0], 1), *layer_runs, (layer_runs[-1][0], 1)]
     return StepMemory(
         step=built,
-        runs=tuple(Run(part, count, sizes) for part, (sizes, count) in zip(built.parts, runs, strict=True)),
+        runs=tuple(_runs(built, sections, common)),
         buffers=(*BUFFERS[architecture.wiring], *(GRAD_SCALER if uses_grad_scaler(plan) else ())),
         inputs=(INPUT_IDS,),
         workload=workload,
         plan=plan,
     )
+
+
+def _runs(built: Step, sections: list[tuple[Layer, int]], common: Sizes) -> Iterator[Run]:
+    """The step's parts with their counts and sizes. Embedding and head know the sizes of the layer beside them."""
+    embedding, *layers, head = built.parts
+    yield Run(embedding, 1, {**common, **layer_sizes(sections[0][0])})
+    done = 0
+    for part, (layer, count) in zip(layers, sections, strict=True):
+        yield Run(part, count, {**common, **layer_sizes(layer)}, first_layer=done)
+        done += count
+    yield Run(head, 1, {**common, **layer_sizes(sections[-1][0])})
 
 
 def _layer_sections(architecture: Architecture) -> Iterator[tuple[Layer, int]]:

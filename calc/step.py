@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .adapters import AdapterFacts, adapt, check_targets
+from .architecture import Wiring
 from .blocks import EMBEDDINGS, LAYERS, LayerFacts, ModelFacts, head
-from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
+from .ledger import Component, Kind, Section, Sizes, Tensor, requires_gradient, saved_for_backward
+from .flops import Products, products
 from .lifetimes import Context, Event, Lifetimes, gradient_of, lifetimes
 from .operators import Numerics
 from .recomputation import RECOMPUTATIONS
 from .scenario import Recompute
-from .timeline import Program
+from .timeline import Program, storage_bytes
 
 KEPT_STRUCTURES = 256
 """How many sets of facts are kept built; each takes some hundred kilobytes."""
@@ -46,12 +48,22 @@ class Part:
     backward: Program
     backward_later: Program
     parameters: tuple[tuple[Tensor, Component], ...]
+    products: Products
+
+    def saved_bytes(self, sizes: Sizes) -> int:
+        """What its forward leaves behind, output included, input dropped if nothing keeps it."""
+        return sum(
+            count * storage_bytes(tensor, sizes)
+            for program in (self.forward, self.forward_end)
+            for tensor, count in program.net.items()
+        )
 
 
 @dataclass(frozen=True)
 class Step:
     """The parts of a step in the order of forward: embedding, layers, head."""
 
+    wiring: Wiring
     parts: tuple[Part, ...]
     between: Program
     """After forward: the scaled loss is made, the outputs are dropped, the backward pass gets its first gradient."""
@@ -71,7 +83,9 @@ def step(facts: StepFacts) -> Step:
     scalars = [replace(loss, name=name) for name in names]
     between: list[Event] = [(scalars[0], True), (loss, False), (logits, False)]
     between += [(scalar, True) for scalar in (*scalars[1:], gradient_of(loss))]
-    return Step(parts=parts, between=Program(between), finish=Program([(scalar, False) for scalar in scalars]))
+    return Step(
+        wiring=facts.model.wiring,
+        parts=parts, between=Program(between), finish=Program([(scalar, False) for scalar in scalars]))
 
 
 def _logits(last: Section) -> Tensor:
@@ -131,4 +145,5 @@ def _part(section: Section, context: Context, facts: StepFacts) -> Part:
         backward=Program(first.backward),
         backward_later=Program(later.backward),
         parameters=tuple(section.parameters()),
+        products=products(section.rows, first),
     )

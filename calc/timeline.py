@@ -70,6 +70,13 @@ class Stretch:
     program: Program
     sizes: Sizes
     count: int = 1
+    first_layer: int | None = None
+    """The index of the layer its first program belongs to."""
+
+    @property
+    def layer_step(self) -> int:
+        """Backward goes down the layers."""
+        return -1 if self.phase is Phase.BACKWARD else 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

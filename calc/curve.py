@@ -1,0 +1,52 @@
+"""The memory curve: points of the timeline, ready to be drawn."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .timeline import Phase, Span, Timeline
+
+MOST_PARTS = 128
+"""How many of a run's equal layers are drawn; more are sampled evenly, the first and the last among them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    """Allocated bytes at one moment of the step."""
+
+    phase: Phase
+    label: str
+    layer: int | None
+    allocated_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "phase": self.phase,
+            "label": self.label,
+            "layer": self.layer,
+            "allocated_bytes": self.allocated_bytes,
+        }
+
+
+def curve(timeline: Timeline) -> tuple[Point, ...]:
+    """For each part of the step its highest point and its end, in the step's order."""
+    points = [Point(phase=Phase.FORWARD, label="start", layer=None, allocated_bytes=timeline.base_bytes)]
+    for span in timeline.spans:
+        if span.running:
+            points += _points(span)
+    return tuple(points)
+
+
+def _points(span: Span) -> Iterator[Point]:
+    stretch = span.stretch
+    for part in _sampled(stretch.count):
+        layer = None if stretch.first_layer is None else stretch.first_layer + part * stretch.layer_step
+        start = span.start_bytes + part * span.net_bytes
+        for level in (start + max(0, *span.running), start + span.net_bytes):
+            yield Point(phase=stretch.phase, label=stretch.label, layer=layer, allocated_bytes=level)
+
+
+def _sampled(count: int) -> list[int]:
+    if count <= MOST_PARTS:
+        return list(range(count))
+    return sorted({index * (count - 1) // (MOST_PARTS - 1) for index in range(MOST_PARTS)})

@@ -1,0 +1,273 @@
+"""Scenario -> Estimate: the answer, every number of it read off the ledger."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+from .architecture import Architecture, Wiring
+from .curve import Point, curve
+from .flops import AttentionFlops, attention_flops, causal_flops, elementwise_flops, total_flops
+from .hardware import Gpu, gpu_named
+from .inventory import TensorEntry, inventory
+from .ledger import Kind
+from .memory import StepMemory
+from .model_source import load_model
+from .notes import notes
+from .plan import Plan, Workload, resolve
+from .scenario import Scenario
+from .sizes import step_memory
+from .timeline import Phase
+
+LIBRARIES = {
+    Wiring.GPT2: "transformers 5.23.0, models/gpt2/modeling_gpt2.py",
+    Wiring.LLAMA: "transformers 5.23.0, models/llama/modeling_llama.py",
+    Wiring.MEGATRON: "Korthikanti et al. 2022, section 4.1",
+}
+
+HOPPER = 9
+"""CUDA compute capability 9.0; its cuBLAS workspace and its successors' are larger."""
+CUBLAS_WORKSPACE_BYTES = 8_519_680
+CUBLAS_WORKSPACE_BYTES_HOPPER = 32 * 2**20
+CUBLAS_HANDLES = 2
+"""One per thread that multiplies: the forward thread and autograd's (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
+
+ASSUMED_CONTEXT_BYTES = 480 * 2**20
+"""CUDA's context with lazily loaded kernels: 0.47 GiB on an A100, torch 2.1.1 (Stas Bekman, ml-engineering). Not measured here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameters:
+    """Numbers of parameters; tied weights once."""
+
+    total: int
+    trainable: int
+    frozen: int
+    active_per_token: int
+    by_component: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseMemory:
+    name: Phase
+    peak_allocated_bytes: int
+    end_allocated_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of the steady step. None where it is not known, or not asked (no GPU)."""
+
+    persistent_bytes: dict[str, int]
+    saved_activation_bytes: int
+    autograd_saved_bytes: int
+    saved_activation_bytes_per_layer: int | list[int]
+    phases: tuple[PhaseMemory, ...]
+    first_step_peak_allocated_bytes: int
+    peak_allocated_bytes: int
+    peak_phase: Phase
+    peak_at: str
+    """The part of the model that runs at the peak."""
+    at_peak: dict[str, int]
+    library_workspace_bytes: int | None
+    assumed_context_bytes: int | None
+    peak_reserved_bytes: int | None
+    device_bytes: int | None
+    kv_cache_bytes: int | None
+    gpu_memory_bytes: int | None
+    fits: bool | None
+    headroom_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flops:
+    """FLOPs of one optimizer step, all micro-batches."""
+
+    forward: int
+    backward: int
+    recompute: int
+    total: int
+    elementwise: int
+    model_flops_per_token: int
+    model_flops_per_token_causal: int
+    attention: AttentionFlops
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """The answer. `timeline`, `tensors` and `to_dict()` are computed when asked for."""
+
+    scenario: Scenario
+    """The question, with what it left open filled in."""
+    architecture: Architecture
+    parameters: Parameters
+    memory: Memory
+    flops: Flops
+    notes: tuple[str, ...]
+    step: StepMemory
+    accuracy: dict[str, Any] | None = None
+    time: None = None
+
+    @cached_property
+    def timeline(self) -> tuple[Point, ...]:
+        """Allocated bytes through the step, ready to be drawn."""
+        return curve(self.step.timeline)
+
+    @cached_property
+    def tensors(self) -> tuple[TensorEntry, ...]:
+        """The ledger behind every sum, the largest first."""
+        return inventory(self.step, LIBRARIES[self.step.step.wiring])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of the contract."""
+        return {
+            "scenario": self.scenario.model_dump(mode="json"),
+            "model": _model_summary(self.architecture),
+            "parameters": asdict(self.parameters),
+            "memory": {**asdict(self.memory), "timeline": [point.to_dict() for point in self.timeline]},
+            "flops": asdict(self.flops),
+            "time": self.time,
+            "tensors": [tensor.to_dict() for tensor in self.tensors],
+            "notes": list(self.notes),
+            "accuracy": self.accuracy,
+        }
+
+
+def estimate(scenario: Scenario) -> Estimate:
+    """What one step of `scenario` takes. Raises ConfigError for what cannot be answered."""
+    architecture = load_model(scenario.model)
+    gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
+    architecture, workload, plan = resolve(scenario, architecture)
+    filled = {"sequence_length": workload.sequence_length, "attention": plan.attention}
+    return _answer(scenario.model_copy(update=filled), architecture, workload, plan, gpu)
+
+
+def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None = None) -> Estimate:
+    """The core: what `plan` takes on `architecture` with `workload`'s sizes, whatever they were read from."""
+    shared = {field.name for field in fields(Plan)} | {field.name for field in fields(Workload)}
+    chosen = {name: getattr(plan, name, None) or getattr(workload, name, None) for name in shared}
+    scenario = Scenario(model={"model_type": architecture.model_type}, gpu=gpu.name if gpu else None, **chosen)
+    return _answer(scenario, architecture, workload, plan, gpu)
+
+
+def _answer(scenario: Scenario, architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> Estimate:
+    step = step_memory(architecture, workload, plan)
+    return Estimate(
+        scenario=scenario,
+        architecture=architecture,
+        parameters=_parameters(step),
+        memory=_memory(step, architecture, gpu),
+        flops=_flops(step, workload),
+        notes=notes(architecture, workload, plan, gpu),
+        step=step,
+    )
+
+
+def _model_summary(architecture: Architecture) -> dict[str, Any]:
+    layer = architecture.layers[0][0]
+    return {
+        "model_type": architecture.model_type,
+        "num_layers": architecture.num_layers,
+        "vocab_size": architecture.vocab_size,
+        "hidden_size": architecture.hidden_size,
+        "intermediate_size": layer.intermediate_size,
+        "num_attention_heads": layer.num_attention_heads,
+        "num_key_value_heads": layer.num_key_value_heads,
+        "head_dim": layer.head_dim,
+        "max_position_embeddings": architecture.max_position_embeddings,
+        "tied_embeddings": architecture.tied_embeddings,
+    }
+
+
+def _parameters(step: StepMemory) -> Parameters:
+    by_component: Counter[str] = Counter()
+    trainable = 0
+    for run, parameters in step.owned:
+        for tensor, component in parameters:
+            count = run.count * tensor.numel(run.sizes)
+            by_component[component] += count
+            trainable += count * tensor.trainable
+    total = sum(by_component.values())
+    return Parameters(
+        total=total,
+        trainable=trainable,
+        frozen=total - trainable,
+        active_per_token=total,
+        by_component=dict(by_component),
+    )
+
+
+def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Memory:
+    timeline = step.timeline
+    peak = timeline.peak
+    workspace = _library_workspace_bytes(gpu) if gpu else None
+    needed = peak.peak_bytes + (workspace or 0) + ASSUMED_CONTEXT_BYTES
+    headroom = gpu.capacity_bytes - needed if gpu else None
+    return Memory(
+        persistent_bytes={kind.value: size for kind, size in step.persistent_bytes.items()},
+        saved_activation_bytes=step.forward_end_bytes - timeline.base_bytes,
+        autograd_saved_bytes=step.hooks_bytes,
+        saved_activation_bytes_per_layer=_saved_per_layer(step, len(architecture.layers)),
+        phases=tuple(
+            PhaseMemory(
+                name=phase,
+                peak_allocated_bytes=timeline.phase_peak_bytes(phase),
+                end_allocated_bytes=timeline.phase_end_bytes(phase),
+            )
+            for phase in Phase
+        ),
+        first_step_peak_allocated_bytes=step.first_step_peak_bytes,
+        peak_allocated_bytes=peak.peak_bytes,
+        peak_phase=peak.stretch.phase,
+        peak_at=peak.stretch.label,
+        at_peak=step.at_peak_bytes,
+        library_workspace_bytes=workspace,
+        assumed_context_bytes=ASSUMED_CONTEXT_BYTES if gpu else None,
+        peak_reserved_bytes=None,
+        device_bytes=None,
+        kv_cache_bytes=None,
+        gpu_memory_bytes=gpu.capacity_bytes if gpu else None,
+        fits=headroom >= 0 if headroom is not None else None,
+        headroom_bytes=headroom,
+    )
+
+
+def _saved_per_layer(step: StepMemory, num_kinds: int) -> int | list[int]:
+    """What each part of a run of equal layers adds to what forward leaves; of the first run, its later layers."""
+    layers = [run for run in step.runs if run.part.section.name == "layer"]
+    each = [run.part.saved_bytes(run.sizes) for run in layers]
+    kinds = each if len(each) == num_kinds else each[1:]
+    return kinds[0] if len(kinds) == 1 else kinds
+
+
+def _library_workspace_bytes(gpu: Gpu) -> int:
+    if gpu.compute_capability is None:
+        return 0
+    hopper = float(gpu.compute_capability) >= HOPPER
+    return CUBLAS_HANDLES * (CUBLAS_WORKSPACE_BYTES_HOPPER if hopper else CUBLAS_WORKSPACE_BYTES)
+
+
+def _flops(step: StepMemory, workload: Workload) -> Flops:
+    k = workload.gradient_accumulation_steps
+    tokens = workload.micro_batch_size * workload.sequence_length
+    forward = backward = recompute = useful = causal = elementwise = 0
+    for run in step.runs:
+        products = run.part.products
+        needed = products.needed
+        forward += run.count * total_flops(products.forward, run.sizes)
+        backward += run.count * total_flops(products.backward, run.sizes)
+        recompute += run.count * total_flops(products.recompute, run.sizes)
+        useful += run.count * total_flops(needed, run.sizes)
+        causal += run.count * causal_flops(needed, run.sizes)
+        elementwise += run.count * elementwise_flops(run.part.section.rows, run.sizes)
+    layer = step.runs[1]
+    return Flops(
+        forward=k * forward,
+        backward=k * backward,
+        recompute=k * recompute,
+        total=k * (forward + backward + recompute),
+        elementwise=k * elementwise,
+        model_flops_per_token=useful // tokens,
+        model_flops_per_token_causal=causal // tokens,
+        attention=attention_flops(layer.part.section.rows, layer.sizes),
+    )

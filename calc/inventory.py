@@ -1,0 +1,130 @@
+"""The tensors behind every sum of an Estimate."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from .dtype import DType
+from .ledger import Kind, Sizes, Tensor
+from .lifetimes import NEXT
+from .memory import StepMemory
+from .timeline import Phase, storage_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorEntry:
+    """Equal tensors of one step: what they are, how many, and how many of them are alive at the peak."""
+
+    name: str
+    kind: Kind
+    shape: tuple[tuple[str, int], ...]
+    """(symbol, size) per dimension; a literal dimension is its own symbol."""
+    dtype: str
+    bytes: int
+    """Of one, as allocated."""
+    count: int
+    """How many there are in the step; of temporaries, how many at the peak."""
+    count_at_peak: int
+    alive: str
+    """From when to when."""
+    source: str
+    """What makes it, in which module of which library."""
+
+    @property
+    def formula(self) -> str:
+        """`B·S·H × 2 bytes`: its shape is its formula."""
+        return f"{'·'.join(symbol for symbol, _ in self.shape) or '1'} × {self.bytes_per_element} bytes"
+
+    @property
+    def bytes_per_element(self) -> int:
+        return next(dtype.itemsize for dtype in DType if dtype.label == self.dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "shape": [list(dimension) for dimension in self.shape],
+            "dtype": self.dtype,
+            "bytes": self.bytes,
+            "count": self.count,
+            "count_at_peak": self.count_at_peak,
+            "alive": self.alive,
+            "formula": self.formula,
+            "source": self.source,
+        }
+
+
+ALIVE = {
+    Kind.PARAMETERS: "always",
+    Kind.OPTIMIZER_STATES: "always, from the first step's end on",
+    Kind.BUFFERS: "always",
+    Kind.INPUTS: "always",
+    Kind.GRADIENTS: "from their backward to zero_grad",
+    Kind.ACTIVATIONS: "from their forward to their backward",
+    Kind.AUTOCAST_WEIGHTS: "from their forward to their backward, or to the end of autocast",
+    Kind.TEMPORARIES: "for a moment",
+}
+
+
+def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
+    """Every tensor that persists, is kept for backward, or is alive at the peak; the largest together first."""
+    counts: dict[tuple[Tensor, int], list[int]] = {}
+    sizes_of: dict[tuple[Tensor, int], Sizes] = {}
+
+    def note(tensor: Tensor, sizes: Sizes, total: int, at_peak: int) -> None:
+        key = (tensor, storage_bytes(tensor, sizes))
+        entry = counts.setdefault(key, [0, 0])
+        entry[0] += total
+        entry[1] += at_peak
+        sizes_of.setdefault(key, sizes)
+
+    for tensor, count, sizes in memory.persistent():
+        note(tensor, sizes, count, count)
+    for tensor, sizes, count in _kept(memory):
+        note(tensor, sizes, count, 0)
+    for (tensor, size), count in memory.timeline.alive_at_peak().items():
+        if count:
+            sizes = next(run.sizes for run in memory.runs if storage_bytes(tensor, run.sizes) == size)
+            note(tensor, sizes, 0, count)
+    origins = _origins(memory)
+    entries = [
+        _entry(tensor, size, max(total, at_peak), at_peak, sizes_of[tensor, size], origins.get(tensor.name, ""), library)
+        for (tensor, size), (total, at_peak) in counts.items()
+    ]
+    return tuple(sorted(entries, key=lambda entry: -entry.bytes * entry.count))
+
+
+def _kept(memory: StepMemory) -> Iterator[tuple[Tensor, Sizes, int]]:
+    """What forward leaves for backward."""
+    for span in memory.timeline.spans:
+        if span.stretch.phase is not Phase.FORWARD:
+            return
+        for tensor, count in span.stretch.program.net.items():
+            yield tensor, span.stretch.sizes, count * span.stretch.count
+
+
+def _origins(memory: StepMemory) -> dict[str, str]:
+    """What makes each tensor: the operation and its module."""
+    origins: dict[str, str] = {}
+    for run in memory.runs:
+        for row in run.part.section.rows:
+            place = f"{row.module}: {row.name}" if row.module else row.name
+            for tensor in row.writes:
+                origins.setdefault(tensor.name.removeprefix(NEXT), place)
+            for tensor in (*row.temporaries, *row.backward_temporaries):
+                origins.setdefault(tensor.name, place)
+    return origins
+
+
+def _entry(tensor: Tensor, size: int, count: int, at_peak: int, sizes: Sizes, origin: str, library: str) -> TensorEntry:
+    return TensorEntry(
+        name=tensor.name,
+        kind=tensor.kind,
+        shape=tuple((str(dimension), dimension if isinstance(dimension, int) else sizes[dimension]) for dimension in tensor.shape),
+        dtype=tensor.dtype.label,
+        bytes=size,
+        count=count,
+        count_at_peak=at_peak,
+        alive=ALIVE[tensor.kind],
+        source=f"{library}, {origin}" if origin else library,
+    )
