@@ -97,6 +97,8 @@ class StepRecorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:
+            return args[0].fake_device  # no tensor, and the most frequent call
         # Grad mode is off inside the engine; within backward only a checkpoint's recomputed forward turns it on.
         in_engine = self.phase is Phase.BACKWARD and not torch.is_grad_enabled()
         out = cuda_call(func, args, kwargs, in_engine)
@@ -185,7 +187,6 @@ def as_on_cuda() -> Iterator[None]:
 @contextmanager
 def only_reference_counting() -> Iterator[None]:
     """A garbage collection at an arbitrary moment would change the bytes alive from run to run."""
-    gc.collect()
     gc.disable()
     try:
         yield
