@@ -9,63 +9,39 @@ import pytest
 import sympy
 
 from calc import closed_forms
-from calc.adapters import AdapterFacts, adapt
-from calc.architecture import Activation, Wiring
-from calc.blocks import EMBEDDINGS, LAYERS, LayerFacts, ModelFacts, head
-from calc.dtype import DType
-from calc.ledger import Component, Kind, Row, Section, Tensor
-from calc.lifetimes import Context, gradient_of, lifetimes
-from calc.megatron import megatron_layer
-from calc.operators import AttentionCore
+from calc.hf_config import architecture
+from calc.ledger import Component, Kind, Tensor
+from calc.lifetimes import gradient_of
+from calc.memory import StepMemory
 from calc.optimizers import persistent_gradient, states
-from calc.plan import Plan
-from calc.recomputation import CORE_MODULE, RECOMPUTATIONS
-from calc.scenario import Attention, Precision, Recompute
+from calc.plan import Plan, Workload
+from calc.recomputation import CORE_MODULE
+from calc.scenario import Adapter, Attention, Implementation, Precision, Recompute
+from calc.sizes import step_memory
+from calc.step import Part
 
 B, S, L, V, P, N, D, R = sympy.symbols("B S L V P N D R", positive=True, integer=True)
 H = N * D
 GPT = {"B": B, "S": S, "L": L, "V": V, "P": P, "N": N, "K": N, "D": D, "H": H, "F": 4 * H, "R": R}
 """The closed forms' block: as many key and value heads as heads, an MLP of width 4H."""
 
-LAYER = LayerFacts(
-    wiring=Wiring.GPT2,
-    activation=Activation.GELU_NEW,
-    query_key_value_bias=True,
-    output_bias=True,
-    mlp_bias=True,
-    query_key_norm=False,
-    residual_dropout=True,
-    core=AttentionCore(
-        kernel=Attention.EAGER,
-        dropout=True,
-        fp32_softmax=False,
-        grouped=False,
-        closure=(),
-        one_sequence=False,
-        one_head=False,
-        one_key_value_head=False,
-    ),
-)
-MODEL = ModelFacts(
-    wiring=Wiring.GPT2,
-    attention=Attention.EAGER,
-    embedding_dropout=True,
-    one_sequence=False,
-    tied_embeddings=True,
-)
-NUMERICS = Plan().numerics
+ARCHITECTURE = architecture({"model_type": "gpt2"})
+WORKLOAD = Workload(micro_batch_size=2, sequence_length=8)
+"""Only their facts are used, such as that there is more than one sequence; sizes are the symbols."""
 
 
-def gpt2() -> list[tuple[Section, Any]]:
-    """GPT-2's sections with their counts, the layer's being the symbol L."""
-    embedding = EMBEDDINGS[Wiring.GPT2](MODEL, NUMERICS)
-    layer = LAYERS[Wiring.GPT2](LAYER, NUMERICS)
-    return [(embedding, 1), (layer, L), (head(MODEL, NUMERICS, embedding.held), 1)]
+LATER_LAYERS = 2
+"""The runs of a step: embedding, first layer, later layers, head."""
 
 
-def parameters() -> dict[Tensor, Any]:
-    """GPT-2's parameters, each with how many there are; tied ones once."""
-    return {tensor: count for section, count in reversed(gpt2()) for tensor, _ in section.parameters()}
+def gpt2(**choices: Any) -> StepMemory:
+    """A training step of GPT-2 with eager attention."""
+    return step_memory(ARCHITECTURE, WORKLOAD, Plan(attention=Attention.EAGER, **choices))
+
+
+def layer_of(step: StepMemory) -> Part:
+    """A layer that is not the first, whose input needs a gradient in every scenario."""
+    return step.runs[LATER_LAYERS].part
 
 
 def assert_equal(left: Any, right: Any) -> None:
@@ -73,11 +49,14 @@ def assert_equal(left: Any, right: Any) -> None:
 
 
 def test_parameters() -> None:
-    counted = sum(count * tensor.numel(GPT) for tensor, count in parameters().items())
+    embedding, first, later, head = (
+        sum(tensor.numel(GPT) for tensor, _ in parameters) for _, parameters in gpt2().owned
+    )
+    assert_equal(first, later)
     learned_positions = P * H
     final_norm = 2 * H
     closed_form = closed_forms.transformer_parameters(num_layers=L, vocab_size=V, hidden_size=H)
-    assert_equal(counted, closed_form + learned_positions + final_norm)
+    assert_equal(embedding + L * later + head, closed_form + learned_positions + final_norm)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +100,8 @@ def weight_and_gradient(plan: Plan) -> tuple[Tensor, Tensor]:
     ids=str,
 )
 def test_activation_bytes_per_layer(precision: Precision, recompute: Recompute, layer_norms: int) -> None:
-    layer = RECOMPUTATIONS[recompute](megatron_layer(LAYER, Plan(precision=precision).numerics))
-    kept = lifetimes(layer, Context(input_required=True)).saved
+    step = gpt2(implementation=Implementation.MEGATRON, precision=precision, recompute=recompute)
+    kept = layer_of(step).life.saved
     layer_norm_statistics = layer_norms * 2 * 4 * B * S  # mean and reciprocal deviation, fp32
     closed_form = closed_forms.activation_bytes_per_layer(
         batch_size=B, sequence_length=S, hidden_size=H, num_heads=N, recompute=recompute
@@ -142,7 +121,7 @@ ATTENTION_ROWS = {
 
 @pytest.mark.parametrize(("part", "name", "module"), [(part, *row) for part, row in ATTENTION_ROWS.items()])
 def test_attention_flops(part: str, name: str, module: str) -> None:
-    (row,) = (row for row in layer_rows() if (row.name, row.module) == (name, module))
+    (row,) = (row for row in layer_of(gpt2()).section.rows if (row.name, row.module) == (name, module))
     elementwise = row.elementwise_flops * row.writes[0].numel(GPT)
     counted = sum(product.flops(GPT) for product in row.products) + elementwise
     closed_form = closed_forms.attention_flops(batch_size=B, sequence_length=S, hidden_size=H, num_heads=N)
@@ -150,7 +129,7 @@ def test_attention_flops(part: str, name: str, module: str) -> None:
 
 
 def test_attention_flops_leave_out_the_mask_and_dropout_alone() -> None:
-    attention = [row for row in layer_rows() if row.component is Component.ATTENTION]
+    attention = [row for row in layer_of(gpt2()).section.rows if row.component is Component.ATTENTION]
     counted = {(row.name, row.module) for row in attention if row.products or row.elementwise_flops}
     assert counted - set(ATTENTION_ROWS.values()) == {
         ("mask", CORE_MODULE),
@@ -159,16 +138,11 @@ def test_attention_flops_leave_out_the_mask_and_dropout_alone() -> None:
     }
 
 
-def layer_rows() -> tuple[Row, ...]:
-    return LAYERS[Wiring.GPT2](LAYER, NUMERICS).rows
-
-
 @pytest.mark.parametrize(
     ("target", "in_features", "out_features"),
     [("c_attn", H, 3 * H), ("attn.c_proj", H, H), ("c_fc", H, 4 * H), ("mlp.c_proj", 4 * H, H)],
 )
 def test_lora_parameters(target: str, in_features: Any, out_features: Any) -> None:
-    facts = AdapterFacts(target_modules=(target,), dropout=True, dtype=DType.FP32)
-    adapted = adapt(LAYERS[Wiring.GPT2](LAYER, NUMERICS), facts, NUMERICS)
+    adapted = layer_of(gpt2(adapter=Adapter(target_modules=(target,)))).section
     added = sum(tensor.numel(GPT) for tensor, _ in adapted.parameters() if tensor.trainable)
     assert_equal(added, closed_forms.lora_parameters(in_features=in_features, out_features=out_features, rank=R))

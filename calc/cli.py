@@ -1,0 +1,140 @@
+"""The command line: `gpucalc`, also `python -m calc`."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from .catalogue import models
+from .errors import ConfigError
+from .estimate import estimate
+from .explain import formulas
+from .flags import add_scenario_flags, flag, scenario_fields, scenario_from_options
+from .hardware import gpus
+
+ANSWERED, DOES_NOT_FIT, WRONG_QUESTION = 0, 1, 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status: 0 answered, 1 does not fit and that was asked, 2 a wrong question."""
+    try:
+        options, unknown = _parser().parse_known_args(arguments)
+        if unknown:
+            raise _unknown_argument(unknown[0])
+        status = options.run(options)
+        sys.stdout.flush()
+    except ConfigError as error:
+        return _complain(str(error))
+    except BrokenPipeError:
+        # The reader has left; without this Python complains once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return ANSWERED
+    return status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_complain(f"{message}; see {self.prog} --help"))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="gpucalc", description="What a training step of a transformer needs: memory, peak, FLOPs.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        added.set_defaults(run=run)
+        return added
+
+    estimating = command("estimate", _estimate, "Does the step fit, what takes the memory, how many FLOPs.")
+    estimating.add_argument("--fail-if-oom", action="store_true", help="Exit with status 1 when it does not fit.")
+    explaining = command("explain", _explain, "The closed formulas with this scenario's numbers, beside the ledger.")
+    listings = [
+        command("models", _models, "The catalogue's models."),
+        command("gpus", _gpus, "The catalogue's GPUs."),
+    ]
+    for each in (estimating, explaining, *listings):
+        each.add_argument("--json", action="store_true", help="Print JSON and nothing else.")
+    for each in (estimating, explaining):
+        add_scenario_flags(each)
+    serving = command("serve", _serve, "Serve the page and the HTTP interface.")
+    serving.add_argument("--host", default="127.0.0.1", help="Address to listen on. Default: %(default)s.")
+    serving.add_argument("--port", default=8000, type=_port, help="Default: %(default)s.")
+    return parser
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    answer = estimate(scenario_from_options(options))
+    if options.json:
+        _write_json(answer.to_dict())
+    else:
+        from .report import print_estimate  # rich takes longer to import than an estimate takes
+
+        print_estimate(answer)
+    return DOES_NOT_FIT if options.fail_if_oom and answer.memory.fits is False else ANSWERED
+
+
+def _explain(options: argparse.Namespace) -> int:
+    answer = formulas(estimate(scenario_from_options(options)))
+    if options.json:
+        _write_json([asdict(formula) for formula in answer])
+    else:
+        from .report import print_formulas
+
+        print_formulas(answer)
+    return ANSWERED
+
+
+def _models(options: argparse.Namespace) -> int:
+    if options.json:
+        _write_json([model.to_dict() for model in models()])
+    else:
+        from .report import print_models
+
+        print_models(models())
+    return ANSWERED
+
+
+def _gpus(options: argparse.Namespace) -> int:
+    if options.json:
+        _write_json([gpu.to_dict() for gpu in gpus()])
+    else:
+        from .report import print_gpus
+
+        print_gpus(gpus())
+    return ANSWERED
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        import uvicorn
+    except ModuleNotFoundError:
+        return _complain("serve needs packages that are not installed: pip install 'gpucalc[serve]'")
+    uvicorn.run("api.app:app", host=options.host, port=options.port)
+    return ANSWERED
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port < 2**16:
+        raise ValueError
+    return port
+
+
+def _write_json(content: Any) -> None:
+    sys.stdout.write(json.dumps(content, indent=2) + "\n")
+
+
+def _complain(message: str) -> int:
+    sys.stderr.write(f"gpucalc: {message}\n")
+    return WRONG_QUESTION
+
+
+def _unknown_argument(argument: str) -> ConfigError:
+    near = get_close_matches(argument.split("=")[0], [flag(name) for name, _ in scenario_fields()], n=1)
+    hint = f"unknown, did you mean {near[0]}?" if near else "unknown, see gpucalc --help"
+    return ConfigError("argument", argument, hint)

@@ -1,0 +1,180 @@
+"""Answers as a person reads them in a terminal. The only module that knows rich; imported when a table is printed."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .catalogue import CatalogueModel
+from .estimate import Estimate
+from .explain import Formula
+from .hardware import Gpu
+from .model_source import load_model
+from .timeline import Phase
+from .units import GIB, format_bytes, format_count, format_flops, format_gib, format_gigabytes
+
+BAR_WIDTH = 24
+UNIT_FORMATS = {"bytes": format_bytes, "FLOP": format_flops, "parameters": format_count}
+
+
+def verdict(estimate: Estimate) -> str:
+    """One sentence: does it fit, and by how much."""
+    memory = estimate.memory
+    if memory.fits is None:
+        return f"The peak is {format_gib(memory.peak_allocated_bytes)}. Name a GPU to see whether it fits."
+    needed = memory.gpu_memory_bytes - memory.headroom_bytes
+    figures = f"{needed / GIB:,.1f} of {format_gib(memory.gpu_memory_bytes)}"
+    if memory.fits:
+        return f"Fits. {figures}, {format_gib(memory.headroom_bytes)} free."
+    return f"Does not fit. {figures}, {format_gib(-memory.headroom_bytes)} too much."
+
+
+def print_estimate(estimate: Estimate) -> None:
+    """The verdict, then what is behind it."""
+    console = Console(highlight=False)
+    memory, flops = estimate.memory, estimate.flops
+    colour = {None: "", True: " green", False: " red"}[memory.fits]
+    console.print(Text(verdict(estimate), style=f"bold{colour}"))
+    place = "" if memory.peak_phase is Phase.OPTIMIZER else f", {memory.peak_at}"
+    console.print(f"Peak in {memory.peak_phase}{place}; {format_flops(flops.total)} a step.\n")
+    for table in (_at_peak(estimate), _phases(estimate), _parameters(estimate), _flops(estimate)):
+        console.print(table)
+        console.print()
+    _print_notes(console, estimate.notes)
+
+
+def _at_peak(estimate: Estimate) -> Table:
+    memory = estimate.memory
+    rows = [
+        (_words(part), format_bytes(size), f"{size:,}", "█" * round(BAR_WIDTH * size / memory.peak_allocated_bytes))
+        for part, size in memory.at_peak.items()
+        if size
+    ]
+    beside = {
+        "total": memory.peak_allocated_bytes,
+        "library workspaces, beside it": memory.library_workspace_bytes,
+        "CUDA context (assumed), beside it": memory.assumed_context_bytes,
+    }
+    rows += [(name, format_bytes(size), f"{size:,}", "") for name, size in beside.items() if size is not None]
+    return _table("At the peak", ("", "size", "bytes", ""), rows)
+
+
+def _phases(estimate: Estimate) -> Table:
+    rows = (
+        (phase.name, format_gib(phase.peak_allocated_bytes), format_gib(phase.end_allocated_bytes))
+        for phase in estimate.memory.phases
+    )
+    return _table("Phases", ("", "peak", "at the end"), rows)
+
+
+def _parameters(estimate: Estimate) -> Table:
+    parameters = estimate.parameters
+    counts = {
+        **parameters.by_component,
+        "total": parameters.total,
+        "trainable": parameters.trainable,
+        "frozen": parameters.frozen,
+    }
+    return _table(
+        "Parameters", ("", "count", "exactly"), ((_words(n), format_count(c), f"{c:,}") for n, c in counts.items() if c)
+    )
+
+
+def _flops(estimate: Estimate) -> Table:
+    flops = estimate.flops
+    counts = {
+        "forward": flops.forward,
+        "backward": flops.backward,
+        "recompute": flops.recompute,
+        "total": flops.total,
+        "element-wise, beside it": flops.elementwise,
+        "of the model, per token": flops.model_flops_per_token,
+    }
+    return _table(
+        "FLOPs of one step",
+        ("", "count", "exactly"),
+        ((name, format_flops(count), f"{count:,}") for name, count in counts.items() if count),
+    )
+
+
+def print_formulas(formulas: Iterable[Formula]) -> None:
+    """Each formula, with its numbers, beside the ledger's answer."""
+    console = Console(highlight=False)
+    for formula in formulas:
+        console.print(Text(formula.title, style="bold"))
+        letters = ", ".join(f"{letter} = {name} = {value}" for letter, (name, value) in formula.symbols.items())
+        lines = {
+            "formula": formula.statement,
+            "where": letters,
+            "numbers": formula.substituted,
+            "value": _quantity(formula.value, formula.unit),
+            "ledger": None if formula.ledger_value is None else _quantity(formula.ledger_value, formula.unit),
+            "differs by": formula.difference,
+            "leaves out": formula.leaves_out,
+            "note": formula.note,
+            "source": formula.source,
+        }
+        grid = Table.grid(padding=(0, 2))
+        for name, text in lines.items():
+            if text:
+                grid.add_row(f"  {name}", Text(text))
+        console.print(grid)
+        console.print()
+
+
+def print_models(models: Iterable[CatalogueModel]) -> None:
+    """One line per model of the catalogue."""
+    rows = (_model_cells(model) for model in models)
+    Console(highlight=False).print(_table("Models", ("name", "family", "layers", "hidden size", "positions"), rows))
+
+
+def _model_cells(model: CatalogueModel) -> tuple[str, ...]:
+    architecture = load_model(model.name)
+    sizes = (architecture.num_layers, architecture.hidden_size, architecture.max_position_embeddings)
+    return (model.name, architecture.model_type, *(f"{size:,}" for size in sizes))
+
+
+def print_gpus(gpus: Iterable[Gpu]) -> None:
+    """One line per GPU of the catalogue."""
+    rows = (
+        (
+            gpu.name,
+            format_gib(gpu.memory_bytes),
+            "" if gpu.usable_memory_bytes is None else format_gib(gpu.usable_memory_bytes),
+            format_gigabytes(gpu.memory_bandwidth_bytes_per_second),
+            _peak(gpu.dense_flops_per_second["bf16"]),
+        )
+        for gpu in gpus
+    )
+    columns = ("name", "memory", "usable", "per second", "bf16, dense, per second")
+    Console(highlight=False).print(_table("GPUs", columns, rows))
+
+
+def _peak(flops_per_second: int | None) -> str:
+    return "" if flops_per_second is None else format_flops(flops_per_second)
+
+
+def _print_notes(console: Console, notes: Sequence[str]) -> None:
+    console.print(Text("Notes", style="bold"))
+    for note in notes:
+        console.print(Padding(Text(f"· {note}"), (0, 0, 0, 1)))
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Iterable[str]]) -> Table:
+    """A table whose first column is words and whose others are figures."""
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    for number, column in enumerate(columns):
+        table.add_column(_words(column), justify="right" if number and column else "left", no_wrap=bool(number))
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _quantity(value: int, unit: str) -> str:
+    return f"{UNIT_FORMATS[unit](value)} ({value:,} {unit})"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

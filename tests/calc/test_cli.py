@@ -1,0 +1,167 @@
+"""The command line: answers on standard output, one line on standard error for what cannot be answered."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import calc
+from calc.cli import main
+from calc.flags import flag, scenario_fields
+from calc.scenario import Scenario
+
+ROOT = Path(__file__).parents[2]
+GPT2_CONFIG = {"model_type": "gpt2"}
+
+
+@pytest.fixture
+def config_file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(GPT2_CONFIG))
+    return path
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """What the command says on standard error, being one line and nothing else."""
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    assert err.count("\n") == 1
+    return err
+
+
+def test_json_is_the_estimate_alone(capsys: pytest.CaptureFixture[str]):
+    assert main(["estimate", "gpt2", "--micro-batch-size", "8", "--json"]) == 0
+    expected = calc.estimate(Scenario(model="gpt2", micro_batch_size=8)).to_dict()
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected))
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_model_is_a_path(config_file: Path, as_folder: bool, capsys: pytest.CaptureFixture[str]):
+    assert main(["estimate", str(config_file.parent if as_folder else config_file), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["total"] == 124_439_808
+
+
+def test_model_is_inline(capsys: pytest.CaptureFixture[str]):
+    assert main(["estimate", json.dumps(GPT2_CONFIG), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parameters"]["total"] == 124_439_808
+
+
+def test_table_names_the_verdict_first(capsys: pytest.CaptureFixture[str]):
+    assert main(["estimate", "llama-3.1-8b", "--gpu", "h100-sxm-80gb", "--recompute", "full"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Does not fit. ")
+    for heading in ("At the peak", "Phases", "Parameters", "FLOPs of one step", "Notes"):
+        assert heading in out
+    assert "\x1b" not in out
+
+
+def test_does_not_fit_is_an_answer_unless_told_otherwise(capsys: pytest.CaptureFixture[str]):
+    question = ["estimate", "llama-3.1-8b", "--gpu", "rtx-4090", "--json"]
+    assert main(question) == 0
+    assert main([*question, "--fail-if-oom"]) == 1
+    assert main(["estimate", "gpt2", "--gpu", "h100-sxm-80gb", "--json", "--fail-if-oom"]) == 0
+
+
+def test_every_field_of_the_scenario_has_its_flag(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(["estimate", "--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    names = [name for name, _ in scenario_fields()]
+    assert {name.partition(".")[0] for name in names} | {"model"} == set(Scenario.model_fields)
+    assert all(flag(name) in shown for name in names)
+
+
+def test_scenario_file_and_standard_input_say_what_flags_say(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    fields = {"model": "gpt2", "micro_batch_size": 2, "adapter": {"rank": 4}}
+    path = tmp_path / "scenario.json"
+    path.write_text(json.dumps(fields))
+    assert main(["estimate", "gpt2", "--micro-batch-size", "2", "--adapter.rank", "4", "--json"]) == 0
+    by_flags = capsys.readouterr().out
+    assert main(["estimate", "--scenario", str(path), "--json"]) == 0
+    assert capsys.readouterr().out == by_flags
+    piped = subprocess.run(
+        [sys.executable, "-m", "calc", "estimate", "--scenario", "-", "--json"],
+        input=path.read_text(),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    assert piped.stdout == by_flags
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["estimate"], ["model", "is required"]),
+        (["estimate", "gpt2", "--micro-batch-size", "0"], ["micro_batch_size = 0", "greater than or equal to 1"]),
+        (["estimate", "gpt2", "--micro-batch-size", "eight"], ["micro_batch_size = 'eight'", "integer"]),
+        (["estimate", "gpt2", "--adapter.alpha", "NaN"], ["adapter.alpha = nan", "finite"]),
+        (["estimate", "gpt2", "--optimizer", "adam"], ["optimizer = 'adam'", "adamw"]),
+        (["estimate", "gpt2", "--micro-batchsize", "8"], ["--micro-batchsize", "did you mean --micro-batch-size"]),
+        (["estimate", "gpt2", "--recompute", "full", "--recompute", "none"], ["recompute", "given twice"]),
+        (["estimate", "gpt2", "--gpu", "h1000"], ["gpu = 'h1000'", "h100"]),
+        (["estimate", "gpt2", "--parallel.tensor", "8"], ["parallel.tensor = 8", "not supported yet"]),
+        (["estimate", "gpt-2"], ["model = 'gpt-2'"]),
+        (["estimate", '{"model_type": "gpt2", "n_head": 7}'], ["model.n_head = 7", "divide"]),
+        (["estimate", '{"model_type": "gpt5"}'], ["model.model_type = 'gpt5'", "llama"]),
+        (["estimate", '{"model_type"'], ["model"]),
+        (["estimate", "gpt2", "--scenario", "-"], ["model = 'gpt2'", "--scenario"]),
+        (["explain", "gpt2", "--sequence-length", "1e9"], ["sequence_length"]),
+    ],
+)
+def test_a_wrong_question_gets_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]):
+    message = refusal(capsys, *arguments)
+    assert all(word in message for word in words)
+
+
+BAD_CONTENTS = {
+    "not JSON": b'{"model": ',
+    "not JSON: 'utf": b"\x7fELF\x02\x01\x01\xff\xfe",
+    "should hold a JSON object": b"[1, 2]",
+    "is larger than": b" " * (5 * 2**20),
+    "recursion": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize(("words", "content"), BAD_CONTENTS.items(), ids=BAD_CONTENTS)
+def test_bad_files_get_one_line(words: str, content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+    for arguments in (["estimate", "--scenario", str(path)], ["estimate", str(path)], ["estimate", str(tmp_path)]):
+        assert words in refusal(capsys, *arguments)
+
+
+def test_missing_files_get_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert "No such file" in refusal(capsys, "estimate", "--scenario", str(tmp_path / "none.json"))
+    assert "config.json" in refusal(capsys, "estimate", str(tmp_path))
+
+
+@pytest.mark.parametrize("arguments", [[], ["guess"], ["serve", "--port", "70000"], ["serve", "--port", "http"]])
+def test_a_wrong_command_gets_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["models", "gpus"])
+def test_catalogues_are_listed(command: str, capsys: pytest.CaptureFixture[str]):
+    assert main([command, "--json"]) == 0
+    names = [entry["name"] for entry in json.loads(capsys.readouterr().out)]
+    assert names
+    assert main([command]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in names)
+
+
+def test_a_reader_that_leaves_is_no_error():
+    command = f"{sys.executable} -m calc estimate gpt2 --json | head -c 1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
