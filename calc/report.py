@@ -22,13 +22,13 @@ UNIT_FORMATS = {"bytes": format_bytes, "FLOP": format_flops, "parameters": forma
 def verdict(estimate: Estimate) -> str:
     """One sentence: does it fit, and by how much."""
     memory = estimate.memory
-    if memory.fits is None:
+    capacity, headroom = memory.gpu_memory_bytes, memory.headroom_bytes
+    if capacity is None or headroom is None:
         return f"The peak is {format_gib(memory.peak_allocated_bytes)}. Name a GPU to see whether it fits."
-    needed = memory.gpu_memory_bytes - memory.headroom_bytes
-    figures = f"{needed / GIB:,.1f} of {format_gib(memory.gpu_memory_bytes)}"
+    figures = f"{(capacity - headroom) / GIB:,.1f} of {format_gib(capacity)}"
     if memory.fits:
-        return f"Fits. {figures}, {format_gib(memory.headroom_bytes)} free."
-    return f"Does not fit. {figures}, {format_gib(-memory.headroom_bytes)} too much."
+        return f"Fits. {figures}, {format_gib(headroom)} free."
+    return f"Does not fit. {figures}, {format_gib(-headroom)} too much."
 
 
 def print_estimate(estimate: Estimate) -> None:

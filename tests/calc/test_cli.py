@@ -1,5 +1,6 @@
 """The command line: answers on standard output, one line on standard error for what cannot be answered."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -165,3 +166,12 @@ def test_a_reader_that_leaves_is_no_error():
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
+
+
+def test_serve_runs_the_application(monkeypatch: pytest.MonkeyPatch):
+    served: list[tuple[str, dict[str, object]]] = []
+    monkeypatch.setattr("uvicorn.run", lambda app, **options: served.append((app, options)))
+    assert main(["serve", "--port", "8123"]) == 0
+    assert served == [("api.app:create_app", {"factory": True, "host": "127.0.0.1", "port": 8123})]
+    module, _, factory = served[0][0].partition(":")
+    assert callable(getattr(importlib.import_module(module), factory))

@@ -1,5 +1,7 @@
 """The founding formulas against published numbers and tiny sums done by hand."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import sympy
@@ -10,7 +12,7 @@ from calc.recipes import RECIPES, State
 
 GPT2 = {"num_layers": 12, "vocab_size": 50257, "hidden_size": 768}
 GPT3 = {"num_layers": 96, "vocab_size": 50257, "hidden_size": 12288}
-GPT3_LAYER = {"batch_size": 1, "hidden_size": 12288, "num_heads": 96}
+GPT3_LAYER: dict[str, Any] = {"batch_size": 1, "hidden_size": 12288, "num_heads": 96}
 
 
 def test_gpt2_parameters_are_the_closed_form_plus_positions_and_final_norm():
@@ -86,9 +88,9 @@ def test_unknown_names_are_refused():
 
 
 def test_symbols_and_arrays_give_what_integers_give():
-    sizes = {"batch_size": 3, "sequence_length": 160, "hidden_size": 96, "num_heads": 6}
-    symbols = {name: sympy.Symbol(name, positive=True, integer=True) for name in sizes}
-    arrays = {name: np.array([float(size)]) for name, size in sizes.items()}
+    sizes: dict[str, Any] = {"batch_size": 3, "sequence_length": 160, "hidden_size": 96, "num_heads": 6}
+    symbols: dict[str, Any] = {name: sympy.Symbol(name, positive=True, integer=True) for name in sizes}
+    arrays: dict[str, Any] = {name: np.array([float(size)]) for name, size in sizes.items()}
     exact = closed_forms.activation_bytes_per_layer(**sizes)
     symbolic = closed_forms.activation_bytes_per_layer(**symbols)
     assert symbolic.subs({symbols[name]: size for name, size in sizes.items()}) == exact
