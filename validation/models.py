@@ -1,15 +1,18 @@
 """The real training job of a Scenario: transformers model, PEFT adapter, checkpointing, optimizer, autocast, scaler.
 
 The same job is traced without a GPU (fake tensors on "cpu") and measured on one ("cuda"). Written for transformers
-5.23.0 and peft 0.21.2.
+5.23.0 and peft 0.21.2. Imports nothing of calc: a machine with a GPU often has torch, transformers and peft, and no
+pydantic. There a scenario is a plain object of strings and numbers with the Scenario's names.
 """
 
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import peft
 import torch
@@ -19,21 +22,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from calc.errors import ConfigError
-from calc.scenario import (
-    Adapter,
-    AdapterDType,
-    AdapterKind,
-    Attention,
-    Implementation,
-    Loss,
-    Optimizer,
-    Parallel,
-    Precision,
-    Recompute,
-    Scenario,
-    Task,
-)
+if TYPE_CHECKING:
+    from calc.scenario import Adapter, Scenario
 
 transformers.logging.set_verbosity_error()
 
@@ -42,29 +32,28 @@ Value = TypeVar("Value")
 
 LONGEST_DEFAULT_SEQUENCE = 4096
 
-WEIGHT_DTYPE = {
-    Precision.FP32: torch.float32,
-    Precision.BF16: torch.bfloat16,
-    Precision.FP16: torch.float16,
-    Precision.BF16_AUTOCAST: torch.float32,
-    Precision.FP16_AUTOCAST: torch.float32,
+WEIGHT_DTYPE: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "bf16-autocast": torch.float32,
+    "fp16-autocast": torch.float32,
 }
-AUTOCAST_DTYPE = {Precision.BF16_AUTOCAST: torch.bfloat16, Precision.FP16_AUTOCAST: torch.float16}
+AUTOCAST_DTYPE: dict[str, torch.dtype] = {"bf16-autocast": torch.bfloat16, "fp16-autocast": torch.float16}
 
-OPTIMIZERS: dict[Optimizer, Callable[..., torch.optim.Optimizer]] = {
-    Optimizer.ADAMW: partial(torch.optim.AdamW, foreach=True),
-    Optimizer.ADAMW_FUSED: partial(torch.optim.AdamW, fused=True),
-    Optimizer.ADAMW_FOR_LOOP: partial(torch.optim.AdamW, foreach=False, fused=False),
-    Optimizer.SGD: partial(torch.optim.SGD, foreach=True),
-    Optimizer.SGD_MOMENTUM: partial(torch.optim.SGD, foreach=True, momentum=0.9),
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adamw": partial(torch.optim.AdamW, foreach=True),
+    "adamw-fused": partial(torch.optim.AdamW, fused=True),
+    "adamw-for-loop": partial(torch.optim.AdamW, foreach=False, fused=False),
+    "sgd": partial(torch.optim.SGD, foreach=True),
+    "sgd-momentum": partial(torch.optim.SGD, foreach=True, momentum=0.9),
 }
 
 ONLY = {
-    "task": Task.TRAINING,
-    "implementation": Implementation.TRANSFORMERS,
-    "loss": Loss.CROSS_ENTROPY,
+    "task": "training",
+    "implementation": "transformers",
+    "loss": "cross-entropy",
     "recompute_group_size": 1,
-    "parallel": Parallel(),
 }
 """Fields of which one value is run here."""
 
@@ -83,6 +72,14 @@ class Job:
     gradient_accumulation_steps: int
 
 
+class CannotRun(ValueError):
+    """A scenario's value that is not run here; `field` names it as the Scenario does."""
+
+    def __init__(self, field: str, value: str, known: Iterable[Any]) -> None:
+        self.field = field
+        super().__init__(f"{field} = {value!r}: cannot be run; known: {', '.join(map(str, known))}")
+
+
 ContextPair = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
 
 
@@ -99,11 +96,11 @@ def build_job(
     precision = supported("precision", scenario.precision, WEIGHT_DTYPE)
     optimizer = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     hf_config = AutoConfig.for_model(**with_dropout(config, scenario.dropout))
-    if scenario.recompute is Recompute.SELECTIVE:
+    if scenario.recompute == "selective":
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(hf_config, dtype=precision, attn_implementation=kernel)
-        if scenario.recompute is Recompute.FULL:
+        if scenario.recompute == "full":
             model.activation_checkpointing_enable(checkpoint_options, scenario.recompute_interval)
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter)
@@ -114,7 +111,7 @@ def build_job(
         model=model,
         optimizer=optimizer([p for p in model.parameters() if p.requires_grad]),
         autocast=partial(torch.autocast, device, autocast_dtype) if autocast_dtype else nullcontext,
-        scaler=torch.amp.GradScaler(device) if scenario.precision is Precision.FP16_AUTOCAST else None,
+        scaler=torch.amp.GradScaler(device) if scenario.precision == "fp16-autocast" else None,
         input_ids=input_ids,
         gradient_accumulation_steps=scenario.gradient_accumulation_steps,
     )
@@ -122,17 +119,8 @@ def build_job(
 
 def supported(field: str, asked: Key, known: dict[Key, Value]) -> Value:
     if asked not in known:
-        raise ConfigError(field, str(asked), f"cannot be run; known: {', '.join(map(str, known))}")
+        raise CannotRun(field, str(asked), known)
     return known[asked]
-
-
-def attention_kernel(scenario: Scenario) -> Attention:
-    """flash or eager: what `auto` means for this precision, or the kernel that was asked for."""
-    if scenario.attention is Attention.AUTO and scenario.precision is not Precision.FP32:
-        return Attention.FLASH
-    if scenario.attention in (Attention.FLASH, Attention.EAGER):
-        return scenario.attention
-    raise ConfigError("attention", str(scenario.attention), "cannot be run; known: flash, eager")
 
 
 def sequence_length(scenario: Scenario, hf_config: Any) -> int:
@@ -144,7 +132,7 @@ def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any
 
 
 def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:
-    supported("adapter.kind", adapter.kind, {AdapterKind.LORA: None})
+    supported("adapter.kind", adapter.kind, {"lora": None})
     targets = adapter.target_modules
     lora = peft.LoraConfig(
         r=adapter.rank,
@@ -153,7 +141,7 @@ def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:
         target_modules=None if targets is None else list(targets),
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps [in, out] weights
     )
-    return peft.get_peft_model(model, lora, autocast_adapter_dtype=adapter.dtype is AdapterDType.FP32)
+    return peft.get_peft_model(model, lora, autocast_adapter_dtype=adapter.dtype == "fp32")
 
 
 def checkpointed(kernel: str, interval: int, options: dict[str, Any]) -> str:

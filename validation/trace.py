@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import masking_utils
 
-from calc.scenario import Attention, Scenario, scenario_from_strings
+from calc.scenario import Attention, Parallel, Precision, Scenario, scenario_from_strings
 from validation.cuda_kernels import (
     TRACED_FLASH,
     CudaFunctions,
@@ -35,7 +35,7 @@ from validation.cuda_kernels import (
     hidden_workspace_bytes,
     round_up,
 )
-from validation.models import Job, attention_kernel, build_job
+from validation.models import CannotRun, Job, build_job, supported
 from validation.step import Phase, forward, training_step
 
 ALLOCATION_UNIT_BYTES = 512
@@ -148,7 +148,9 @@ class StepRecorder(TorchDispatchMode):
 
 def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
     """The first and the second, steady step of `scenario` on the model that `config` (a config.json) describes."""
-    kernel = KERNELS[attention_kernel(scenario)]
+    if scenario.parallel != Parallel():
+        raise CannotRun("parallel", str(scenario.parallel), ["one GPU"])
+    kernel = supported("attention", attention_kernel(scenario), KERNELS)
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(), only_reference_counting():
         job = build_job(scenario, config, "cpu", kernel, checkpoint_contexts)
         recorder = StepRecorder()
@@ -159,6 +161,12 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
                 training_step(job, recorder.during)
         saved = autograd_saved_bytes(job)
     return Trace(parameters(job.model), memory(job, recorder, saved), flops(recorder), tuple(recorder.events))
+
+
+def attention_kernel(scenario: Scenario) -> Attention:
+    """The kernel that was asked for; `auto` means flash where the precision allows it."""
+    auto = scenario.attention is Attention.AUTO and scenario.precision is not Precision.FP32
+    return Attention.FLASH if auto else scenario.attention
 
 
 @contextmanager

@@ -13,11 +13,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from calc.errors import ConfigError
 from calc.scenario import Scenario
 from validation import cuda_kernels
 from validation.cuda_kernels import CudaFunctions, checkpoint_contexts
-from validation.models import Job, build_job
+from validation.models import CannotRun, Job, build_job
 from validation.step import Phase, forward, training_step
 from validation.trace import Trace, lines, main, storage_bytes, trace
 
@@ -379,7 +378,7 @@ def test_gpt2_124m(dropout: float | None, forward_gib: float, backward_gib: floa
     ],
 )
 def test_what_cannot_be_traced_is_refused_by_name(field: str, fields: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError) as refusal:
+    with pytest.raises(CannotRun) as refusal:
         traced(**fields)
     assert refusal.value.field == field
 
