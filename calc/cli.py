@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from difflib import get_close_matches
+from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from .catalogue import models
@@ -21,6 +22,9 @@ ANSWERED, DOES_NOT_FIT, WRONG_QUESTION = 0, 1, 2
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0 answered, 1 does not fit and that was asked, 2 a wrong question."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that cannot show a character gets a question mark, not a traceback.
+        sys.stdout.reconfigure(errors="replace")
     try:
         options, unknown = _parser().parse_known_args(arguments)
         if unknown:
@@ -60,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     for each in (estimating, explaining, *listings):
         each.add_argument("--json", action="store_true", help="Print JSON and nothing else.")
     for each in (estimating, explaining):
+        each.usage = f"{each.prog} MODEL [--FLAG VALUE ...] [--json]"
         add_scenario_flags(each)
     serving = command("serve", _serve, "Serve the page and the HTTP interface.")
     serving.add_argument("--host", default="127.0.0.1", help="Address to listen on. Default: %(default)s.")

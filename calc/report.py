@@ -36,7 +36,7 @@ def print_estimate(estimate: Estimate) -> None:
     console = Console(highlight=False)
     memory, flops = estimate.memory, estimate.flops
     colour = {None: "", True: " green", False: " red"}[memory.fits]
-    console.print(Text(verdict(estimate), style=f"bold{colour}"))
+    console.print(Text(verdict(estimate), style=f"bold{colour}"), soft_wrap=True)
     place = "" if memory.peak_phase is Phase.OPTIMIZER else f", {memory.peak_at}"
     console.print(f"Peak in {memory.peak_phase}{place}; {format_flops(flops.total)} a step.\n")
     for table in (_at_peak(estimate), _phases(estimate), _parameters(estimate), _flops(estimate)):
@@ -166,7 +166,7 @@ def _table(title: str, columns: Sequence[str], rows: Iterable[Iterable[str]]) ->
     """A table whose first column is words and whose others are figures."""
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
-        table.add_column(_words(column), justify="right" if number and column else "left", no_wrap=bool(number))
+        table.add_column(column, justify="right" if number and column else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     return table

@@ -3,6 +3,9 @@
 GIB = 2**30
 GB = 10**9
 
+LARGEST_IN_FULL = 10**7
+"""Larger quantities are written with an exponent."""
+
 BINARY_UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 SI_PREFIXES = ((10**18, "E"), (10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 COUNT_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
@@ -10,14 +13,14 @@ COUNT_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 def format_gib(num_bytes: int) -> str:
     """GiB with one decimal, the unit of totals: `61.3 GiB`."""
-    return f"{num_bytes / GIB:,.1f} GiB"
+    return f"{_decimal(num_bytes / GIB, 1)} GiB"
 
 
 def format_bytes(num_bytes: int) -> str:
     """GiB with one decimal where that shows a digit, else the next smaller unit: `61.3 GiB`, `0.1 GiB`, `38.4 MiB`."""
     for size, unit in BINARY_UNITS:
         if abs(num_bytes) * 10 >= size:
-            return f"{num_bytes / size:,.1f} {unit}"
+            return f"{_decimal(num_bytes / size, 1)} {unit}"
     return f"{num_bytes:,} bytes"
 
 
@@ -35,7 +38,7 @@ def format_flops(flops: int) -> str:
     """SI prefixes and two decimals, from a tenth of a unit on: `0.21 PFLOP`, `12.88 GFLOP`."""
     for size, prefix in SI_PREFIXES:
         if abs(flops) * 10 >= size:
-            return f"{flops / size:,.2f} {prefix}FLOP"
+            return f"{_decimal(flops / size, 2)} {prefix}FLOP"
     return f"{flops} FLOP"
 
 
@@ -43,5 +46,9 @@ def format_count(count: int) -> str:
     """Parameters or tokens: `8.03 B`, `124.44 M`, `768`."""
     for size, unit in COUNT_UNITS:
         if abs(count) >= size:
-            return f"{count / size:,.2f} {unit}"
+            return f"{_decimal(count / size, 2)} {unit}"
     return str(count)
+
+
+def _decimal(number: float, digits: int) -> str:
+    return f"{number:,.{digits}f}" if abs(number) < LARGEST_IN_FULL else f"{number:.{digits}e}"

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,14 @@ def test_a_reader_that_leaves_is_no_error():
         ["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, cwd=ROOT, check=False
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "{", "")
+
+
+def test_a_terminal_without_unicode_gets_an_answer():
+    done = subprocess.run(
+        [sys.executable, "-m", "calc", "explain", "gpt2"],
+        capture_output=True, cwd=ROOT, env={**os.environ, "PYTHONIOENCODING": "ascii"}, check=True,
+    )  # fmt: skip
+    assert b"34?B?S?H" in done.stdout
 
 
 def test_serve_runs_the_application(monkeypatch: pytest.MonkeyPatch):

@@ -16,6 +16,7 @@ from calc import units
         (65_824_358_400, "61.3 GiB"),
         (-(2**31), "-2.0 GiB"),
         (3186 * 2**30, "3,186.0 GiB"),
+        (10**30, "9.3e+20 GiB"),
     ],
 )
 def test_bytes(num_bytes: int, text: str):
