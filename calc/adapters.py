@@ -118,4 +118,4 @@ def _lora(x: Tensor, of_base: Tensor, result: Tensor, base: Row, facts: AdapterF
     yield add(of_base, scaled, total)
     if total is not result:
         yield cast(total, result)
-    yield frame(branch_input)
+    yield frame(x, branch_input)

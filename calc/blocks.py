@@ -8,8 +8,10 @@ from .dtype import DType
 from .ledger import Component, Kind, Row, Section, Tensor
 from .lifetimes import NEXT
 from .operators import (
+    CORE_MODULE,
     HEADS,
     KEY_VALUE_HEADS,
+    POSITION_IDS,
     TOKENS,
     AttentionCore,
     Numerics,
@@ -26,7 +28,6 @@ from .operators import (
     stamped,
 )
 from .primitives import add, dropout, frame, like, multiply, part, view
-from .recomputation import CORE_MODULE
 from .scenario import Attention
 
 
@@ -56,9 +57,6 @@ class ModelFacts:
 
 
 INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)
-POSITION_IDS = Tensor("position_ids", ("S",), DType.INT64)
-CLOSURES: dict[Wiring, tuple[Tensor, ...]] = {Wiring.GPT2: (), Wiring.LLAMA: (POSITION_IDS,)}
-"""What layers pass along to the attention function unused."""
 COS = "rotary.cos"
 SIN = "rotary.sin"
 
@@ -106,7 +104,7 @@ def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     if facts.embedding_dropout:
         rows.append(dropout(total, output))
     held = (tokens, POSITION_IDS, positions, *_mask(facts.attention, numerics))
-    return Section(name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")), output=output, held=held)
+    return Section(name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")), output=output, held=held, leaf=tokens)
 
 
 def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
@@ -120,8 +118,8 @@ def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         *_mask_rows(facts, numerics),
         Row(name="rotary_emb", reads=(POSITION_IDS,), writes=(cos, sin), temporaries=angles),
     ]
-    held = (tokens, POSITION_IDS, *_mask(facts.attention, numerics))
-    return Section(name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "model")), output=tokens, held=held)
+    held = (tokens, POSITION_IDS, cos, sin, *_mask(facts.attention, numerics))
+    return Section(name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "model")), output=tokens, held=held, leaf=tokens)
 
 
 def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
@@ -130,12 +128,12 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     middle, output = hidden_states(numerics, "hidden_states after attention"), hidden_states(numerics, f"{NEXT}hidden_states")
     norm_1, normed = layer_norm("ln_1", x, "ln_1 output", numerics)
     attention, attended, held = _gpt2_attention(normed, facts, numerics)
-    norm_2, normed = layer_norm("ln_2", middle, "ln_2 output", numerics)
+    norm_2, normed_2 = layer_norm("ln_2", middle, "ln_2 output", numerics)
     up = Tensor("c_fc output", ("B", "S", "F"), numerics.compute)
     act, activated = activation(facts.activation, up, "activation output", numerics)
     projected = Tensor("mlp c_proj output", ("B", "S", "H"), numerics.compute)
     mlp = [
-        *linear("mlp.c_fc", normed, up, ("H",), ("F",), numerics, bias=True, conv1d=True),
+        *linear("mlp.c_fc", normed_2, up, ("H",), ("F",), numerics, bias=True, conv1d=True),
         *act,
         *linear("mlp.c_proj", activated, projected, ("F",), ("H",), numerics, bias=True, conv1d=True),
     ]
@@ -147,10 +145,11 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         *norm_1,
         *stamped(attention, Component.ATTENTION, "attn"),
         add(attended, x, middle),
+        frame(normed),
         *norm_2,
         *stamped(mlp, Component.MLP, "mlp"),
         add(middle, projected, output),
-        frame(x, middle, attended, projected, *held),
+        frame(x, middle, attended, normed_2, projected, *held),
     ]
     return Section(name="layer", rows=tuple(rows), input=x, output=output, arguments=_mask(facts.core.kernel, numerics))
 
@@ -196,25 +195,27 @@ def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     middle, output = hidden_states(numerics, "hidden_states after attention"), hidden_states(numerics, f"{NEXT}hidden_states")
     norm_1, normed = rms_norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
     attention, attended, held = _llama_attention(normed, facts, numerics)
-    norm_2, normed = rms_norm("post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics)
+    norm_2, normed_2 = rms_norm("post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics)
     gate, up, product = (
         Tensor(f"{name} output", ("B", "S", "F"), numerics.compute) for name in ("gate_proj", "up_proj", "gated")
     )
     act, activated = activation(facts.activation, gate, "activation output", numerics)
     down = Tensor("down_proj output", ("B", "S", "H"), numerics.compute)
     mlp = [
-        *linear("mlp.gate_proj", normed, gate, ("H",), ("F",), numerics, bias=facts.mlp_bias),
+        *linear("mlp.gate_proj", normed_2, gate, ("H",), ("F",), numerics, bias=facts.mlp_bias),
         *act,
-        *linear("mlp.up_proj", normed, up, ("H",), ("F",), numerics, bias=facts.mlp_bias),
+        *linear("mlp.up_proj", normed_2, up, ("H",), ("F",), numerics, bias=facts.mlp_bias),
         multiply(activated, up, product),
         *linear("mlp.down_proj", product, down, ("F",), ("H",), numerics, bias=facts.mlp_bias),
     ]
     rows = [
         *norm_1,
         *stamped(attention, Component.ATTENTION, "self_attn"),
+        frame(normed),
         add(x, attended, middle),
         *norm_2,
         *stamped(mlp, Component.MLP, "mlp"),
+        frame(normed_2),
         add(middle, down, output),
         frame(x, middle, *held),
     ]

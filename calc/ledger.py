@@ -116,8 +116,8 @@ class Gradient:
     """Hands on the storage of the output's gradient (additions, views)."""
     viewed: bool = False
     """Arrives as a view whose base autograd keeps, so that a second gradient cannot be added to it in place."""
-    temporaries: tuple[Tensor, ...] = ()
-    """Alive while the node runs, beside the gradient itself."""
+    unreduced: Tensor | None = None
+    """What the node makes first, where the engine then sums or casts it to the gradient's shape and type."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +170,8 @@ class Section:
     regions: tuple[Region, ...] = ()
     arguments: tuple[Tensor, ...] = ()
     """Tensors without a gradient that the model passes to this part by position."""
+    leaf: Tensor | None = None
+    """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model."""
     held: tuple[Tensor, ...] = ()
     """Tensors the model's own frame holds until it returns."""
 

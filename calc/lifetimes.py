@@ -12,6 +12,9 @@ from dataclasses import dataclass, field, replace
 
 from .ledger import Gradient, Kind, Region, Row, Section, Tensor, requires_gradient, saved_for_backward
 
+HIDDEN_STATES = "hidden_states"
+"""What layers and head call their input."""
+
 NEXT = "next "
 """Before the name of a section's output: what the next part calls its input."""
 
@@ -25,6 +28,8 @@ class Context:
 
     input_required: bool
     """The section's input needs a gradient."""
+    leaves: frozenset[Tensor] = frozenset()
+    """Tensors made to require a gradient; they live until backward ends."""
     held_input: Tensor | None = None
     """What the input is called outside, where a Python frame holds it through forward: not freed here, unless a node here keeps it."""
     gradients_exist: bool = False
@@ -102,8 +107,8 @@ class _Builder:
 
     def build(self) -> Lifetimes:
         section, context = self.section, self.context
-        roots = [section.input] if section.input and context.input_required else []
-        self.required = requires_gradient(section.rows, roots)
+        roots = {section.input} if section.input and context.input_required else set()
+        self.required = requires_gradient(section.rows, roots | context.leaves)
         self.base = _bases(section.rows)
         written = {self._storage(tensor) for row in section.rows for tensor in row.writes}
         self.local = (written | context.released) - context.exported
@@ -142,10 +147,11 @@ class _Builder:
         }
         if section.input is not None and self.context.held_input is not None:
             names[section.input] = self.context.held_input
-            names[gradient_of(section.input)] = gradient_of(self.context.held_input)
         if section.output is not None:
             passed_on = replace(section.output, name=section.output.name.removeprefix(NEXT))
             names[section.output] = passed_on
+            if section.input is None:
+                passed_on = replace(passed_on, name=HIDDEN_STATES)
             names[gradient_of(section.output)] = gradient_of(passed_on)
         return names
 
@@ -192,8 +198,8 @@ class _Builder:
             if self._region(index) is None:
                 seen |= self._saved(row)
         for region in self.section.regions:
-            if self._saving_rows(region):
-                seen |= self._region_inputs(region) & self.required.union(region.arguments)
+            arguments = {self._storage(tensor) for tensor in region.arguments}
+            seen |= self._region_inputs(region) & (self.required | arguments)
         return seen
 
     def _forward(self, needed: dict[Tensor, int]) -> tuple[Event, ...]:
@@ -235,7 +241,10 @@ class _Builder:
             if region is not None and region not in started and self._has_saves(row):
                 started.add(region)
                 self._rerun(region, rerun, freed_by)
-            self._node(row, buffers, freed_by.get(index, ()))
+            self._node(row, buffers, freed_by.get(index, ()), checkpointed=region is not None)
+        if section.input is None:
+            for leaf in buffers.values():
+                self._release(leaf.storage)
         return tuple(self.events)
 
     def _rerun(self, region: Region, rerun: list[Row], freed_by: dict[int, list[Tensor]]) -> None:
@@ -251,26 +260,34 @@ class _Builder:
             wanted.update(dict.fromkeys(self._saved(rows[index]) - outside, index))
         local, self.local = self.local, {self._storage(tensor) for row in again for tensor in row.writes}
         cached = _cached(again)
-        unread = {tensor for row in rows[last : last + 1] for tensor in row.reads} if not saves_own_output else set()
+        unread = {self._storage(tensor) for row in rows[region.start + len(again) : region.stop] for tensor in row.reads}
         self._run(again, keep=wanted.keys() | cached | unread)
         self._free(sorted((cached | (unread & self.local)) - wanted.keys(), key=_name))
         self.local = local
         for tensor, index in wanted.items():
             freed_by.setdefault(index, []).append(tensor)
 
-    def _node(self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor]) -> None:
+    def _node(
+        self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool
+    ) -> None:
         """Run one autograd node."""
         received = [buffers.pop(tensor).storage for tensor in row.writes if tensor in buffers]
         if not received:
             self._free(saved)
             return
-        wanted = [gradient for gradient in row.gradients if gradient.of in self.required or gradient.of.trainable]
+        wanted = [gradient for gradient in row.gradients if gradient.of in self.required]
         made = [self._gradient(gradient, received) for gradient in wanted]
-        temporaries = [tensor for gradient in wanted for tensor in gradient.temporaries]
-        self._moment((*temporaries, *row.backward_temporaries))
+        self._moment(row.backward_temporaries)
+        if checkpointed:
+            self._free(saved)  # what a checkpoint hands out only the node's own call holds
+        for gradient in wanted:
+            if gradient.unreduced is not None:
+                self._allocate([gradient_of(gradient.of)])
+                self._free([gradient.unreduced])
         for storage in received:
             self._release(storage)
-        self._free(saved)
+        if not checkpointed:
+            self._free(saved)
         for gradient, storage in zip(wanted, made, strict=True):
             pending = _Pending(storage, gradient.viewed)
             if gradient.of.kind is Kind.PARAMETERS:
@@ -283,7 +300,7 @@ class _Builder:
             received[0].holders += 1
             return received[0]
         storage = _Storage(gradient_of(gradient.of))
-        self._allocate([storage.tensor])
+        self._allocate([gradient.unreduced or storage.tensor])
         return storage
 
     def _meet(self, waiting: _Pending | None, new: _Pending) -> _Pending:

@@ -11,9 +11,8 @@ from .blocks import LayerFacts, hidden_states
 from .dtype import DType
 from .ledger import Component, Gradient, Row, Section, Tensor
 from .lifetimes import NEXT
-from .operators import HEADS, SCORES, SCORES_PRODUCT, VALUES_PRODUCT, Numerics, layer_norm, linear, stamped
+from .operators import CORE_MODULE, HEADS, SCORES, SCORES_PRODUCT, VALUES_PRODUCT, Numerics, layer_norm, linear, stamped
 from .primitives import add, copy, dropout, like, matmul, part, scale, softmax, unary
-from .recomputation import CORE_MODULE
 
 
 def megatron_layer(facts: LayerFacts, numerics: Numerics) -> Section:

@@ -17,8 +17,11 @@ GRAD_SCALER = tuple(Tensor(f"GradScaler.{name}", (), DType.FP32, Kind.BUFFERS) f
 """torch/amp/grad_scaler.py: two scalars on the device."""
 
 
-FOUND_INF = Program([(Tensor("GradScaler.found_inf", (), DType.FP32, Kind.TEMPORARIES), True)])
-"""Lives until the scaler's update()."""
+_FOUND_INF = Tensor("GradScaler.found_inf", (), DType.FP32, Kind.TEMPORARIES)
+_INVERSE_SCALE = tuple(replace(_FOUND_INF, name=f"GradScaler.inv_scale.{part}") for part in ("double", "reciprocal", "float"))
+UNSCALE = Program([(tensor, True) for tensor in (*_INVERSE_SCALE, _FOUND_INF)] + [(tensor, False) for tensor in _INVERSE_SCALE])
+"""GradScaler.unscale_: the inverse of the scale by way of fp64, and a flag that lives until update()."""
+UPDATE = Program([(_FOUND_INF, False)])
 
 
 @dataclass(frozen=True)
@@ -99,10 +102,12 @@ class StepMemory:
 
     @cached_property
     def first_step_peak_bytes(self) -> int:
-        """The peak of the first step: its forward and backward have no optimizer states yet."""
+        """The peak of the first step: there are no optimizer states before `step()` itself makes them."""
         missing = self.persistent_bytes[Kind.OPTIMIZER_STATES] if self.plan.recipe is None else 0
-        before = max(self.timeline.phase_peak_bytes(phase) for phase in (Phase.FORWARD, Phase.BACKWARD)) - missing
-        return max(before, self.timeline.phase_peak_bytes(Phase.OPTIMIZER))
+        return max(
+            span.peak_bytes - (0 if span.stretch.phase is Phase.OPTIMIZER and span.stretch.program is not UNSCALE else missing)
+            for span in self.timeline.spans
+        )
 
     @cached_property
     def hooks_bytes(self) -> int:
@@ -139,8 +144,10 @@ class StepMemory:
     def _optimizer(self) -> Iterator[Stretch]:
         """step() and zero_grad(set_to_none=True)."""
         if uses_grad_scaler(self.plan):
-            yield self._stretch(Phase.OPTIMIZER, self.runs[0], FOUND_INF)
+            yield self._stretch(Phase.OPTIMIZER, self.runs[0], UNSCALE)
         yield from self._optimizer_temporaries()
+        if uses_grad_scaler(self.plan):
+            yield self._stretch(Phase.OPTIMIZER, self.runs[0], UPDATE)
         if self.plan.recipe is None:
             for run, parameters in self.owned:
                 trained = tuple(parameter for parameter, _ in parameters if parameter.trainable)

@@ -41,6 +41,13 @@ class Numerics:
         return self.weights is not self.compute
 
 
+CORE_MODULE = "core"
+"""What the rows from q, k, v to the attention output are stamped with."""
+
+POSITION_IDS = Tensor("position_ids", ("S",), DType.INT64)
+"""The model's frame holds them, and passes them along to the attention function; so a checkpoint's closure keeps them."""
+
+
 def stamped(rows: Iterable[Row], component: Component, module: str) -> list[Row]:
     """Rows, with where they belong; those of a module inside keep its name."""
     return [replace(row, component=component, module=row.module or module) for row in rows]
@@ -80,7 +87,7 @@ def linear(
     conv1d: bool = False,
 ) -> list[Row]:
     """nn.Linear, or GPT-2's Conv1D: [B, S, in] -> [B, S, out], weight out·in, 2·B·S·in·out FLOPs."""
-    cast_x, x = autocast_input(x, numerics, name)
+    cast_x, lower_x = autocast_input(x, numerics, name)
     weight = weight or parameter(f"{name}.weight", (*out_dims, *in_dims), numerics)
     cast_weight, weight = autocast_weight(weight, numerics)
     cast_bias: list[Row] = []
@@ -90,8 +97,8 @@ def linear(
     product = Product((), TOKENS, out_dims, in_dims)
     # autocast casts a call's last argument first: nn.Linear's is the bias, addmm's (Conv1D) the weight.
     casts = [*cast_weight, *cast_x, *cast_bias] if conv1d else [*cast_bias, *cast_weight, *cast_x]
-    row = matmul("linear", x, weight, out, product, bias=b, transposed=not conv1d)
-    return [replace(row, module=name) for row in (*casts, row)]
+    row = matmul("linear", lower_x, weight, out, product, bias=b, transposed=not conv1d)
+    return [replace(row, module=name) for row in (*casts, row, frame(x))]
 
 
 def rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -120,7 +127,7 @@ def rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numeric
         rows.append(cast(normed, rounded))
     weight = parameter(f"{name}.weight", dims, numerics)
     out = like(x, out_name, dtype=wider(weight.dtype, rounded.dtype))
-    rows += [multiply(weight, rounded, out), frame(normed, variance)]
+    rows += [multiply(weight, rounded, out), frame(x, normed, variance)]
     return stamped(rows, Component.NORM, name), out
 
 
@@ -176,8 +183,6 @@ class AttentionCore:
     """softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
     grouped: bool
     """Fewer key/value heads than query heads."""
-    closure: tuple[Tensor, ...]
-    """Tensors of the model's frame that the layer passes along unused; a checkpoint keeps them."""
     one_sequence: bool
     one_head: bool
     one_key_value_head: bool
@@ -241,7 +246,7 @@ def eager_attention(
     heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
     rows.append(matmul("values", weights, value, heads, VALUES_PRODUCT))
     rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=strided))
-    rows.append(frame(*repeated, *core.closure))
+    rows.append(frame(*repeated, POSITION_IDS))
     return rows, out, weights
 
 
@@ -308,7 +313,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numeri
             elementwise_shape=SCORES,
         )
     )
-    rows.append(frame(*core.closure))
+    rows.append(frame(POSITION_IDS))
     return rows, out
 
 
@@ -318,7 +323,7 @@ def activation(function: Activation, x: Tensor, name: str, numerics: Numerics) -
         return _gelu_new(x, name, numerics)
     out = like(x, name)
     saves_output = function is Activation.RELU
-    return [unary(function, x, out, saves_output=saves_output)], out
+    return [unary(function, x, out, saves_output=saves_output), frame(x)], out
 
 
 def _gelu_new(x: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -343,6 +348,7 @@ def _gelu_new(x: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tens
         unary("tanh", argument, tanh, saves_output=True),
         shift(tanh, gate),
         multiply(half, gate, out),
+        frame(x),
     ]
     return rows, out
 

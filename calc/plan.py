@@ -175,6 +175,6 @@ def _flash_obstacle(scenario: Scenario, architecture: Architecture, sequence_len
     for layer, _ in architecture.layers:
         if layer.head_dim > FLASH_LARGEST_HEAD or layer.head_dim % FLASH_HEAD_MULTIPLE:
             return f"the flash kernel takes head sizes that are multiples of 8 up to 256, not {layer.head_dim}"
-        if layer.sliding_window is not None and sequence_length > layer.sliding_window:
+        if layer.sliding_window is not None and sequence_length >= layer.sliding_window:
             return f"a sliding window of {layer.sliding_window} tokens needs a mask, which the flash kernel does not take"
     return None

@@ -76,7 +76,7 @@ def multiply(a: Tensor, b: Tensor, out: Tensor) -> Row:
 def _factor_gradient(of: Tensor, other: Tensor, out: Tensor) -> Gradient:
     unreduced = like(out, f"∂{of.name} before sum and cast")
     fits = of.shape == out.shape and of.dtype is out.dtype
-    return Gradient(of=of, needs=(other,), temporaries=() if fits else (unreduced,))
+    return Gradient(of=of, needs=(other,), unreduced=None if fits else unreduced)
 
 
 def scale(x: Tensor, out: Tensor, *, name: str = "mul") -> Row:

@@ -4,11 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from .ledger import Region, Section
+from .operators import CORE_MODULE, POSITION_IDS
 from .scenario import Recompute
-
-CORE_MODULE = "core"
-"""What the rows from q, k, v to the attention output are stamped with."""
-
 
 def unchanged(section: Section) -> Section:
     """Nothing is recomputed."""
@@ -24,8 +21,9 @@ def selective(section: Section) -> Section:
     """A checkpoint around the attention core: q, k and v are kept, nothing between them and the output (Korthikanti et al. 2022, section 5)."""
     core = [index for index, row in enumerate(section.rows) if row.module.split(".")[-1] == CORE_MODULE]
     rows = section.rows[core[0] : core[-1] + 1]
-    masks = tuple(tensor for row in rows if row.name == "mask" for tensor in row.reads)
-    return replace(section, regions=(Region(start=core[0], stop=core[-1] + 1, arguments=masks),))
+    made = {tensor for row in rows for tensor in row.writes}
+    arguments = {tensor for row in rows for tensor in row.reads if tensor is not POSITION_IDS} - made
+    return replace(section, regions=(Region(start=core[0], stop=core[-1] + 1, arguments=tuple(arguments)),))
 
 
 RECOMPUTATIONS: dict[Recompute, Callable[[Section], Section]] = {

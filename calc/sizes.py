@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from .adapters import adapter_facts
 from .architecture import Architecture, Dropouts, Layer, Wiring
-from .blocks import BUFFERS, CLOSURES, INPUT_IDS, LayerFacts, ModelFacts
+from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
 from .ledger import Sizes
 from .memory import GRAD_SCALER, Run, StepMemory, uses_grad_scaler
 from .operators import AttentionCore
@@ -84,7 +84,6 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
             kernel=plan.attention,
             dropout=dropouts.attention > 0,
             fp32_softmax=layer.wiring is Wiring.LLAMA,
-            closure=CLOSURES[layer.wiring],
             grouped=layer.num_key_value_heads < layer.num_attention_heads,
             one_sequence=workload.micro_batch_size == 1,
             one_head=layer.num_attention_heads == 1,

@@ -9,7 +9,7 @@ from functools import lru_cache
 from .adapters import AdapterFacts, adapt, check_targets
 from .architecture import Wiring
 from .blocks import EMBEDDINGS, LAYERS, LayerFacts, ModelFacts, head
-from .ledger import Component, Kind, Section, Sizes, Tensor, requires_gradient, saved_for_backward
+from .ledger import Component, Section, Sizes, Tensor, requires_gradient, saved_for_backward
 from .flops import Products, products
 from .lifetimes import Context, Event, Lifetimes, gradient_of, lifetimes
 from .operators import Numerics
@@ -78,7 +78,7 @@ def step(facts: StepFacts) -> Step:
     contexts = _contexts(sections, facts)
     parts = tuple(_part(section, context, facts) for section, context in zip(sections, contexts, strict=True))
     loss = sections[-1].output
-    logits = replace(_logits(sections[-1]), kind=Kind.TEMPORARIES)
+    logits = _logits(sections[-1])
     names = ("loss / k", *(("loss · scale",) if facts.loss_scaling else ()), "∂loss / k")
     scalars = [replace(loss, name=name) for name in names]
     between: list[Event] = [(scalars[0], True), (loss, False), (logits, False)]
@@ -109,11 +109,12 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     embedding, *layers, last = sections
     made = {tensor for row in embedding.rows for tensor in row.writes}
     required = requires_gradient(embedding.rows)
+    leaves = frozenset({embedding.leaf} if facts.recompute is Recompute.FULL and not required else ())
+    required = requires_gradient(embedding.rows, leaves)
     own = {tensor for row in embedding.rows for tensor in saved_for_backward(row, required)}
-    # transformers makes the embedding's output require a gradient when it checkpoints (enable_input_require_grads).
-    asks = embedding.output in required or facts.recompute is not Recompute.NONE
+    asks = embedding.output in required
     contexts: list[Context] = []
-    kept: set[Tensor] = set()
+    kept: set[Tensor] = set(leaves)
     held = embedding.output if embedding.output in embedding.held else None
     for layer in layers:
         context = Context(input_required=asks, held_input=held if not contexts else None)
@@ -126,6 +127,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     tied = {tensor for tensor, _ in last.parameters() if tensor.trainable} & {tensor for tensor, _ in embedding.parameters()}
     first = Context(
         input_required=False,
+        leaves=leaves,
         exported=frozenset(shared - own),
         kept=frozenset(made & kept - {embedding.output}),
         meeting=dict.fromkeys(tied, not facts.numerics.autocast),

@@ -128,6 +128,7 @@ class StepRecorder(TorchDispatchMode):
         self.ended[self.step].append(PhaseBytes(phase, self.peak_bytes, self.live_bytes))
 
     def _hold_inside(self, op: Any, sizes: list[int]) -> None:
+        sizes = [round_up(size, ALLOCATION_UNIT_BYTES) for size in sizes]
         for size in sizes:
             self.storages += 1
             self._change(str(op), self.storages, size)
