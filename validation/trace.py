@@ -147,6 +147,13 @@ class StepRecorder(TorchDispatchMode):
         self.events.append(Event(self.step, self.phase, op, storage, size, self.live_bytes, shape, dtype))
 
 
+class CudaCalls(TorchDispatchMode):
+    """A forward as CUDA would run it, not recorded."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return cuda_call(func, args, kwargs or {}, in_engine=False)
+
+
 def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
     """The first and the second, steady step of `scenario` on the model that `config` (a config.json) describes."""
     if scenario.parallel != Parallel():
@@ -220,11 +227,13 @@ def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, A
     phases = [phase_bytes(phase, steady) for phase in Phase]
     highest = max(phases, key=lambda phase: phase.peak_allocated_bytes)
     before = recorder.live_bytes_before_step
+    # Made by the first step, as the optimizer's states are.
+    scaler = storage_bytes(scaler_tensors(job))
     return {
         "persistent_bytes": {
             "parameters": storage_bytes(job.model.parameters()),
-            "optimizer_states": before[STEADY_STEP] - before[FIRST_STEP],
-            "buffers": storage_bytes(job.model.buffers()),
+            "optimizer_states": before[STEADY_STEP] - before[FIRST_STEP] - scaler,
+            "buffers": storage_bytes(job.model.buffers()) + scaler,
             "inputs": storage_bytes([job.input_ids]),
         },
         "saved_activation_bytes": steady[0].end_allocated_bytes - before[STEADY_STEP],
@@ -234,6 +243,12 @@ def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, A
         "peak_allocated_bytes": highest.peak_allocated_bytes,
         "peak_phase": highest.name,
     }
+
+
+def scaler_tensors(job: Job) -> list[torch.Tensor]:
+    """What a GradScaler keeps on the device."""
+    state = vars(job.scaler) if job.scaler is not None else {}
+    return [state[name] for name in ("_scale", "_growth_tracker") if name in state]
 
 
 def phase_bytes(name: Phase, ended: list[PhaseBytes]) -> PhaseBytes:
@@ -255,7 +270,7 @@ def autograd_saved_bytes(job: Job) -> int:
         saved.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with CudaCalls(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = forward(job)
         del outputs
     owned = {p.untyped_storage()._cdata for p in job.model.parameters()}
