@@ -219,7 +219,15 @@ def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(middle, down, output),
         frame(x, middle, *held),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output)
+    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=LLAMA_MODULES)
+
+
+LLAMA_MODULES = (
+    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
+    "input_layernorm",
+    "post_attention_layernorm",
+)
 
 
 def _llama_attention(

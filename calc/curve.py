@@ -32,7 +32,7 @@ def curve(timeline: Timeline) -> tuple[Point, ...]:
     """For each part of the step its highest point and its end, in the step's order."""
     points = [Point(phase=Phase.FORWARD, label="start", layer=None, allocated_bytes=timeline.base_bytes)]
     for span in timeline.spans:
-        if span.running:
+        if span.stretch.program.steps:
             points += _points(span)
     return tuple(points)
 
@@ -42,7 +42,7 @@ def _points(span: Span) -> Iterator[Point]:
     for part in _sampled(stretch.count):
         layer = None if stretch.first_layer is None else stretch.first_layer + part * stretch.layer_step
         start = span.start_bytes + part * span.net_bytes
-        for level in (start + max(0, *span.running), start + span.net_bytes):
+        for level in (start + span.highest_bytes, start + span.net_bytes):
             yield Point(phase=stretch.phase, label=stretch.label, layer=layer, allocated_bytes=level)
 
 

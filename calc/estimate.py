@@ -6,17 +6,16 @@ from functools import cached_property
 from typing import Any
 
 from .architecture import Architecture, Wiring
+from .assembly import step_memory
 from .curve import Point, curve
 from .flops import AttentionFlops, attention_flops, causal_flops, elementwise_flops, total_flops
 from .hardware import Gpu, gpu_named
 from .inventory import TensorEntry, inventory
-from .ledger import Kind
 from .memory import StepMemory
 from .model_source import load_model
 from .notes import notes
 from .plan import Plan, Workload, resolve
 from .scenario import Scenario
-from .sizes import step_memory
 from .timeline import Phase
 
 LIBRARIES = {
@@ -182,9 +181,9 @@ def _model_summary(architecture: Architecture) -> dict[str, Any]:
 def _parameters(step: StepMemory) -> Parameters:
     by_component: Counter[str] = Counter()
     trainable = 0
-    for run, parameters in step.owned:
-        for tensor, component in parameters:
-            count = run.count * tensor.numel(run.sizes)
+    for run in step.runs:
+        for tensor, component in run.part.parameters:
+            count = run.count * run.sizes[tensor.shape]
             by_component[component] += count
             trainable += count * tensor.trainable
     total = sum(by_component.values())
@@ -233,9 +232,8 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
 
 
 def _saved_per_layer(step: StepMemory, num_kinds: int) -> int | list[int]:
-    """What each part of a run of equal layers adds to what forward leaves; of the first run, its later layers."""
-    layers = [run for run in step.runs if run.part.section.name == "layer"]
-    each = [run.part.saved_bytes(run.sizes) for run in layers]
+    """One number where all layers are of one kind: its later layers'; a list per run of equal layers otherwise."""
+    each = list(step.saved_per_layer_bytes)
     kinds = each if len(each) == num_kinds else each[1:]
     return kinds[0] if len(kinds) == 1 else kinds
 
@@ -252,14 +250,13 @@ def _flops(step: StepMemory, workload: Workload) -> Flops:
     tokens = workload.micro_batch_size * workload.sequence_length
     forward = backward = recompute = useful = causal = elementwise = 0
     for run in step.runs:
-        products = run.part.products
-        needed = products.needed
-        forward += run.count * total_flops(products.forward, run.sizes)
-        backward += run.count * total_flops(products.backward, run.sizes)
-        recompute += run.count * total_flops(products.recompute, run.sizes)
-        useful += run.count * total_flops(needed, run.sizes)
-        causal += run.count * causal_flops(needed, run.sizes)
-        elementwise += run.count * elementwise_flops(run.part.section.rows, run.sizes)
+        products, sizes, count = run.part.products, run.sizes, run.count
+        forward += count * total_flops(products.forward, sizes)
+        backward += count * total_flops(products.backward, sizes)
+        recompute += count * total_flops(products.recompute, sizes)
+        useful += count * (total_flops(products.needed, sizes) + total_flops(products.needed_core, sizes))
+        causal += count * (total_flops(products.needed, sizes) + causal_flops(products.needed_core, sizes))
+        elementwise += count * elementwise_flops(products.elementwise, sizes)
     layer = step.runs[1]
     return Flops(
         forward=k * forward,
@@ -269,5 +266,5 @@ def _flops(step: StepMemory, workload: Workload) -> Flops:
         elementwise=k * elementwise,
         model_flops_per_token=useful // tokens,
         model_flops_per_token_causal=causal // tokens,
-        attention=attention_flops(layer.part.section.rows, layer.sizes),
+        attention=attention_flops(layer.part.attention, layer.sizes),
     )

@@ -1,27 +1,35 @@
 """FLOPs of one optimizer step, read off the ledger's matrix products."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .ledger import Product, Row, Sizes, numel
+from .ledger import Product, Row, Shape
 from .lifetimes import Lifetimes
 from .operators import SCORES
+from .sizes import Sizes
 
 SCALING_FLOPS = 1
 SOFTMAX_FLOPS = 3
 """Per score: the exponential, its share of the sum, the division."""
 
+Counts = tuple[tuple[Shape, int], ...]
+"""Shapes with how often each counts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Products:
-    """The matrix products of one part of the model for one micro-batch, with how often each is computed."""
+    """What one part of the model computes for one micro-batch. A product's shape is batch, m, n, k."""
 
-    forward: Mapping[Product, int]
-    backward: Mapping[Product, int]
-    recompute: Mapping[Product, int]
-    needed: Mapping[Product, int]
-    """Forward and backward without what a kernel computes again of its own forward."""
+    forward: Counts
+    backward: Counts
+    recompute: Counts
+    needed: Counts
+    """Forward and backward of all but the attention core, without what a kernel computes again of its own forward."""
+    needed_core: Counts
+    """The same of the attention core."""
+    elementwise: Counts
+    """Element-wise operations of forward: shapes with operations per element."""
 
 
 def products(rows: Iterable[Row], life: Lifetimes) -> Products:
@@ -30,38 +38,44 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
     forward = Counter(product for row in rows for product in row.products)
     backward: Counter[Product] = Counter()
     rerun: Counter[Product] = Counter()
+    elementwise: Counter[Shape] = Counter()
     for row in rows:
         wanted = [gradient for gradient in row.gradients if gradient.of in life.required]
         backward.update(product for gradient in wanted for product in gradient.products)
         if wanted:
             backward.update((*row.backward_products, *row.backward_rerun))
             rerun.update(row.backward_rerun)
+        if row.elementwise_flops:
+            elementwise[row.elementwise_shape or row.writes[0].shape] += row.elementwise_flops
+    needed = forward + backward - rerun
     return Products(
-        forward=forward,
-        backward=backward,
-        recompute=Counter(product for row in life.rerun for product in row.products),
-        needed=forward + backward - rerun,
+        forward=_counts(forward),
+        backward=_counts(backward),
+        recompute=_counts(Counter(product for row in life.rerun for product in row.products)),
+        needed=_counts({product: count for product, count in needed.items() if not product.batch}),
+        needed_core=_counts({product: count for product, count in needed.items() if product.batch}),
+        elementwise=tuple(elementwise.items()),
     )
 
 
-def total_flops(counted: Mapping[Product, int], sizes: Sizes) -> int:
-    """FLOPs of `counted`."""
-    return sum(count * product.flops(sizes) for product, count in counted.items())
+def _counts(counted: dict[Product, int]) -> Counts:
+    return tuple((product.shape, count) for product, count in counted.items())
 
 
-def causal_flops(counted: Mapping[Product, int], sizes: Sizes) -> int:
-    """The same where a token attends to itself and those before it: (S + 1) / 2 of S keys on average."""
-    return sum(
-        count * product.flops(sizes) * (sizes["S"] + 1) // (2 * sizes["S"])
-        if product.batch
-        else count * product.flops(sizes)
-        for product, count in counted.items()
-    )
+def total_flops(counts: Counts, sizes: Sizes) -> int:
+    """FLOPs of products: 2·batch·m·n·k each."""
+    return 2 * sum(count * sizes[shape] for shape, count in counts)
 
 
-def elementwise_flops(rows: Iterable[Row], sizes: Sizes) -> int:
-    """Element-wise operations of one forward; softmax counts three per element, everything else one."""
-    return sum(row.elementwise_flops * numel(row.elementwise_shape or row.writes[0].shape, sizes) for row in rows if row.elementwise_flops)
+def causal_flops(core: Counts, sizes: Sizes) -> int:
+    """FLOPs of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on average."""
+    length = sizes["S"]
+    return sum(count * sizes[shape] // length * (length + 1) for shape, count in core)
+
+
+def elementwise_flops(counts: Counts, sizes: Sizes) -> int:
+    """Element-wise operations; softmax counts three per element, everything else one."""
+    return sum(count * sizes[shape] for shape, count in counts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,24 +94,40 @@ QKV_MODULES = ("c_attn", "q_proj", "k_proj", "v_proj", "query_key_value")
 OUTPUT_MODULES = ("attn.c_proj", "o_proj", "dense")
 
 
-def attention_flops(rows: Iterable[Row], sizes: Sizes) -> AttentionFlops:
-    """The parts of one layer's attention, adapters left out."""
-    linears: dict[str, int] = {"qkv": 0, "output": 0}
-    core: list[int] = []
+@dataclass(frozen=True, slots=True)
+class AttentionProducts:
+    """The products of one layer's attention, by part, adapters left out."""
+
+    qkv_projection: Counts
+    scores: Counts
+    values: Counts
+    output_projection: Counts
+
+
+def attention_products(rows: Iterable[Row]) -> AttentionProducts:
+    """The parts of the attention that `rows` hold."""
+    linears: dict[tuple[str, ...], Counter[Product]] = {QKV_MODULES: Counter(), OUTPUT_MODULES: Counter()}
+    core: list[Product] = []
     for row in rows:
-        flops = [product.flops(sizes) for product in row.products]
-        if row.module.endswith(QKV_MODULES):
-            linears["qkv"] += sum(flops)
-        elif row.module.endswith(OUTPUT_MODULES):
-            linears["output"] += sum(flops)
-        elif any(product.batch for product in row.products):
-            core += flops
-    scores, values = core
+        core += (product for product in row.products if product.batch)
+        for modules, counter in linears.items():
+            if row.module.endswith(modules):
+                counter.update(row.products)
+    return AttentionProducts(
+        qkv_projection=_counts(linears[QKV_MODULES]),
+        scores=tuple((product.shape, 1) for product in core[:1]),
+        values=tuple((product.shape, 1) for product in core[1:]),
+        output_projection=_counts(linears[OUTPUT_MODULES]),
+    )
+
+
+def attention_flops(parts: AttentionProducts, sizes: Sizes) -> AttentionFlops:
+    """FLOPs of each part."""
     return AttentionFlops(
-        qkv_projection=linears["qkv"],
-        scores=scores,
-        scaling=SCALING_FLOPS * numel(SCORES, sizes),
-        softmax=SOFTMAX_FLOPS * numel(SCORES, sizes),
-        values=values,
-        output_projection=linears["output"],
+        qkv_projection=total_flops(parts.qkv_projection, sizes),
+        scores=total_flops(parts.scores, sizes),
+        scaling=SCALING_FLOPS * sizes[SCORES],
+        softmax=SOFTMAX_FLOPS * sizes[SCORES],
+        values=total_flops(parts.values, sizes),
+        output_projection=total_flops(parts.output_projection, sizes),
     )

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from .dtype import DType
-from .ledger import Kind, Sizes, Tensor
+from .ledger import Kind, Tensor
 from .lifetimes import NEXT
 from .memory import StepMemory
-from .timeline import Phase, storage_bytes
+from .sizes import Sizes, storage_bytes
+from .timeline import Phase
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ writes, what each gradient needs kept, what it needs for a moment. A section is 
 Everything else (memory over time, totals, FLOPs, explanations) is read off these three.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -18,7 +18,7 @@ Dimension = str | int
 
 Shape = tuple[Dimension, ...]
 
-Sizes = Mapping[str, Any]
+Symbols = Mapping[str, Any]
 """What each symbol stands for: integers, NumPy float64 arrays or SymPy expressions."""
 
 SYMBOLS = {
@@ -76,16 +76,16 @@ class Tensor:
     trainable: bool = False
     """A parameter that is trained."""
 
-    def numel(self, sizes: Sizes) -> Any:
+    def numel(self, sizes: Symbols) -> Any:
         """Number of elements."""
         return numel(self.shape, sizes)
 
-    def nbytes(self, sizes: Sizes) -> Any:
+    def nbytes(self, sizes: Symbols) -> Any:
         """Bytes of its elements, before the allocator rounds them up."""
         return self.numel(sizes) * self.dtype.itemsize
 
 
-def numel(shape: Shape, sizes: Sizes) -> Any:
+def numel(shape: Shape, sizes: Symbols) -> Any:
     """The product of the dimensions of `shape`."""
     return prod(size if isinstance(size, int) else sizes[size] for size in shape)
 
@@ -99,9 +99,14 @@ class Product:
     n: Shape
     k: Shape
 
-    def flops(self, sizes: Sizes) -> Any:
+    @property
+    def shape(self) -> Shape:
+        """All its dimensions."""
+        return (*self.batch, *self.m, *self.n, *self.k)
+
+    def flops(self, sizes: Symbols) -> Any:
         """2·batch·m·n·k: one multiplication and one addition per element pair (torch.utils.flop_counter's convention)."""
-        return 2 * numel((*self.batch, *self.m, *self.n, *self.k), sizes)
+        return 2 * numel(self.shape, sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,19 +175,23 @@ class Section:
     regions: tuple[Region, ...] = ()
     arguments: tuple[Tensor, ...] = ()
     """Tensors without a gradient that the model passes to this part by position."""
+    modules: tuple[str, ...] = ()
+    """Its modules in the order of their registration, where that is not the order of their use."""
     leaf: Tensor | None = None
     """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model."""
     held: tuple[Tensor, ...] = ()
     """Tensors the model's own frame holds until it returns."""
 
-    def parameters(self) -> Iterator[tuple[Tensor, Component]]:
-        """The parameters of one part, each once, in the order of their first use."""
-        seen: set[Tensor] = set()
-        for row in self.rows:
-            for tensor in row.reads:
-                if tensor.kind is Kind.PARAMETERS and tensor not in seen:
-                    seen.add(tensor)
-                    yield tensor, row.component
+    def parameters(self) -> list[tuple[Tensor, Component]]:
+        """The parameters of one part, each once, in the order of `model.parameters()`."""
+        found = {
+            tensor: row.component for row in self.rows for tensor in row.reads if tensor.kind is Kind.PARAMETERS
+        }
+        return sorted(found.items(), key=lambda item: self._registered(item[0].name))
+
+    def _registered(self, name: str) -> tuple[int, bool]:
+        module = next((index for index, module in enumerate(self.modules) if name.startswith(f"{module}.")), 0)
+        return module, name.endswith(".bias")
 
 
 def requires_gradient(rows: Iterable[Row], roots: Iterable[Tensor] = ()) -> set[Tensor]:

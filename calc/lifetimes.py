@@ -168,7 +168,7 @@ class _Builder:
 
     def _region_inputs(self, region: Region) -> set[Tensor]:
         rows = self.section.rows[region.start : region.stop]
-        written = {self._storage(tensor) for row in rows for tensor in row.writes}
+        written = {tensor for row in rows for tensor in row.writes}
         read = {self._storage(tensor) for row in rows for tensor in row.reads if tensor.kind is not Kind.PARAMETERS}
         return read - written
 
@@ -258,7 +258,7 @@ class _Builder:
         wanted: dict[Tensor, int] = {}
         for index in reversed(saving):
             wanted.update(dict.fromkeys(self._saved(rows[index]) - outside, index))
-        local, self.local = self.local, {self._storage(tensor) for row in again for tensor in row.writes}
+        local, self.local = self.local, {tensor for row in again for tensor in row.writes if self._storage(tensor) is tensor}
         cached = _cached(again)
         unread = {self._storage(tensor) for row in rows[region.start + len(again) : region.stop] for tensor in row.reads}
         self._run(again, keep=wanted.keys() | cached | unread)

@@ -192,6 +192,11 @@ class AttentionCore:
         """[B, N, S, D] stored as [B, S, N, D] becomes [B·N, S, D] by a copy, unless one of the two dimensions is 1."""
         return not (self.one_sequence or self.one_head)
 
+    def merges_key_value_heads_by_copy(self, *, cast: bool) -> bool:
+        """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no cast has written out."""
+        written_out = self.grouped and (cast or not self.one_key_value_head)
+        return self.merges_heads_by_copy and not written_out
+
 
 HEADS: Shape = ("B", "S", "N", "D")
 KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")
@@ -211,20 +216,16 @@ def eager_attention(
     key, value = k, v
     if core.grouped:
         key, value = like(k, "k repeated", shape=HEADS), like(v, "v repeated", shape=HEADS)
-        # A single head of a single sequence is repeated by an expanded view, which the product takes as it is.
-        repeat = view if core.one_sequence and core.one_key_value_head else copy
+        # A single head is repeated by an expanded view.
+        repeat = view if core.one_key_value_head else copy
         rows += [repeat(each, repeated, copies_gradient=True) for each, repeated in ((k, key), (v, value))]
     repeated = (key, value)
-    strided = core.merges_heads_by_copy
     rows_k, key = autocast_input(key, numerics, "scores")
     rows_q, query = autocast_input(q, numerics, "scores")
     rows += [*rows_k, *rows_q]
-    if strided:
-        rows_q, query = _merged(query)
-        rows += rows_q
-        if not core.grouped:
-            rows_k, key = _merged(key)
-            rows += rows_k
+    merge_q, query = _merged(query, core.merges_heads_by_copy)
+    merge_k, key = _merged(key, core.merges_key_value_heads_by_copy(cast=bool(rows_k)))
+    rows += [*merge_q, *merge_k]
     products, scaled = (Tensor(f"scores{suffix}", SCORES, numerics.compute) for suffix in ("", " scaled"))
     masked = like(scaled, "scores masked", dtype=wider(scaled.dtype, mask.dtype))
     rows += [
@@ -239,19 +240,19 @@ def eager_attention(
         rows.append(dropout(weights, dropped))
         weights = dropped
     rows_v, value = autocast_input(value, numerics, "values")
-    rows += rows_v
-    if strided and not core.grouped:
-        rows_v, value = _merged(value)
-        rows += rows_v
+    merge_v, value = _merged(value, core.merges_key_value_heads_by_copy(cast=bool(rows_v)))
+    rows += [*rows_v, *merge_v]
     heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
     rows.append(matmul("values", weights, value, heads, VALUES_PRODUCT))
-    rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=strided))
+    rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
     rows.append(frame(*repeated, POSITION_IDS))
     return rows, out, weights
 
 
-def _merged(x: Tensor) -> tuple[list[Row], Tensor]:
-    """matmul's reshape of [B, N, S, D] to [B·N, S, D]: a copy for a tensor stored as [B, S, N, D]."""
+def _merged(x: Tensor, by_copy: bool) -> tuple[list[Row], Tensor]:
+    """matmul's reshape of [B, N, S, D] to [B·N, S, D]."""
+    if not by_copy:
+        return [], x
     out = like(x, f"{x.name}, heads together")
     return [copy(x, out, name="reshape")], out
 
@@ -259,6 +260,7 @@ def _merged(x: Tensor) -> tuple[list[Row], Tensor]:
 def _attention_softmax(masked: Tensor, core: AttentionCore, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """The probabilities, in the type the value product takes; through fp32 where the code or autocast says so."""
     rows: list[Row] = []
+    scores = masked
     through_fp32 = core.fp32_softmax or numerics.autocast
     dtype = DType.FP32 if through_fp32 else masked.dtype
     # One CUDA kernel takes fp16 to an fp32 softmax (aten/src/ATen/native/SoftMax.cpp); for bf16 there is an fp32 copy.
@@ -273,6 +275,8 @@ def _attention_softmax(masked: Tensor, core: AttentionCore, numerics: Numerics) 
         rounded = like(weights, f"attention weights in {numerics.compute.label}", dtype=numerics.compute)
         rows.append(cast(weights, rounded))
         weights = rounded
+    if core.fp32_softmax:
+        rows.append(frame(scores))  # one statement: its variable holds the old value until both calls are done
     return rows, weights
 
 

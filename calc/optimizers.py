@@ -1,14 +1,15 @@
 """Optimizers: the states they keep for each trained parameter and what one `step()` allocates for a moment (torch 2.13.0, torch/optim)."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from .dtype import DType
 from .ledger import Kind, Tensor
-from .lifetimes import Event
+from .lifetimes import Event, gradient_of
 from .plan import ADAMW, Plan
 from .recipes import State
-from .scenario import Optimizer
+from .scenario import Optimizer, Precision
+from .timeline import Program
 
 
 def states(parameter: Tensor, plan: Plan) -> tuple[Tensor, ...]:
@@ -39,34 +40,86 @@ MOMENTS = {
 }
 
 
-def persistent_gradient(parameter: Tensor, plan: Plan) -> Tensor | None:
-    """The gradient buffer of a recipe whose gradients live all step long."""
+def persistent_gradient(parameter: Tensor, plan: Plan) -> tuple[Tensor, ...]:
+    """The gradient buffer of a recipe whose gradients live all step long; PyTorch's own loop has none."""
     if plan.recipe is None:
+        return ()
+    return (replace(gradient_of(parameter), dtype=plan.recipe.states[State.GRADIENTS]),)
+
+
+def uses_grad_scaler(plan: Plan) -> bool:
+    """fp16 under autocast scales its loss."""
+    return plan.precision is Precision.FP16_AUTOCAST
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What `step()` and `zero_grad(set_to_none=True)` do with the parameters of one part, as programs."""
+
+    begin: Program
+    """Runs for all parts before any `end`."""
+    end: Program
+    zero_grad: Program
+
+
+def update(trained: list[Tensor], plan: Plan) -> Update:
+    """The programs of `plan`'s optimizer on the parameters `trained`.
+
+    foreach makes the square roots of all second moments together (_multi_tensor_adam); fused and SGD make nothing.
+    """
+    roots = [_root(_written(parameter, plan)) for parameter in trained if plan.optimizer is Optimizer.ADAMW]
+    gradients = [] if plan.recipe else [gradient_of(parameter) for parameter in trained]
+    return Update(
+        begin=Program([(root, True) for root in roots]),
+        end=Program([(root, False) for root in roots]),
+        zero_grad=Program([(gradient, False) for gradient in gradients]),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """The for-loop implementation: per part the programs of its first and of its later repetitions, then the end."""
+
+    parts: tuple[tuple[Program, Program], ...]
+    end: Program
+
+
+def loop(trained_by_part: list[list[Tensor]], plan: Plan) -> Loop | None:
+    """_single_tensor_adam, one parameter after another; None for the other implementations."""
+    if plan.optimizer is not Optimizer.ADAMW_FOR_LOOP:
         return None
-    return Tensor(f"∂{parameter.name}", parameter.shape, plan.recipe.states[State.GRADIENTS], Kind.GRADIENTS)
+    previous: Tensor | None = None
+    parts = []
+    for trained in trained_by_part:
+        written = [_written(parameter, plan) for parameter in trained]
+        last = written[-1] if written else previous
+        parts.append((Program(list(_one_by_one(written, previous))), Program(list(_one_by_one(written, last)))))
+        previous = last
+    return Loop(tuple(parts), Program([(_denominator(previous), False)] if previous else []))
 
 
-def updated(parameter: Tensor, plan: Plan) -> Tensor:
+def _one_by_one(parameters: list[Tensor], previous: Tensor | None) -> Iterator[Event]:
+    """Per parameter the root, then the denominator, which lives until the next one replaces it."""
+    for parameter in parameters:
+        yield _root(parameter), True
+        yield _denominator(parameter), True
+        yield _root(parameter), False
+        if previous is not None:
+            yield _denominator(previous), False
+        previous = parameter
+
+
+def _written(parameter: Tensor, plan: Plan) -> Tensor:
     """The tensor that `step()` writes: the weight, or a recipe's fp32 master copy of it."""
     return parameter if plan.recipe is None else replace(parameter, dtype=plan.recipe.states[State.MASTER_WEIGHTS])
 
 
-def foreach_temporaries(parameters: list[Tensor]) -> tuple[list[Event], list[Event]]:
-    """_multi_tensor_adam: the square roots of all second moments, made together and freed together."""
-    roots = [_temporary(parameter, "exp_avg_sq.sqrt()") for parameter in parameters]
-    return [(root, True) for root in roots], [(root, False) for root in roots]
+def _root(parameter: Tensor) -> Tensor:
+    return _temporary(parameter, "exp_avg_sq.sqrt()")
 
 
-def for_loop_temporaries(parameters: list[Tensor], previous: Tensor | None) -> Iterator[Event]:
-    """_single_tensor_adam, per parameter: the root, then the denominator; the last one's `denom` lives until it is replaced."""
-    for parameter in parameters:
-        root, denominator = _temporary(parameter, "exp_avg_sq.sqrt()"), _temporary(parameter, "denom")
-        yield root, True
-        yield denominator, True
-        yield root, False
-        if previous is not None:
-            yield _temporary(previous, "denom"), False
-        previous = parameter
+def _denominator(parameter: Tensor) -> Tensor:
+    return _temporary(parameter, "denom")
 
 
 def _temporary(parameter: Tensor, name: str) -> Tensor:

@@ -7,6 +7,7 @@ from .ledger import Region, Section
 from .operators import CORE_MODULE, POSITION_IDS
 from .scenario import Recompute
 
+
 def unchanged(section: Section) -> Section:
     """Nothing is recomputed."""
     return section

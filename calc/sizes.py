@@ -1,124 +1,39 @@
-"""From an architecture, a workload and a plan to a step's facts and sizes."""
+"""What the ledger's symbols stand for in one step."""
 
-from collections.abc import Iterator
+from math import prod
+from typing import Any
 
-from .adapters import adapter_facts
-from .architecture import Architecture, Dropouts, Layer, Wiring
-from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
-from .ledger import Sizes
-from .memory import GRAD_SCALER, Run, StepMemory, uses_grad_scaler
-from .operators import AttentionCore
-from .plan import Plan, Workload
-from .step import Step, StepFacts, step
+from .ledger import Shape, Tensor
 
-FLASH_SEQUENCE_BLOCK = 128
-FLASH_HEAD_BLOCK = 32
-"""What flash_api.cpp's mha_bwd rounds its temporaries' sizes up to."""
+ALLOCATION_UNIT_BYTES = 512
+"""CUDACachingAllocator's kMinBlockSize: every storage is rounded up to it (c10/cuda/CUDACachingAllocator.cpp)."""
+
+StorageClass = tuple[Shape, int]
+"""A shape and the size of an element in bytes: all that a storage's size depends on."""
 
 
-def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> StepMemory:
-    """The step of `plan` on `architecture` with the sizes of `workload`."""
-    sections = list(_layer_sections(architecture))
-    facts = StepFacts(
-        model=_model_facts(architecture, workload, plan),
-        layers=tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer, _ in sections),
-        numerics=plan.numerics,
-        recompute=plan.recompute,
-        adapter=adapter_facts(plan.adapter, architecture.wiring, plan.numerics) if plan.adapter else None,
-        loss_scaling=uses_grad_scaler(plan),
-        gradients_persist=plan.recipe is not None,
-    )
-    built = step(facts)
-    common = common_sizes(architecture, workload, plan)
-    return StepMemory(
-        step=built,
-        runs=tuple(_runs(built, sections, common)),
-        buffers=(*BUFFERS[architecture.wiring], *(GRAD_SCALER if uses_grad_scaler(plan) else ())),
-        inputs=(INPUT_IDS,),
-        workload=workload,
-        plan=plan,
-    )
+class Sizes(dict[Any, int]):
+    """Symbol -> size. Also shape -> number of elements, and storage class -> bytes as allocated, each computed once."""
+
+    def __missing__(self, key: Any) -> int:
+        if isinstance(key, int):
+            return key
+        if not isinstance(key, tuple):
+            raise KeyError(key)
+        if key and isinstance(key[0], tuple):
+            shape, itemsize = key
+            value = -(-self[shape] * itemsize // ALLOCATION_UNIT_BYTES) * ALLOCATION_UNIT_BYTES
+        else:
+            value = prod(map(self.__getitem__, key))
+        self[key] = value
+        return value
 
 
-def _runs(built: Step, sections: list[tuple[Layer, int]], common: Sizes) -> Iterator[Run]:
-    """The step's parts with their counts and sizes. Embedding and head know the sizes of the layer beside them."""
-    embedding, *layers, head = built.parts
-    yield Run(embedding, 1, {**common, **layer_sizes(sections[0][0])})
-    done = 0
-    for part, (layer, count) in zip(layers, sections, strict=True):
-        yield Run(part, count, {**common, **layer_sizes(layer)}, first_layer=done)
-        done += count
-    yield Run(head, 1, {**common, **layer_sizes(sections[-1][0])})
+def storage_class(tensor: Tensor) -> StorageClass:
+    """What the size of `tensor`'s storage depends on."""
+    return tensor.shape, tensor.dtype.itemsize
 
 
-def _layer_sections(architecture: Architecture) -> Iterator[tuple[Layer, int]]:
-    """Runs of equal layers; the first layer is a run of its own, as its input may need no gradient and is held outside."""
-    for index, (layer, count) in enumerate(architecture.layers):
-        if index == 0:
-            yield layer, 1
-            count -= 1
-        if count:
-            yield layer, count
-
-
-def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:
-    return ModelFacts(
-        wiring=architecture.wiring,
-        attention=plan.attention,
-        embedding_dropout=architecture.dropouts.embedding > 0,
-        one_sequence=workload.micro_batch_size == 1,
-        tied_embeddings=architecture.tied_embeddings,
-    )
-
-
-def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> LayerFacts:
-    return LayerFacts(
-        wiring=layer.wiring,
-        activation=layer.activation,
-        query_key_value_bias=layer.query_key_value_bias,
-        output_bias=layer.output_bias,
-        mlp_bias=layer.mlp_bias,
-        query_key_norm=layer.query_key_norm,
-        residual_dropout=dropouts.residual > 0,
-        core=AttentionCore(
-            kernel=plan.attention,
-            dropout=dropouts.attention > 0,
-            fp32_softmax=layer.wiring is Wiring.LLAMA,
-            grouped=layer.num_key_value_heads < layer.num_attention_heads,
-            one_sequence=workload.micro_batch_size == 1,
-            one_head=layer.num_attention_heads == 1,
-            one_key_value_head=layer.num_key_value_heads == 1,
-        ),
-    )
-
-
-def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
-    """The symbols that mean the same in all sections."""
-    length = workload.sequence_length
-    return {
-        "B": workload.micro_batch_size,
-        "S": length,
-        "S+1": length + 1,
-        "S⌈128⌉": _round_up(length, FLASH_SEQUENCE_BLOCK),
-        "L": architecture.num_layers,
-        "V": architecture.vocab_size,
-        "P": architecture.max_position_embeddings,
-        "H": architecture.hidden_size,
-        "R": plan.adapter.rank if plan.adapter else 0,
-    }
-
-
-def layer_sizes(layer: Layer) -> dict[str, int]:
-    """The symbols of one layer."""
-    return {
-        "F": layer.intermediate_size,
-        "N": layer.num_attention_heads,
-        "K": layer.num_key_value_heads,
-        "D": layer.head_dim,
-        "D/2": layer.head_dim // 2,
-        "D⌈32⌉": _round_up(layer.head_dim, FLASH_HEAD_BLOCK),
-    }
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def storage_bytes(tensor: Tensor, sizes: Sizes) -> int:
+    """Bytes the allocator hands out for `tensor`."""
+    return sizes[storage_class(tensor)]

@@ -3,19 +3,22 @@
 What a step's ledger looks like depends on facts (kinds, types, choices), not on sizes; so it is built once for each set of facts and kept.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .adapters import AdapterFacts, adapt, check_targets
 from .architecture import Wiring
 from .blocks import EMBEDDINGS, LAYERS, LayerFacts, ModelFacts, head
-from .ledger import Component, Section, Sizes, Tensor, requires_gradient, saved_for_backward
-from .flops import Products, products
+from .flops import AttentionProducts, Products, attention_products, products
+from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import Context, Event, Lifetimes, gradient_of, lifetimes
-from .operators import Numerics
+from .optimizers import Loop, Update, loop, persistent_gradient, states, update, uses_grad_scaler
+from .plan import Plan
 from .recomputation import RECOMPUTATIONS
 from .scenario import Recompute
-from .timeline import Program, storage_bytes
+from .sizes import StorageClass, storage_class
+from .timeline import Program
 
 KEPT_STRUCTURES = 256
 """How many sets of facts are kept built; each takes some hundred kilobytes."""
@@ -28,18 +31,14 @@ class StepFacts:
     model: ModelFacts
     layers: tuple[LayerFacts, ...]
     """One per section of layers."""
-    numerics: Numerics
-    recompute: Recompute
+    plan: Plan
+    """Without the adapter, whose facts stand apart from its sizes."""
     adapter: AdapterFacts | None
-    loss_scaling: bool
-    """The loss goes through a GradScaler."""
-    gradients_persist: bool
-    """Gradients are kept between steps (a recipe's own buffers)."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A section with its events, for a micro-batch without and with earlier gradients."""
+    """A section with its events and everything else of it that is summed."""
 
     section: Section
     life: Lifetimes
@@ -47,16 +46,21 @@ class Part:
     forward_end: Program
     backward: Program
     backward_later: Program
+    """Of a micro-batch that finds gradients of an earlier one."""
+    update: Update
     parameters: tuple[tuple[Tensor, Component], ...]
+    """Its own: tied weights belong to the embedding."""
+    persistent: tuple[Tensor, ...]
+    """Parameters, optimizer states and gradients that live between steps."""
+    persistent_classes: Mapping[Kind, tuple[StorageClass, ...]]
+    saved_classes: tuple[StorageClass, ...]
+    """What saved-tensor hooks see of its own."""
     products: Products
+    attention: AttentionProducts
 
-    def saved_bytes(self, sizes: Sizes) -> int:
-        """What its forward leaves behind, output included, input dropped if nothing keeps it."""
-        return sum(
-            count * storage_bytes(tensor, sizes)
-            for program in (self.forward, self.forward_end)
-            for tensor, count in program.net.items()
-        )
+    @property
+    def trained(self) -> list[Tensor]:
+        return [tensor for tensor, _ in self.parameters if tensor.trainable]
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,10 @@ class Step:
     """After forward: the scaled loss is made, the outputs are dropped, the backward pass gets its first gradient."""
     finish: Program
     """After backward: the scaled loss and its gradient are dropped."""
+    loop: Loop | None
+    """The optimizer's, where it goes parameter by parameter."""
+    saved_by_several: tuple[StorageClass, ...]
+    """What saved-tensor hooks see once, though several parts keep it and none of them alone makes it its own."""
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
@@ -76,16 +84,27 @@ def step(facts: StepFacts) -> Step:
     """The step that `facts` describe."""
     sections = _sections(facts)
     contexts = _contexts(sections, facts)
-    parts = tuple(_part(section, context, facts) for section, context in zip(sections, contexts, strict=True))
-    loss = sections[-1].output
-    logits = _logits(sections[-1])
-    names = ("loss / k", *(("loss · scale",) if facts.loss_scaling else ()), "∂loss / k")
-    scalars = [replace(loss, name=name) for name in names]
-    between: list[Event] = [(scalars[0], True), (loss, False), (logits, False)]
-    between += [(scalar, True) for scalar in (*scalars[1:], gradient_of(loss))]
+    parts = tuple(_parts(sections, contexts, facts))
+    between, finish = _around_backward(sections[-1], facts)
+    shared = frozenset[Tensor]().union(*(part.life.saved_from_outside for part in parts)) - parts[0].life.saved
     return Step(
         wiring=facts.model.wiring,
-        parts=parts, between=Program(between), finish=Program([(scalar, False) for scalar in scalars]))
+        parts=parts,
+        between=between,
+        finish=finish,
+        loop=loop([part.trained for part in parts], facts.plan),
+        saved_by_several=tuple(map(storage_class, shared)),
+    )
+
+
+def _around_backward(last: Section, facts: StepFacts) -> tuple[Program, Program]:
+    """Before backward: `loss / k`, its scaling, `del outputs`, the first gradients. After it: the scalars go."""
+    loss = last.output
+    names = ("loss / k", *(("loss · scale",) if uses_grad_scaler(facts.plan) else ()), "∂loss / k")
+    scalars = [replace(loss, name=name) for name in names]
+    before: list[Event] = [(scalars[0], True), (loss, False), (_logits(last), False)]
+    before += [(scalar, True) for scalar in (*scalars[1:], gradient_of(loss))]
+    return Program(before), Program([(scalar, False) for scalar in scalars])
 
 
 def _logits(last: Section) -> Tensor:
@@ -94,13 +113,13 @@ def _logits(last: Section) -> Tensor:
 
 
 def _sections(facts: StepFacts) -> list[Section]:
-    recompute = RECOMPUTATIONS[facts.recompute]
-    embedding = EMBEDDINGS[facts.model.wiring](facts.model, facts.numerics)
-    layers = [LAYERS[layer.wiring](layer, facts.numerics) for layer in facts.layers]
-    sections = [embedding, *layers, head(facts.model, facts.numerics, embedding.held)]
+    recompute = RECOMPUTATIONS[facts.plan.recompute]
+    embedding = EMBEDDINGS[facts.model.wiring](facts.model, facts.plan.numerics)
+    layers = [LAYERS[layer.wiring](layer, facts.plan.numerics) for layer in facts.layers]
+    sections = [embedding, *layers, head(facts.model, facts.plan.numerics, embedding.held)]
     if facts.adapter is not None:
         check_targets(sections, facts.adapter)
-        sections = [adapt(section, facts.adapter, facts.numerics) for section in sections]
+        sections = [adapt(section, facts.adapter, facts.plan.numerics) for section in sections]
     return [sections[0], *(recompute(layer) for layer in sections[1:-1]), sections[-1]]
 
 
@@ -109,7 +128,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     embedding, *layers, last = sections
     made = {tensor for row in embedding.rows for tensor in row.writes}
     required = requires_gradient(embedding.rows)
-    leaves = frozenset({embedding.leaf} if facts.recompute is Recompute.FULL and not required else ())
+    leaves = frozenset({embedding.leaf} if facts.plan.recompute is Recompute.FULL and not required else ())
     required = requires_gradient(embedding.rows, leaves)
     own = {tensor for row in embedding.rows for tensor in saved_for_backward(row, required)}
     asks = embedding.output in required
@@ -130,22 +149,45 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         leaves=leaves,
         exported=frozenset(shared - own),
         kept=frozenset(made & kept - {embedding.output}),
-        meeting=dict.fromkeys(tied, not facts.numerics.autocast),
+        meeting=dict.fromkeys(tied, not facts.plan.numerics.autocast),
     )
     final = Context(input_required=asks, released=released, exported=frozenset({_logits(last)}), waiting=frozenset(tied))
     return [first, *contexts, final]
 
 
-def _part(section: Section, context: Context, facts: StepFacts) -> Part:
+def _parts(sections: list[Section], contexts: list[Context], facts: StepFacts) -> Iterator[Part]:
+    tied = {tensor for tensor, _ in sections[0].parameters()}
+    for section, context in zip(sections, contexts, strict=True):
+        parameters = tuple(
+            (tensor, component)
+            for tensor, component in section.parameters()
+            if section is sections[0] or tensor not in tied
+        )
+        yield _part(section, context, parameters, facts.plan)
+
+
+def _part(section: Section, context: Context, parameters: tuple[tuple[Tensor, Component], ...], plan: Plan) -> Part:
     later = lifetimes(section, replace(context, gradients_exist=True))
-    first = later if facts.gradients_persist else lifetimes(section, context)
+    life = later if plan.recipe else lifetimes(section, context)
+    trained = [tensor for tensor, _ in parameters if tensor.trainable]
+    persistent = [tensor for tensor, _ in parameters]
+    for tensor in trained:
+        persistent += [*states(tensor, plan), *persistent_gradient(tensor, plan)]
     return Part(
         section=section,
-        life=first,
-        forward=Program(first.forward),
-        forward_end=Program(first.forward_end),
-        backward=Program(first.backward),
+        life=life,
+        forward=Program(life.forward),
+        forward_end=Program(life.forward_end),
+        backward=Program(life.backward),
         backward_later=Program(later.backward),
-        parameters=tuple(section.parameters()),
-        products=products(section.rows, first),
+        update=update(trained, plan),
+        parameters=parameters,
+        persistent=tuple(persistent),
+        persistent_classes={
+            kind: tuple(storage_class(tensor) for tensor in persistent if tensor.kind is kind)
+            for kind in {tensor.kind for tensor in persistent}
+        },
+        saved_classes=tuple(map(storage_class, life.saved)),
+        products=products(section.rows, life),
+        attention=attention_products(section.rows),
     )

@@ -11,22 +11,15 @@ from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
 
-from .ledger import Sizes, Tensor, numel
+from .ledger import Kind, Tensor
 from .lifetimes import Event
-
-ALLOCATION_UNIT_BYTES = 512
-"""CUDACachingAllocator's kMinBlockSize: every storage is rounded up to it (c10/cuda/CUDACachingAllocator.cpp)."""
+from .sizes import Sizes, StorageClass, storage_bytes, storage_class
 
 
 class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
-
-
-def storage_bytes(tensor: Tensor, sizes: Sizes) -> int:
-    """Bytes the allocator hands out for `tensor`."""
-    return -(-tensor.nbytes(sizes) // ALLOCATION_UNIT_BYTES) * ALLOCATION_UNIT_BYTES
 
 
 class Program:
@@ -36,21 +29,34 @@ class Program:
     """
 
     def __init__(self, events: Sequence[Event]) -> None:
-        classes: dict[tuple, int] = {}
+        classes: dict[StorageClass, int] = {}
         self.tensors = tuple(tensor for tensor, _ in events)
         self.steps = tuple(
-            classes.setdefault((tensor.shape, tensor.dtype), len(classes) + 1) * (1 if allocated else -1)
+            classes.setdefault(storage_class(tensor), len(classes) + 1) * (1 if allocated else -1)
             for tensor, allocated in events
         )
-        self.classes = tuple((shape, dtype.itemsize) for shape, dtype in classes)
+        self.classes = tuple(classes)
         self.net = _surplus(self.tensors, self.steps)
 
+    def signed_bytes(self, sizes: Sizes) -> list[int]:
+        """What a step changes, by its number: element n for an allocation, -n for its end."""
+        rounded = [sizes[storage] for storage in self.classes]
+        return [0, *rounded, *(-size for size in reversed(rounded))]
+
     def running_bytes(self, sizes: Sizes) -> list[int]:
-        """The change in allocated bytes after each event."""
-        unit = ALLOCATION_UNIT_BYTES
-        rounded = [-(-numel(shape, sizes) * itemsize // unit) * unit for shape, itemsize in self.classes]
-        signed = [0, *rounded, *(-size for size in reversed(rounded))]
-        return list(accumulate(map(signed.__getitem__, self.steps)))
+        """The change in allocated bytes after each event; [0] where there is none."""
+        return list(accumulate(map(self.signed_bytes(sizes).__getitem__, self.steps))) or [0]
+
+    def add_by_kind(self, totals: dict[Kind, int], sizes: Sizes, times: int = 1) -> None:
+        """Add what the whole program leaves behind, `times` times."""
+        for tensor, count in self.net.items():
+            totals[tensor.kind] += sizes[tensor.shape, tensor.dtype.itemsize] * count * times
+
+    def add_first_by_kind(self, totals: dict[Kind, int], sizes: Sizes, num_events: int) -> None:
+        """Add what the first `num_events` events leave behind."""
+        signed = self.signed_bytes(sizes)
+        for tensor, step in zip(self.tensors[:num_events], self.steps, strict=False):
+            totals[tensor.kind] += signed[step]
 
 
 def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, int]:
@@ -79,13 +85,16 @@ class Stretch:
         return -1 if self.phase is Phase.BACKWARD else 1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Span:
-    """A stretch with its bytes: where it starts, what each part adds, how high and low the first part goes."""
+    """A stretch with its bytes."""
 
     stretch: Stretch
     start_bytes: int
     net_bytes: int
+    """What each part adds."""
+    highest_bytes: int
+    """How far the first part rises above the start."""
     running: list[int]
 
     @property
@@ -93,13 +102,19 @@ class Span:
         return self.start_bytes + self.stretch.count * self.net_bytes
 
     @property
-    def peak_bytes(self) -> int:
-        """The highest point, the start included: in the first part or, where parts add up, in the last."""
-        return self.start_bytes + self.peak_part * self.net_bytes + max(0, max(self.running, default=0))
+    def peak_part(self) -> int:
+        """Which part has the highest point: the last, where parts add up."""
+        return self.stretch.count - 1 if self.net_bytes > 0 else 0
 
     @property
-    def peak_part(self) -> int:
-        return self.stretch.count - 1 if self.net_bytes > 0 else 0
+    def peak_bytes(self) -> int:
+        """The highest point, the start included."""
+        return self.start_bytes + self.peak_part * self.net_bytes + self.highest_bytes
+
+    @property
+    def num_events_to_peak(self) -> int:
+        """How many events of the peak's part have happened at it."""
+        return self.running.index(self.highest_bytes) + 1 if self.highest_bytes else 0
 
 
 @dataclass(frozen=True)
@@ -120,18 +135,27 @@ class Timeline:
     def phase_end_bytes(self, phase: Phase) -> int:
         return next(span.end_bytes for span in reversed(self.spans) if span.stretch.phase is phase)
 
+    def add_peak_by_kind(self, totals: dict[Kind, int]) -> None:
+        """Add what the step has allocated at its peak."""
+        for span in self.spans:
+            stretch = span.stretch
+            if span is self.peak:
+                stretch.program.add_by_kind(totals, stretch.sizes, span.peak_part)
+                stretch.program.add_first_by_kind(totals, stretch.sizes, span.num_events_to_peak)
+                return
+            stretch.program.add_by_kind(totals, stretch.sizes, stretch.count)
+
     def alive_at_peak(self) -> Counter[tuple[Tensor, int]]:
-        """The tensors allocated during the step that are alive at the peak, as (tensor, index of its span's sizes): how many."""
+        """The tensors allocated during the step that are alive at the peak, with their bytes: how many."""
         alive: Counter[tuple[Tensor, int]] = Counter()
         for span in self.spans:
+            program = span.stretch.program
             if span is self.peak:
-                _add(alive, span, span.stretch.program.net, span.peak_part)
-                highest = max(0, max(span.running, default=0))
-                top = span.running.index(highest) + 1 if highest else 0
-                program = span.stretch.program
+                top = span.num_events_to_peak
+                _add(alive, span, program.net, span.peak_part)
                 _add(alive, span, _surplus(program.tensors[:top], program.steps[:top]), 1)
                 break
-            _add(alive, span, span.stretch.program.net, span.stretch.count)
+            _add(alive, span, program.net, span.stretch.count)
         return alive
 
 
@@ -146,7 +170,7 @@ def timeline(base_bytes: int, stretches: Sequence[Stretch]) -> Timeline:
     level = base_bytes
     for stretch in stretches:
         running = stretch.program.running_bytes(stretch.sizes)
-        span = Span(stretch=stretch, start_bytes=level, net_bytes=running[-1] if running else 0, running=running)
+        span = Span(stretch, level, running[-1], max(0, *running), running)
         spans.append(span)
         level = span.end_bytes
     return Timeline(base_bytes, tuple(spans))

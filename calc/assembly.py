@@ -1,0 +1,124 @@
+"""From an architecture, a workload and a plan to a step's facts and sizes."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from .adapters import adapter_facts
+from .architecture import Architecture, Dropouts, Layer, Wiring
+from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
+from .memory import GRAD_SCALER, Run, StepMemory
+from .operators import AttentionCore
+from .optimizers import uses_grad_scaler
+from .plan import Plan, Workload
+from .sizes import Sizes
+from .step import Step, StepFacts, step
+
+FLASH_SEQUENCE_BLOCK = 128
+FLASH_HEAD_BLOCK = 32
+"""What flash_api.cpp's mha_bwd rounds its temporaries' sizes up to."""
+
+
+def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> StepMemory:
+    """The step of `plan` on `architecture` with the sizes of `workload`."""
+    sections = list(_layer_sections(architecture))
+    facts = StepFacts(
+        model=_model_facts(architecture, workload, plan),
+        layers=tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer, _ in sections),
+        plan=replace(plan, adapter=None),
+        adapter=adapter_facts(plan.adapter, architecture.wiring, plan.numerics) if plan.adapter else None,
+    )
+    built = step(facts)
+    common = common_sizes(architecture, workload, plan)
+    return StepMemory(
+        step=built,
+        runs=tuple(_runs(built, sections, common)),
+        buffers=(*BUFFERS[architecture.wiring], *(GRAD_SCALER if uses_grad_scaler(plan) else ())),
+        inputs=(INPUT_IDS,),
+        workload=workload,
+        plan=plan,
+    )
+
+
+def _runs(built: Step, sections: list[tuple[Layer, int]], common: dict[str, int]) -> Iterator[Run]:
+    """The step's parts with their counts and sizes. Embedding and head know the sizes of the layer beside them."""
+    embedding, *layers, head = built.parts
+    sizes = {layer: Sizes(common | layer_sizes(layer)) for layer, _ in sections}
+    yield Run(embedding, 1, sizes[sections[0][0]])
+    done = 0
+    for part, (layer, count) in zip(layers, sections, strict=True):
+        yield Run(part, count, sizes[layer], first_layer=done)
+        done += count
+    yield Run(head, 1, sizes[sections[-1][0]])
+
+
+def _layer_sections(architecture: Architecture) -> Iterator[tuple[Layer, int]]:
+    """Runs of equal layers; the first layer is a run of its own, as its input may need no gradient and is held outside."""
+    for index, (layer, count) in enumerate(architecture.layers):
+        if index == 0:
+            yield layer, 1
+            count -= 1
+        if count:
+            yield layer, count
+
+
+def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:
+    return ModelFacts(
+        wiring=architecture.wiring,
+        attention=plan.attention,
+        embedding_dropout=architecture.dropouts.embedding > 0,
+        one_sequence=workload.micro_batch_size == 1,
+        tied_embeddings=architecture.tied_embeddings,
+    )
+
+
+def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> LayerFacts:
+    return LayerFacts(
+        wiring=layer.wiring,
+        activation=layer.activation,
+        query_key_value_bias=layer.query_key_value_bias,
+        output_bias=layer.output_bias,
+        mlp_bias=layer.mlp_bias,
+        query_key_norm=layer.query_key_norm,
+        residual_dropout=dropouts.residual > 0,
+        core=AttentionCore(
+            kernel=plan.attention,
+            dropout=dropouts.attention > 0,
+            fp32_softmax=layer.wiring is Wiring.LLAMA,
+            grouped=layer.num_key_value_heads < layer.num_attention_heads,
+            one_sequence=workload.micro_batch_size == 1,
+            one_head=layer.num_attention_heads == 1,
+            one_key_value_head=layer.num_key_value_heads == 1,
+        ),
+    )
+
+
+def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
+    """The symbols that mean the same in all sections."""
+    length = workload.sequence_length
+    return {
+        "B": workload.micro_batch_size,
+        "S": length,
+        "S+1": length + 1,
+        "S⌈128⌉": _round_up(length, FLASH_SEQUENCE_BLOCK),
+        "L": architecture.num_layers,
+        "V": architecture.vocab_size,
+        "P": architecture.max_position_embeddings,
+        "H": architecture.hidden_size,
+        "R": plan.adapter.rank if plan.adapter else 0,
+    }
+
+
+def layer_sizes(layer: Layer) -> dict[str, int]:
+    """The symbols of one layer."""
+    return {
+        "F": layer.intermediate_size,
+        "N": layer.num_attention_heads,
+        "K": layer.num_key_value_heads,
+        "D": layer.head_dim,
+        "D/2": layer.head_dim // 2,
+        "D⌈32⌉": _round_up(layer.head_dim, FLASH_HEAD_BLOCK),
+    }
+
+
+def _round_up(size: int, multiple: int) -> int:
+    return -(-size // multiple) * multiple
