@@ -12,7 +12,11 @@ from .operators import Numerics, linear, stamped
 from .primitives import add, cast, dropout, frame, like, scale, wider
 from .scenario import Adapter, AdapterDType
 
-DEFAULT_TARGETS = {Wiring.GPT2: ("c_attn",), Wiring.LLAMA: ("q_proj", "v_proj")}
+DEFAULT_TARGETS = {
+    Wiring.GPT2: ("c_attn",),
+    Wiring.MEGATRON: ("query_key_value",),
+    Wiring.LLAMA: ("q_proj", "v_proj"),
+}
 """peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING."""
 
 
@@ -40,7 +44,9 @@ def check_targets(sections: Iterable[Section], facts: AdapterFacts) -> None:
     for target in facts.target_modules:
         if not any(_matches(module, target) for module in modules):
             known = ", ".join(sorted({module.split(".")[-1] for module in modules}))
-            raise ConfigError("adapter.target_modules", target, f"names no linear module of this model; there are {known}")
+            raise ConfigError(
+                "adapter.target_modules", target, f"names no linear module of this model; there are {known}"
+            )
 
 
 def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
@@ -95,7 +101,9 @@ def _with_lora(rows: list[Row], facts: AdapterFacts, numerics: Numerics) -> Iter
     yield from stamped(_lora(x, of_base, result, base, facts, numerics), Component.ADAPTER, base.module)
 
 
-def _lora(x: Tensor, of_base: Tensor, result: Tensor, base: Row, facts: AdapterFacts, numerics: Numerics) -> Iterator[Row]:
+def _lora(
+    x: Tensor, of_base: Tensor, result: Tensor, base: Row, facts: AdapterFacts, numerics: Numerics
+) -> Iterator[Row]:
     compute = numerics.compute if numerics.autocast else facts.dtype
     types = Numerics(weights=facts.dtype, compute=compute)
     product = base.products[0]
@@ -108,7 +116,9 @@ def _lora(x: Tensor, of_base: Tensor, result: Tensor, base: Row, facts: AdapterF
         dropped = like(branch_input, f"{base.module}.lora_dropout output")
         yield dropout(branch_input, dropped)
     inner = Tensor(f"{base.module}.lora_A output", ("B", "S", "R"), compute)
-    outer, scaled = (Tensor(f"{base.module}.lora_B {name}", result.shape, compute) for name in ("output", "output scaled"))
+    outer, scaled = (
+        Tensor(f"{base.module}.lora_B {name}", result.shape, compute) for name in ("output", "output scaled")
+    )
     yield from linear(f"{base.module}.lora_A", dropped, inner, product.k, ("R",), types)
     yield from linear(f"{base.module}.lora_B", inner, outer, ("R",), product.n, types)
     yield scale(outer, scaled)

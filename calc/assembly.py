@@ -6,10 +6,12 @@ from dataclasses import replace
 from .adapters import adapter_facts
 from .architecture import Architecture, Dropouts, Layer, Wiring
 from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
+from .megatron import as_megatron
 from .memory import GRAD_SCALER, Run, StepMemory
 from .operators import AttentionCore
 from .optimizers import uses_grad_scaler
 from .plan import Plan, Workload
+from .scenario import Attention, Implementation
 from .sizes import Sizes
 from .step import Step, StepFacts, step
 
@@ -20,6 +22,8 @@ FLASH_HEAD_BLOCK = 32
 
 def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> StepMemory:
     """The step of `plan` on `architecture` with the sizes of `workload`."""
+    if plan.implementation is Implementation.MEGATRON:
+        architecture = as_megatron(architecture, plan)
     sections = list(_layer_sections(architecture))
     facts = StepFacts(
         model=_model_facts(architecture, workload, plan),
@@ -64,7 +68,7 @@ def _layer_sections(architecture: Architecture) -> Iterator[tuple[Layer, int]]:
 def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:
     return ModelFacts(
         wiring=architecture.wiring,
-        attention=plan.attention,
+        causal_mask=plan.attention is Attention.EAGER,
         embedding_dropout=architecture.dropouts.embedding > 0,
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,

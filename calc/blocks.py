@@ -1,6 +1,5 @@
 """The parts of a transformers model as sections of rows: embeddings, layers, head (transformers 5.23.0, models/gpt2 and models/llama)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from .architecture import Activation, Wiring
@@ -50,7 +49,8 @@ class ModelFacts:
     """All that decides which rows embeddings and head have."""
 
     wiring: Wiring
-    attention: Attention
+    causal_mask: bool
+    """Attention takes a mask that the model makes; the flash kernel takes none."""
     embedding_dropout: bool
     one_sequence: bool
     tied_embeddings: bool
@@ -76,15 +76,17 @@ def causal_mask(numerics: Numerics) -> Tensor:
     return Tensor("causal_mask", ("B", "S", "S"), numerics.weights)
 
 
-def _mask(kernel: Attention, numerics: Numerics) -> tuple[Tensor, ...]:
-    """The mask, where the kernel takes one: flash does not."""
-    return (causal_mask(numerics),) if kernel is Attention.EAGER else ()
+def _mask(exists: bool, numerics: Numerics) -> tuple[Tensor, ...]:
+    return (causal_mask(numerics),) if exists else ()
 
 
 def _mask_rows(facts: ModelFacts, numerics: Numerics) -> list[Row]:
     """create_causal_mask."""
     allowed = Tensor("causal_mask.allowed", ("S", "S"), DType.BOOL)
-    return [Row(name="causal_mask", reads=(), writes=(mask,), temporaries=(allowed,)) for mask in _mask(facts.attention, numerics)]
+    return [
+        Row(name="causal_mask", reads=(), writes=(mask,), temporaries=(allowed,))
+        for mask in _mask(facts.causal_mask, numerics)
+    ]
 
 
 def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
@@ -103,29 +105,42 @@ def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     ]
     if facts.embedding_dropout:
         rows.append(dropout(total, output))
-    held = (tokens, POSITION_IDS, positions, *_mask(facts.attention, numerics))
-    return Section(name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")), output=output, held=held, leaf=tokens)
+    held = (tokens, POSITION_IDS, positions, *_mask(facts.causal_mask, numerics))
+    return Section(
+        name="embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")),
+        output=output,
+        held=held,
+        leaf=tokens,
+    )
 
 
 def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     """LlamaModel.forward up to its first layer: token embeddings, mask, rotary tables."""
     tokens = hidden_states(numerics, "inputs_embeds")
     cos, sin = rotary_tables(numerics)
-    angles = tuple(Tensor(f"rotary.{name}", ("S", "D"), DType.FP32) for name in ("angles", "cos in fp32", "sin in fp32"))
+    angles = tuple(
+        Tensor(f"rotary.{name}", ("S", "D"), DType.FP32) for name in ("angles", "cos in fp32", "sin in fp32")
+    )
     rows = [
         embedding(parameter("embed_tokens.weight", ("V", "H"), numerics), INPUT_IDS, tokens),
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
         *_mask_rows(facts, numerics),
         Row(name="rotary_emb", reads=(POSITION_IDS,), writes=(cos, sin), temporaries=angles),
     ]
-    held = (tokens, POSITION_IDS, cos, sin, *_mask(facts.attention, numerics))
-    return Section(name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "model")), output=tokens, held=held, leaf=tokens)
+    held = (tokens, POSITION_IDS, cos, sin, *_mask(facts.causal_mask, numerics))
+    return Section(
+        name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "model")), output=tokens, held=held, leaf=tokens
+    )
 
 
 def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     """GPT2Block."""
     x = hidden_states(numerics)
-    middle, output = hidden_states(numerics, "hidden_states after attention"), hidden_states(numerics, f"{NEXT}hidden_states")
+    middle, output = (
+        hidden_states(numerics, "hidden_states after attention"),
+        hidden_states(numerics, f"{NEXT}hidden_states"),
+    )
     norm_1, normed = layer_norm("ln_1", x, "ln_1 output", numerics)
     attention, attended, held = _gpt2_attention(normed, facts, numerics)
     norm_2, normed_2 = layer_norm("ln_2", middle, "ln_2 output", numerics)
@@ -151,12 +166,16 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(middle, projected, output),
         frame(x, middle, attended, normed_2, projected, *held),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, arguments=_mask(facts.core.kernel, numerics))
+    return Section(
+        name="layer",
+        rows=tuple(rows),
+        input=x,
+        output=output,
+        arguments=_mask(facts.core.kernel is Attention.EAGER, numerics),
+    )
 
 
-def _gpt2_attention(
-    x: Tensor, facts: LayerFacts, numerics: Numerics
-) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """GPT2Attention.forward."""
     core = facts.core
     fused = Tensor("qkv", ("B", "S", 3, "H"), numerics.compute)
@@ -192,7 +211,10 @@ def _attention(
 def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     """LlamaDecoderLayer; Mistral's, Qwen2's and Qwen3's differ in biases and head norms."""
     x = hidden_states(numerics)
-    middle, output = hidden_states(numerics, "hidden_states after attention"), hidden_states(numerics, f"{NEXT}hidden_states")
+    middle, output = (
+        hidden_states(numerics, "hidden_states after attention"),
+        hidden_states(numerics, f"{NEXT}hidden_states"),
+    )
     norm_1, normed = rms_norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
     attention, attended, held = _llama_attention(normed, facts, numerics)
     norm_2, normed_2 = rms_norm("post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics)
@@ -230,13 +252,15 @@ LLAMA_MODULES = (
 )
 
 
-def _llama_attention(
-    x: Tensor, facts: LayerFacts, numerics: Numerics
-) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """LlamaAttention.forward: q, k, v; head norms; rotary positions; core; output."""
     core = facts.core
     rows: list[Row] = []
-    projections = (("q", HEADS, core.one_head), ("k", KEY_VALUE_HEADS, core.one_key_value_head), ("v", KEY_VALUE_HEADS, core.one_key_value_head))
+    projections = (
+        ("q", HEADS, core.one_head),
+        ("k", KEY_VALUE_HEADS, core.one_key_value_head),
+        ("v", KEY_VALUE_HEADS, core.one_key_value_head),
+    )
     heads: list[Tensor] = []
     for name, shape, one_head in projections:
         flat, head = Tensor(f"{name}_proj output", shape, numerics.compute), Tensor(name, shape, numerics.compute)
@@ -270,7 +294,7 @@ def head(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> 
     x = hidden_states(numerics)
     embedding_name = EMBEDDING_WEIGHTS[facts.wiring]
     weight = parameter(embedding_name if facts.tied_embeddings else "lm_head.weight", ("V", "H"), numerics)
-    if facts.wiring is Wiring.GPT2:
+    if facts.wiring is not Wiring.LLAMA:
         norm, normed = layer_norm("ln_f", x, "ln_f output", numerics)
     else:
         norm, normed = rms_norm("norm", x, "norm output", ("H",), numerics)
@@ -281,17 +305,14 @@ def head(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> 
     return Section(name="head", rows=tuple(rows), input=x, output=loss)
 
 
-EMBEDDING_WEIGHTS = {Wiring.GPT2: "wte.weight", Wiring.LLAMA: "embed_tokens.weight"}
-EMBEDDINGS: dict[Wiring, Callable[[ModelFacts, Numerics], Section]] = {
-    Wiring.GPT2: gpt2_embeddings,
-    Wiring.LLAMA: llama_embeddings,
-}
-LAYERS: dict[Wiring, Callable[[LayerFacts, Numerics], Section]] = {
-    Wiring.GPT2: gpt2_layer,
-    Wiring.LLAMA: llama_layer,
+EMBEDDING_WEIGHTS = {
+    Wiring.GPT2: "wte.weight",
+    Wiring.LLAMA: "embed_tokens.weight",
+    Wiring.MEGATRON: "wte.weight",
 }
 BUFFERS: dict[Wiring, tuple[Tensor, ...]] = {
     Wiring.GPT2: (),
+    Wiring.MEGATRON: (),
     Wiring.LLAMA: tuple(
         Tensor(f"rotary_emb.{name}", ("D/2",), DType.FP32, Kind.BUFFERS) for name in ("inv_freq", "original_inv_freq")
     ),

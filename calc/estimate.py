@@ -149,7 +149,9 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
     return _answer(scenario, architecture, workload, plan, gpu)
 
 
-def _answer(scenario: Scenario, architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> Estimate:
+def _answer(
+    scenario: Scenario, architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None
+) -> Estimate:
     step = step_memory(architecture, workload, plan)
     return Estimate(
         scenario=scenario,

@@ -12,13 +12,13 @@ from typing import Any
 
 from . import closed_forms
 from .estimate import Estimate
-from .ledger import SYMBOLS, Component, Kind, Sizes, numel
+from .ledger import SYMBOLS, Component, Kind, Symbols, numel
 from .lifetimes import gradient_of
 from .optimizers import persistent_gradient
 from .plan import ADAMW
 from .recipes import RECIPES, State
 from .scenario import Adapter, Implementation, Precision, Recompute
-from .timeline import storage_bytes
+from .sizes import storage_bytes
 
 LETTERS = {
     **{letter: SYMBOLS[letter] for letter in "BSLVHN"},
@@ -115,7 +115,7 @@ def formulas(estimate: Estimate) -> tuple[Formula, ...]:
     )
 
 
-def _parameters(estimate: Estimate, sizes: Sizes) -> Formula:
+def _parameters(estimate: Estimate, sizes: Symbols) -> Formula:
     return _formula(
         closed_forms.transformer_parameters,
         sizes,
@@ -129,7 +129,7 @@ def _parameters(estimate: Estimate, sizes: Sizes) -> Formula:
     )
 
 
-def _excess_by_component(estimate: Estimate, sizes: Sizes) -> str:
+def _excess_by_component(estimate: Estimate, sizes: Symbols) -> str:
     """The ledger's parameters minus the closed form's, part by part: the parts add up to the difference."""
     num_layers, hidden_size = sizes["L"], sizes["H"]
     closed_form = {
@@ -189,10 +189,10 @@ def _gradient_bytes(estimate: Estimate) -> int:
     """The gradients of all trained parameters."""
     plan = estimate.step.plan
     return sum(
-        run.count * storage_bytes(persistent_gradient(parameter, plan) or gradient_of(parameter), run.sizes)
-        for run, parameters in estimate.step.owned
-        for parameter, _ in parameters
-        if parameter.trainable
+        run.count * storage_bytes(gradient, run.sizes)
+        for run in estimate.step.runs
+        for parameter in run.part.trained
+        for gradient in persistent_gradient(parameter, plan) or (gradient_of(parameter),)
     )
 
 
@@ -206,7 +206,7 @@ def _state_difference(estimate: Estimate) -> str:
     )
 
 
-def _activations(estimate: Estimate, sizes: Sizes) -> Iterator[Formula]:
+def _activations(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
     scenario = estimate.scenario
     per_layer = estimate.memory.saved_activation_bytes_per_layer
     kept = per_layer[0] if isinstance(per_layer, list) else per_layer
@@ -226,7 +226,7 @@ def _activations(estimate: Estimate, sizes: Sizes) -> Iterator[Formula]:
         )
 
 
-def _attention(estimate: Estimate, sizes: Sizes) -> Iterator[Formula]:
+def _attention(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
     flops = closed_forms.attention_flops(**_layer_sizes(sizes))
     heads = f"{sizes['N']} heads of size {sizes['D']}, {sizes['K']} with keys and values of their own"
     for part, statement in ATTENTION_STATEMENTS.items():
@@ -244,7 +244,7 @@ def _attention(estimate: Estimate, sizes: Sizes) -> Iterator[Formula]:
         )
 
 
-def _lora(estimate: Estimate, sizes: Sizes) -> Formula:
+def _lora(estimate: Estimate, sizes: Symbols) -> Formula:
     """LoRA on the first adapted module, or, without an adapter, on an H×H matrix at the default rank."""
     matrices = [row for row in estimate.step.runs[FIRST_LAYER].part.section.rows if row.component is Component.ADAPTER]
     factors = [row.products[0] for row in matrices if row.products][:2]
@@ -266,7 +266,7 @@ def _lora(estimate: Estimate, sizes: Sizes) -> Formula:
     )
 
 
-def _layer_sizes(sizes: Sizes) -> dict[str, int]:
+def _layer_sizes(sizes: Symbols) -> dict[str, int]:
     return {
         "batch_size": sizes["B"],
         "sequence_length": sizes["S"],
@@ -277,7 +277,7 @@ def _layer_sizes(sizes: Sizes) -> dict[str, int]:
 
 def _formula(
     function: Callable[..., Any],
-    sizes: Sizes,
+    sizes: Symbols,
     *,
     statement: str,
     value: int,

@@ -89,7 +89,9 @@ def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
             note(tensor, sizes, 0, count)
     origins = _origins(memory)
     entries = [
-        _entry(tensor, size, max(total, at_peak), at_peak, sizes_of[tensor, size], origins.get(tensor.name, ""), library)
+        _entry(
+            tensor, size, max(total, at_peak), at_peak, sizes_of[tensor, size], origins.get(tensor.name, ""), library
+        )
         for (tensor, size), (total, at_peak) in counts.items()
     ]
     return tuple(sorted(entries, key=lambda entry: -entry.bytes * entry.count))
@@ -121,7 +123,10 @@ def _entry(tensor: Tensor, size: int, count: int, at_peak: int, sizes: Sizes, or
     return TensorEntry(
         name=tensor.name,
         kind=tensor.kind,
-        shape=tuple((str(dimension), dimension if isinstance(dimension, int) else sizes[dimension]) for dimension in tensor.shape),
+        shape=tuple(
+            (str(dimension), dimension if isinstance(dimension, int) else sizes[dimension])
+            for dimension in tensor.shape
+        ),
         dtype=tensor.dtype.label,
         bytes=size,
         count=count,

@@ -184,9 +184,7 @@ class Section:
 
     def parameters(self) -> list[tuple[Tensor, Component]]:
         """The parameters of one part, each once, in the order of `model.parameters()`."""
-        found = {
-            tensor: row.component for row in self.rows for tensor in row.reads if tensor.kind is Kind.PARAMETERS
-        }
+        found = {tensor: row.component for row in self.rows for tensor in row.reads if tensor.kind is Kind.PARAMETERS}
         return sorted(found.items(), key=lambda item: self._registered(item[0].name))
 
     def _registered(self, name: str) -> tuple[int, bool]:

@@ -258,18 +258,21 @@ class _Builder:
         wanted: dict[Tensor, int] = {}
         for index in reversed(saving):
             wanted.update(dict.fromkeys(self._saved(rows[index]) - outside, index))
-        local, self.local = self.local, {tensor for row in again for tensor in row.writes if self._storage(tensor) is tensor}
+        local, self.local = (
+            self.local,
+            {tensor for row in again for tensor in row.writes if self._storage(tensor) is tensor},
+        )
         cached = _cached(again)
-        unread = {self._storage(tensor) for row in rows[region.start + len(again) : region.stop] for tensor in row.reads}
+        unread = {
+            self._storage(tensor) for row in rows[region.start + len(again) : region.stop] for tensor in row.reads
+        }
         self._run(again, keep=wanted.keys() | cached | unread)
         self._free(sorted((cached | (unread & self.local)) - wanted.keys(), key=_name))
         self.local = local
         for tensor, index in wanted.items():
             freed_by.setdefault(index, []).append(tensor)
 
-    def _node(
-        self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool
-    ) -> None:
+    def _node(self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool) -> None:
         """Run one autograd node."""
         received = [buffers.pop(tensor).storage for tensor in row.writes if tensor in buffers]
         if not received:

@@ -7,12 +7,42 @@ arithmetic: autocast has no part in it.
 
 from dataclasses import replace
 
+from .architecture import Activation, Architecture, Wiring
 from .blocks import LayerFacts, hidden_states
 from .dtype import DType
+from .errors import ConfigError
 from .ledger import Component, Gradient, Row, Section, Tensor
 from .lifetimes import NEXT
-from .operators import CORE_MODULE, HEADS, SCORES, SCORES_PRODUCT, VALUES_PRODUCT, Numerics, layer_norm, linear, stamped
+from .operators import (
+    CORE_MODULE,
+    HEADS,
+    SCORES,
+    SCORES_PRODUCT,
+    VALUES_PRODUCT,
+    Numerics,
+    flash_attention,
+    layer_norm,
+    linear,
+    stamped,
+)
+from .plan import Plan
 from .primitives import add, copy, dropout, like, matmul, part, scale, softmax, unary
+from .scenario import Attention
+
+GELUS = frozenset({Activation.GELU, Activation.GELU_NEW, Activation.GELU_PYTORCH_TANH})
+
+
+def as_megatron(architecture: Architecture, plan: Plan) -> Architecture:
+    """`architecture` with its layers wired as Megatron's. Raises ConfigError where the paper's block is another."""
+    if plan.numerics.autocast:
+        raise ConfigError(
+            "precision", plan.precision.value, "should be bf16, fp16, fp32 or a recipe with implementation = megatron"
+        )
+    for layer, _ in architecture.layers:
+        if layer.wiring is not Wiring.GPT2 or layer.activation not in GELUS:
+            raise ConfigError("implementation", "megatron", "is for GPT's block with GELU; choose transformers")
+    layers = tuple((replace(layer, wiring=Wiring.MEGATRON), count) for layer, count in architecture.layers)
+    return replace(architecture, layers=layers)
 
 
 def megatron_layer(facts: LayerFacts, numerics: Numerics) -> Section:
@@ -25,9 +55,9 @@ def megatron_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     up = Tensor("dense_h_to_4h output", ("B", "S", "F"), numerics.compute)
     activated, down = like(up, "activation output"), like(x, "dense_4h_to_h output")
     mlp = [
-        *linear("dense_h_to_4h", normed, up, ("H",), ("F",), numerics, bias=facts.mlp_bias),
+        *linear("mlp.dense_h_to_4h", normed, up, ("H",), ("F",), numerics, bias=facts.mlp_bias),
         unary("bias_gelu", up, activated),
-        *linear("dense_4h_to_h", activated, down, ("F",), ("H",), numerics, bias=facts.mlp_bias),
+        *linear("mlp.dense_4h_to_h", activated, down, ("F",), ("H",), numerics, bias=facts.mlp_bias),
         *_dropout_add(down, middle, output, facts),
     ]
     rows = [
@@ -43,19 +73,24 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     """ParallelAttention: q, k and v are views of one projection."""
     fused = Tensor("qkv", ("B", "S", 3, "H"), numerics.compute)
     q, k, v = (Tensor(name, HEADS, numerics.compute) for name in "qkv")
-    out = Tensor("attention output", HEADS, numerics.compute)
+    core, out = _core(q, k, v, facts, numerics)
     projected = like(x, "dense output")
     rows = [
-        *linear("query_key_value", x, fused, ("H",), (3, "H"), numerics, bias=facts.query_key_value_bias),
+        *linear(
+            "self_attention.query_key_value", x, fused, ("H",), (3, "H"), numerics, bias=facts.query_key_value_bias
+        ),
         part(fused, (q, k, v)),
-        *stamped(_core(q, k, v, out, facts, numerics), Component.ATTENTION, CORE_MODULE),
-        *linear("dense", out, projected, ("N", "D"), ("H",), numerics, bias=facts.output_bias),
+        *stamped(core, Component.ATTENTION, CORE_MODULE),
+        *linear("self_attention.dense", out, projected, ("N", "D"), ("H",), numerics, bias=facts.output_bias),
     ]
     return rows, projected
 
 
-def _core(q: Tensor, k: Tensor, v: Tensor, out: Tensor, facts: LayerFacts, numerics: Numerics) -> list[Row]:
+def _core(q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """CoreAttention: scaled scores, fused mask and softmax, dropout, weighted values in the order of the tokens."""
+    if facts.core.kernel is Attention.FLASH:
+        return flash_attention(q, k, v, facts.core, numerics)
+    out = Tensor("attention output", HEADS, numerics.compute)
     scores, scaled, weights = (
         Tensor(name, SCORES, numerics.compute) for name in ("scores", "scores scaled", "attention weights")
     )
@@ -69,7 +104,7 @@ def _core(q: Tensor, k: Tensor, v: Tensor, out: Tensor, facts: LayerFacts, numer
         dropped = like(weights, "attention weights after dropout")
         rows.append(dropout(weights, dropped))
         weights = dropped
-    return [*rows, matmul("values", weights, v, by_head, VALUES_PRODUCT), copy(by_head, out)]
+    return [*rows, matmul("values", weights, v, by_head, VALUES_PRODUCT), copy(by_head, out)], out
 
 
 def _scale_in_place(x: Tensor, out: Tensor) -> Row:

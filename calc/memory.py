@@ -12,7 +12,9 @@ from .sizes import Sizes, storage_bytes
 from .step import Part, Step
 from .timeline import Phase, Program, Stretch, Timeline, timeline
 
-GRAD_SCALER = tuple(Tensor(f"GradScaler.{name}", (), DType.FP32, Kind.BUFFERS) for name in ("_scale", "_growth_tracker"))
+GRAD_SCALER = tuple(
+    Tensor(f"GradScaler.{name}", (), DType.FP32, Kind.BUFFERS) for name in ("_scale", "_growth_tracker")
+)
 """torch/amp/grad_scaler.py: two scalars on the device."""
 
 _FOUND_INF = Tensor("GradScaler.found_inf", (), DType.FP32, Kind.TEMPORARIES)

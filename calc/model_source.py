@@ -55,4 +55,6 @@ def _hub_config(hub_id: str) -> Mapping[str, Any]:
         return read_json_object(hf_hub_download(hub_id, CONFIG_FILE), "model")
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         first_line = str(error).strip().splitlines()[0]
-        raise ConfigError("model", hub_id, f"is not in the catalogue and could not be read from the hub: {first_line}") from None
+        raise ConfigError(
+            "model", hub_id, f"is not in the catalogue and could not be read from the hub: {first_line}"
+        ) from None

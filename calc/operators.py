@@ -150,11 +150,14 @@ def layer_norm(name: str, x: Tensor, out_name: str, numerics: Numerics) -> tuple
 def rotary(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[list[Row], Tensor]:
     """apply_rotary_pos_emb on one of q, k: x·cos + rotate_half(x)·sin."""
     *outer, _ = x.shape
-    first, second, negated = (like(x, f"{name}.{half} half", shape=(*outer, "D/2")) for half in ("first", "second", "negated"))
+    first, second, negated = (
+        like(x, f"{name}.{half} half", shape=(*outer, "D/2")) for half in ("first", "second", "negated")
+    )
     rotated = like(x, f"{name}.rotated")
     dtype = wider(x.dtype, cos.dtype)
     straight, turned, out = (
-        like(x, part_name, dtype=dtype) for part_name in (f"{name}·cos", f"{name}.rotated·sin", f"{name} with positions")
+        like(x, part_name, dtype=dtype)
+        for part_name in (f"{name}·cos", f"{name}.rotated·sin", f"{name} with positions")
     )
     rows = [
         multiply(x, cos, straight),
@@ -280,7 +283,9 @@ def _attention_softmax(masked: Tensor, core: AttentionCore, numerics: Numerics) 
     return rows, weights
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics) -> tuple[list[Row], Tensor]:
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
     """scaled_dot_product_attention with the flash kernel: no [S, S] tensor; backward computes the scores again.
 
     Temporaries of backward: aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd. Left out: the accumulators of a
@@ -362,7 +367,9 @@ def embedding(weight: Tensor, indices: Tensor, out: Tensor) -> Row:
 
     Left out: the sort's temporaries in backward, which depend on the data (aten/src/ATen/native/cuda/Embedding.cu).
     """
-    return Row(name="embedding", reads=(weight, indices), writes=(out,), gradients=(Gradient(of=weight),), saves=(indices,))
+    return Row(
+        name="embedding", reads=(weight, indices), writes=(out,), gradients=(Gradient(of=weight),), saves=(indices,)
+    )
 
 
 def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Tensor]:

@@ -146,25 +146,36 @@ def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
     longest = architecture.max_position_embeddings
     length = scenario.sequence_length or min(longest, DEFAULT_SEQUENCE_LENGTH)
     if architecture.wiring is Wiring.GPT2 and length > longest:
-        raise ConfigError("sequence_length", length, f"should be at most {longest}: the model has that many learned positions")
+        raise ConfigError(
+            "sequence_length", length, f"should be at most {longest}: the model has that many learned positions"
+        )
     return length
 
 
 def _optimizer(scenario: Scenario) -> Optimizer:
     if scenario.precision in RECIPE_PRECISIONS and scenario.optimizer not in ADAMW:
-        raise ConfigError("optimizer", _plain(scenario.optimizer), f"should be adamw, adamw-fused or adamw-for-loop with precision = {scenario.precision}")
+        raise ConfigError(
+            "optimizer",
+            _plain(scenario.optimizer),
+            f"should be adamw, adamw-fused or adamw-for-loop with precision = {scenario.precision}",
+        )
     return scenario.optimizer
 
 
 def _attention(scenario: Scenario, architecture: Architecture, sequence_length: int) -> Attention:
     """The kernel: what was asked for, or what `auto` comes to."""
-    if scenario.attention is Attention.EAGER:
+    paper_block = scenario.implementation is Implementation.MEGATRON and scenario.attention is Attention.AUTO
+    if scenario.attention is Attention.EAGER or paper_block:
         return Attention.EAGER
     obstacle = _flash_obstacle(scenario, architecture, sequence_length)
     if obstacle is None:
         return Attention.FLASH
     if scenario.attention is Attention.AUTO:
-        raise ConfigError("attention", "auto", f"comes to another kernel than flash here, which is not supported yet ({obstacle}); choose eager")
+        raise ConfigError(
+            "attention",
+            "auto",
+            f"comes to another kernel than flash here, which is not supported yet ({obstacle}); choose eager",
+        )
     raise ConfigError("attention", "flash", f"{obstacle}; choose eager")
 
 
@@ -176,5 +187,7 @@ def _flash_obstacle(scenario: Scenario, architecture: Architecture, sequence_len
         if layer.head_dim > FLASH_LARGEST_HEAD or layer.head_dim % FLASH_HEAD_MULTIPLE:
             return f"the flash kernel takes head sizes that are multiples of 8 up to 256, not {layer.head_dim}"
         if layer.sliding_window is not None and sequence_length >= layer.sliding_window:
-            return f"a sliding window of {layer.sliding_window} tokens needs a mask, which the flash kernel does not take"
+            return (
+                f"a sliding window of {layer.sliding_window} tokens needs a mask, which the flash kernel does not take"
+            )
     return None

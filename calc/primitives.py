@@ -93,7 +93,12 @@ def power(x: Tensor, out: Tensor) -> Row:
     """`x.pow(n)`: keeps x; `grad * (n * x.pow(n - 1))` makes two temporaries (pow_backward)."""
     inner = tuple(like(x, f"{part} in pow_backward") for part in ("power", "scaled power"))
     return Row(
-        name="pow", reads=(x,), writes=(out,), gradients=(Gradient(of=x),), saves=(x,), backward_temporaries=inner,
+        name="pow",
+        reads=(x,),
+        writes=(out,),
+        gradients=(Gradient(of=x),),
+        saves=(x,),
+        backward_temporaries=inner,
         elementwise_flops=1,
     )
 

@@ -3,22 +3,35 @@
 What a step's ledger looks like depends on facts (kinds, types, choices), not on sizes; so it is built once for each set of facts and kept.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .adapters import AdapterFacts, adapt, check_targets
 from .architecture import Wiring
-from .blocks import EMBEDDINGS, LAYERS, LayerFacts, ModelFacts, head
+from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
 from .flops import AttentionProducts, Products, attention_products, products
 from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import Context, Event, Lifetimes, gradient_of, lifetimes
+from .megatron import megatron_layer
+from .operators import Numerics
 from .optimizers import Loop, Update, loop, persistent_gradient, states, update, uses_grad_scaler
 from .plan import Plan
 from .recomputation import RECOMPUTATIONS
 from .scenario import Recompute
 from .sizes import StorageClass, storage_class
 from .timeline import Program
+
+EMBEDDINGS: dict[Wiring, Callable[[ModelFacts, Numerics], Section]] = {
+    Wiring.GPT2: gpt2_embeddings,
+    Wiring.LLAMA: llama_embeddings,
+    Wiring.MEGATRON: gpt2_embeddings,
+}
+LAYERS: dict[Wiring, Callable[[LayerFacts, Numerics], Section]] = {
+    Wiring.GPT2: gpt2_layer,
+    Wiring.LLAMA: llama_layer,
+    Wiring.MEGATRON: megatron_layer,
+}
 
 KEPT_STRUCTURES = 256
 """How many sets of facts are kept built; each takes some hundred kilobytes."""
@@ -138,12 +151,16 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     for layer in layers:
         context = Context(input_required=asks, held_input=held if not contexts else None)
         life = lifetimes(layer, context)
-        kept |= {held if tensor == layer.input and held and not contexts else tensor for tensor in life.kept_from_outside}
+        kept |= {
+            held if tensor == layer.input and held and not contexts else tensor for tensor in life.kept_from_outside
+        }
         asks = asks or life.output_required
         contexts.append(context)
     shared = (made & set(embedding.held)) | (made & kept)
     released = frozenset(shared - kept - own)
-    tied = {tensor for tensor, _ in last.parameters() if tensor.trainable} & {tensor for tensor, _ in embedding.parameters()}
+    tied = {tensor for tensor, _ in last.parameters() if tensor.trainable} & {
+        tensor for tensor, _ in embedding.parameters()
+    }
     first = Context(
         input_required=False,
         leaves=leaves,
@@ -151,7 +168,9 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         kept=frozenset(made & kept - {embedding.output}),
         meeting=dict.fromkeys(tied, not facts.plan.numerics.autocast),
     )
-    final = Context(input_required=asks, released=released, exported=frozenset({_logits(last)}), waiting=frozenset(tied))
+    final = Context(
+        input_required=asks, released=released, exported=frozenset({_logits(last)}), waiting=frozenset(tied)
+    )
     return [first, *contexts, final]
 
 

@@ -9,6 +9,7 @@ import pytest
 import sympy
 
 from calc import closed_forms
+from calc.assembly import step_memory
 from calc.hf_config import architecture
 from calc.ledger import Component, Kind, Tensor
 from calc.lifetimes import gradient_of
@@ -17,7 +18,6 @@ from calc.optimizers import persistent_gradient, states
 from calc.plan import Plan, Workload
 from calc.recomputation import CORE_MODULE
 from calc.scenario import Adapter, Attention, Implementation, Precision, Recompute
-from calc.sizes import step_memory
 from calc.step import Part
 
 B, S, L, V, P, N, D, R = sympy.symbols("B S L V P N D R", positive=True, integer=True)
@@ -49,9 +49,7 @@ def assert_equal(left: Any, right: Any) -> None:
 
 
 def test_parameters() -> None:
-    embedding, first, later, head = (
-        sum(tensor.numel(GPT) for tensor, _ in parameters) for _, parameters in gpt2().owned
-    )
+    embedding, first, later, head = (sum(tensor.numel(GPT) for tensor, _ in run.part.parameters) for run in gpt2().runs)
     assert_equal(first, later)
     learned_positions = P * H
     final_norm = 2 * H
@@ -90,7 +88,8 @@ PHI = {"Φ": sympy.Symbol("Φ", positive=True, integer=True)}
 def weight_and_gradient(plan: Plan) -> tuple[Tensor, Tensor]:
     """All Φ parameters as one trained weight, and its gradient, as `plan` holds them."""
     weight = Tensor("weights", ("Φ",), plan.numerics.weights, Kind.PARAMETERS, trainable=True)
-    return weight, persistent_gradient(weight, plan) or gradient_of(weight)
+    (gradient,) = persistent_gradient(weight, plan) or (gradient_of(weight),)
+    return weight, gradient
 
 
 @pytest.mark.parametrize("precision", [Precision.BF16, Precision.FP16, Precision.ZERO_16, Precision.TEXTBOOK_20])
