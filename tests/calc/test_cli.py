@@ -109,6 +109,8 @@ def test_scenario_file_and_standard_input_say_what_flags_say(tmp_path: Path, cap
         (["estimate", "gpt2", "--gpu", "h1000"], ["gpu = 'h1000'", "h100"]),
         (["estimate", "gpt2", "--parallel.tensor", "8"], ["parallel.tensor = 8", "not supported yet"]),
         (["estimate", "gpt-2"], ["model = 'gpt-2'"]),
+        (["estimate", "gpt2", "--implementation", "megatron"], ["precision = 'bf16-autocast'", "megatron"]),
+        (["estimate", "qwen3-8b", "--implementation", "megatron", "--precision", "bf16"], ["implementation", "GPT"]),
         (["estimate", '{"model_type": "gpt2", "n_head": 7}'], ["model.n_head = 7", "divide"]),
         (["estimate", '{"model_type": "gpt5"}'], ["model.model_type = 'gpt5'", "llama"]),
         (["estimate", '{"model_type"'], ["model"]),
