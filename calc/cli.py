@@ -119,7 +119,7 @@ def _serve(options: argparse.Namespace) -> int:
         import uvicorn
     except ModuleNotFoundError:
         return _complain("serve needs packages that are not installed: pip install 'gpucalc[serve]'")
-    uvicorn.run("api.app:create_app", factory=True, host=options.host, port=options.port)
+    uvicorn.run("api.app:create_app", factory=True, host=options.host, port=options.port, access_log=False)
     return ANSWERED
 
 

@@ -5,7 +5,7 @@ writes, what each gradient needs kept, what it needs for a moment. A section is 
 Everything else (memory over time, totals, FLOPs, explanations) is read off these three.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from math import prod
@@ -185,11 +185,14 @@ class Section:
     def parameters(self) -> list[tuple[Tensor, Component]]:
         """The parameters of one part, each once, in the order of `model.parameters()`."""
         found = {tensor: row.component for row in self.rows for tensor in row.reads if tensor.kind is Kind.PARAMETERS}
-        return sorted(found.items(), key=lambda item: self._registered(item[0].name))
+        modules = self.modules or list(dict.fromkeys(tensor.name.rpartition(".")[0] for tensor in found))
+        return sorted(found.items(), key=lambda item: _registered(item[0].name, modules))
 
-    def _registered(self, name: str) -> tuple[int, bool]:
-        module = next((index for index, module in enumerate(self.modules) if name.startswith(f"{module}.")), 0)
-        return module, name.endswith(".bias")
+
+def _registered(name: str, modules: Sequence[str]) -> tuple[int, bool]:
+    """Where a parameter stands among others: by its module, the weight before the bias."""
+    module = next((index for index, module in enumerate(modules) if name.startswith(f"{module}.")), len(modules))
+    return module, name.endswith(".bias")
 
 
 def requires_gradient(rows: Iterable[Row], roots: Iterable[Tensor] = ()) -> set[Tensor]:

@@ -236,17 +236,20 @@ def eager_attention(
         scale(products, scaled),
         add(scaled, mask, masked, name="mask"),
     ]
-    rows_softmax, weights = _attention_softmax(masked, core, numerics)
+    # Llama casts back to the queries' type, which positions make fp32 under autocast; GPT-2 to the values'.
+    result_dtype = q.dtype if core.fp32_softmax else v.dtype
+    rows_softmax, weights = _attention_softmax(masked, result_dtype, core, numerics)
     rows += rows_softmax
     if core.dropout:
         dropped = like(weights, "attention weights after dropout")
         rows.append(dropout(weights, dropped))
         weights = dropped
     rows_v, value = autocast_input(value, numerics, "values")
+    rows_w, lower_weights = autocast_input(weights, numerics, "values")
     merge_v, value = _merged(value, core.merges_key_value_heads_by_copy(cast=bool(rows_v)))
-    rows += [*rows_v, *merge_v]
+    rows += [*rows_v, *rows_w, *merge_v]
     heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
-    rows.append(matmul("values", weights, value, heads, VALUES_PRODUCT))
+    rows.append(matmul("values", lower_weights, value, heads, VALUES_PRODUCT))
     rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
     rows.append(frame(*repeated, POSITION_IDS))
     return rows, out, weights
@@ -260,8 +263,10 @@ def _merged(x: Tensor, by_copy: bool) -> tuple[list[Row], Tensor]:
     return [copy(x, out, name="reshape")], out
 
 
-def _attention_softmax(masked: Tensor, core: AttentionCore, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """The probabilities, in the type the value product takes; through fp32 where the code or autocast says so."""
+def _attention_softmax(
+    masked: Tensor, result_dtype: DType, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """The probabilities in `result_dtype`; through fp32 where the code or autocast says so."""
     rows: list[Row] = []
     scores = masked
     through_fp32 = core.fp32_softmax or numerics.autocast
@@ -274,8 +279,8 @@ def _attention_softmax(masked: Tensor, core: AttentionCore, numerics: Numerics) 
         masked = upcast
     weights = like(masked, "attention weights", dtype=dtype)
     rows.append(softmax(masked, weights))
-    if dtype is not numerics.compute:
-        rounded = like(weights, f"attention weights in {numerics.compute.label}", dtype=numerics.compute)
+    if dtype is not result_dtype:
+        rounded = like(weights, f"attention weights in {result_dtype.label}", dtype=result_dtype)
         rows.append(cast(weights, rounded))
         weights = rounded
     if core.fp32_softmax:
