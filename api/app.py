@@ -1,0 +1,43 @@
+"""The application: `uvicorn --factory api.app:create_app`."""
+
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+from prometheus_fastapi_instrumentator import Instrumentator
+from starlette.types import ASGIApp
+
+from dashboards import pages
+
+from . import problems, routes
+from .middleware import AccessLog, SecurityHeaders
+from .settings import Settings
+
+
+def create_app(settings: Settings | None = None) -> ASGIApp:
+    """The service with `settings`, by default those of the environment."""
+    settings = settings or Settings()
+    app = FastAPI(
+        title="gpucalc",
+        summary="What a training step of a transformer needs: memory, its peak and FLOPs",
+        version=version("gpucalc"),
+        docs_url=None,
+        redoc_url=None,
+        max_body_size=settings.max_body_bytes,
+    )
+    app.state.settings = settings
+    app.include_router(routes.router)
+    app.include_router(pages.router)
+    app.mount(pages.STATIC_URL, pages.static_files())
+    problems.install(app)
+    _expose_metrics(app)
+    # Outside of FastAPI's own middleware, so that answers to unexpected errors are wrapped too.
+    wrapped = SecurityHeaders(app)
+    return AccessLog(wrapped) if settings.access_log else wrapped
+
+
+def _expose_metrics(app: FastAPI) -> None:
+    registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
+    PlatformCollector(registry=registry)
+    Instrumentator(registry=registry).instrument(app).expose(app, include_in_schema=False)

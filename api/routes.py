@@ -1,0 +1,105 @@
+"""The service's own addresses: /v1/… for programs, /livez and /readyz for those who run it."""
+
+import hashlib
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi_problem.error import NotFoundProblem, Problem
+
+import calc
+from dashboards.address import answerable, scenario_from_query
+from dashboards.example import EXAMPLE
+
+from .encoding import to_json
+from .settings import Settings
+
+JSON = "application/json"
+SCENARIO_BODY = {
+    "requestBody": {"required": True, "content": {JSON: {"schema": calc.Scenario.model_json_schema()}}},
+}
+NO_ACCURACY = {"compared_with": None, "cases": 0, "median_relative_error": None, "max_relative_error": None}
+"""What is said of the accuracy while no summary of records is at hand."""
+
+router = APIRouter()
+
+
+def settings_of(request: Request) -> Settings:
+    return request.app.state.settings
+
+
+ServiceSettings = Annotated[Settings, Depends(settings_of)]
+
+
+@router.post("/v1/estimate", openapi_extra=SCENARIO_BODY, summary="Estimate one training step")
+async def post_estimate(request: Request) -> Response:
+    scenario = scenario_from_body(await request.body())
+    return json_response(calc.estimate(scenario).to_dict())
+
+
+@router.get("/v1/estimate", summary="The same answer from a query string; `adapter.rank=16` names a nested field")
+async def get_estimate(
+    request: Request, settings: ServiceSettings, if_none_match: Annotated[str | None, Header()] = None
+) -> Response:
+    scenario = scenario_from_query(request.query_params.multi_items())
+    body = to_json(calc.estimate(scenario).to_dict())
+    tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
+    headers = {"ETag": tag, "Cache-Control": f"public, max-age={settings.cache_seconds}"}
+    if if_none_match == tag:
+        return Response(status_code=304, headers=headers)
+    return Response(body, media_type=JSON, headers=headers)
+
+
+@router.get("/v1/models", summary="The models of the catalogue")
+async def get_models() -> Response:
+    return json_response([model.to_dict() for model in calc.models()])
+
+
+@router.get("/v1/models/{name}", summary="One model of the catalogue")
+async def get_model(name: str) -> Response:
+    for model in calc.models():
+        if model.name == name:
+            return json_response(model.to_dict())
+    raise NotFoundProblem(title="No such model", detail=f"{name} is not in the catalogue; /v1/models lists it")
+
+
+@router.get("/v1/gpus", summary="The GPUs of the catalogue")
+async def get_gpus() -> Response:
+    return json_response([gpu.to_dict() for gpu in calc.gpus()])
+
+
+@router.get("/v1/accuracy", summary="How far estimates were from recorded cases")
+async def get_accuracy(settings: ServiceSettings) -> Response:
+    if settings.accuracy_file is None:
+        return json_response(NO_ACCURACY)
+    return Response(settings.accuracy_file.read_bytes(), media_type=JSON)
+
+
+@router.get("/livez", summary="The process answers")
+async def livez() -> Response:
+    return json_response({"status": "alive"})
+
+
+@router.get("/readyz", summary="The process estimates")
+async def readyz() -> Response:
+    calc.estimate(EXAMPLE)
+    return json_response({"status": "ready"})
+
+
+def json_response(value: Any) -> Response:
+    return Response(to_json(value), media_type=JSON)
+
+
+def scenario_from_body(body: bytes) -> calc.Scenario:
+    """The Scenario that `body` holds as JSON."""
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise malformed_body(f"The body is not JSON: {error}") from None
+    if not isinstance(fields, dict):
+        raise malformed_body(f"The body should be a JSON object, not a {type(fields).__name__}")
+    return answerable(calc.Scenario.model_validate(fields))
+
+
+def malformed_body(detail: str) -> Problem:
+    return Problem("The body is not a scenario", detail=detail, type_="malformed-body", status=400)

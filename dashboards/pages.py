@@ -1,0 +1,173 @@
+"""The pages, rendered on the server: `/`, `/formulas`, `/docs`, and `/answer`, which `/` asks after every change."""
+
+from collections.abc import Iterable, Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, urlencode
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.staticfiles import StaticFiles
+from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import ASGIApp
+
+import calc
+from calc import units
+from calc.errors import shown
+from calc.explain import formulas
+
+from . import palette
+from .address import gpu_names, model_names, query_pairs, scenario_from_query
+from .example import EXAMPLE
+from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, STOPS, written
+from .views import answer_view
+from .words import LABELS, WORDS, Language, preferred_language
+
+PARTS = ("model-facts", "summary", "why", "curve", "advice", "breakdown", "snippet")
+"""The pieces of the answer; each is a template and the id of the element it fills."""
+
+STATIC = Path(__file__).parent / "static"
+STATIC_VERSION = blake2b(
+    b"".join(file.read_bytes() for file in sorted(STATIC.rglob("*")) if file.is_file()) + palette.stylesheet().encode(),
+    digest_size=6,
+).hexdigest()
+STATIC_URL = f"/static/{STATIC_VERSION}"
+"""New content has a new address, so browsers may keep the old one for ever."""
+FOR_EVER = "public, max-age=31536000, immutable"
+
+TEMPLATES = Environment(
+    loader=PackageLoader(__package__),
+    autoescape=select_autoescape(),
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    auto_reload=False,
+)
+TEMPLATES.filters |= {
+    "short_bytes": units.format_bytes,
+    "exact_bytes": units.format_exact_bytes,
+    "gib": lambda num_bytes: units.format_gib(num_bytes).replace("-", "\N{MINUS SIGN}"),
+    "flops": units.format_flops,
+    "count": units.format_count,
+}
+TEMPLATES.globals |= {"textures": palette.TEXTURES, "static": STATIC_URL}
+
+router = APIRouter(include_in_schema=False)
+
+
+class Question:
+    """What one request for a page asks: its language, the fields it fills in and the scenario or problem they make."""
+
+    def __init__(self, request: Request, pairs: Iterable[tuple[str, str]]) -> None:
+        fields = dict(pairs)
+        self.language = preferred_language(fields.pop("lang", None), request.headers.get("accept-language", ""))
+        self.words = WORDS[self.language]
+        self.pairs = written(fields.items()) or query_pairs(EXAMPLE)
+
+    def context(self) -> dict[str, Any]:
+        """What every page's template needs, with the answer, or with `wrong` in its place."""
+        common = {"w": self.words, "language": self.language, "wrong": None}
+        try:
+            return common | answer_view(scenario_from_query(self.pairs), self.words)
+        except calc.ConfigError as error:
+            return common | {"answer": None, "wrong": _complaint(error), "resolved_sequence_length": ""}
+
+
+def _complaint(error: calc.ConfigError) -> dict[str, Any]:
+    return {
+        "field": error.field,
+        "message": f"{shown(error.value)}: {error.expected}",
+        "text": str(error),
+        "elsewhere": error.field not in FIELDS,
+    }
+
+
+def _page(request: Request, name: str, context: dict[str, Any]) -> HTMLResponse:
+    """The template `name` in the frame that all pages share."""
+    query = request.query_params.multi_items()
+    others = [(field, text) for field, text in query if field != "lang"]
+    frame = {
+        "current": name,
+        "query": f"?{urlencode(query)}" if query else "",
+        "languages": LABELS.items(),
+        "language_links": {language: f"?{urlencode([*others, ('lang', language)])}" for language in Language},
+    }
+    html = TEMPLATES.get_template(f"{name}.html").render(frame | context)
+    return HTMLResponse(html, status_code=422 if context["wrong"] else 200, headers={"Vary": "Accept-Language"})
+
+
+@router.get("/")
+async def fit(request: Request) -> HTMLResponse:
+    question = Question(request, request.query_params.multi_items())
+    return _page(request, "fit", question.context() | _form(request, question))
+
+
+def _form(request: Request, question: Question) -> dict[str, Any]:
+    values = dict(question.pairs)
+    return {
+        "values": values,
+        "choices": CHOICES,
+        "stops": STOPS,
+        "models": model_names(),
+        "gpus": gpu_names(),
+        "most_config_characters": MOST_CONFIG_CHARACTERS,
+        "default_language": preferred_language(None, request.headers.get("accept-language", "")),
+        "api_query": f"?{urlencode(question.pairs)}",
+    }
+
+
+@router.get("/answer")
+async def answer(request: Request) -> Response:
+    return _answer(Question(request, request.query_params.multi_items()))
+
+
+@router.post("/answer")
+async def answer_to_form(request: Request) -> Response:
+    """For a config too long for an address: the same fields as a form's body."""
+    return _answer(Question(request, parse_qsl((await request.body()).decode(errors="replace"))))
+
+
+def _answer(question: Question) -> Response:
+    context = question.context()
+    if context["wrong"]:
+        return JSONResponse({"problem": context["wrong"], "slots": {}, "resolved": {}})
+    slots = {part: TEMPLATES.get_template(f"parts/{part}.html").render(context) for part in PARTS}
+    resolved = {"sequence_length": context["resolved_sequence_length"]}
+    return JSONResponse({"problem": None, "slots": slots, "resolved": resolved})
+
+
+@router.get("/formulas")
+async def founding_formulas(request: Request) -> HTMLResponse:
+    question = Question(request, request.query_params.multi_items())
+    context = question.context()
+    return _page(request, "formulas", context | {"formulas": list(_formulas(question, context))})
+
+
+def _formulas(question: Question, context: dict[str, Any]) -> Iterator[Any]:
+    if context["wrong"] is None:
+        yield from formulas(calc.estimate(scenario_from_query(question.pairs)))
+
+
+@router.get("/docs")
+async def api_documentation(request: Request) -> HTMLResponse:
+    question = Question(request, request.query_params.multi_items())
+    return _page(request, "docs", {"w": question.words, "language": question.language, "wrong": None})
+
+
+@router.get(f"{STATIC_URL}/palette.css")
+async def stylesheet_of_palette() -> Response:
+    return Response(palette.stylesheet(), media_type="text/css", headers={"Cache-Control": FOR_EVER})
+
+
+class _KeptFiles(StaticFiles):
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = FOR_EVER
+        return response
+
+
+def static_files() -> ASGIApp:
+    """What lies in `static/`, compressed, to be mounted at STATIC_URL."""
+    return GZipMiddleware(_KeptFiles(directory=STATIC))
