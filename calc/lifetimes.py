@@ -38,6 +38,8 @@ class Context:
     """Tensors of earlier sections that this one is the last to read."""
     exported: frozenset[Tensor] = frozenset()
     """Tensors of this section that later ones read, and free."""
+    freed_in_backward: frozenset[Tensor] = frozenset()
+    """Tensors of earlier sections that the nodes of this one are the last to need."""
     kept: frozenset[Tensor] = frozenset()
     """Of the exported, those that nodes of later sections keep: freed when this section's backward begins."""
     waiting: frozenset[Tensor] = frozenset()
@@ -229,7 +231,7 @@ class _Builder:
         self._free(sorted(self.context.kept, key=_name))
         freed_by: dict[int, list[Tensor]] = {}
         for tensor, index in needed.items():
-            if tensor in self.local and tensor not in self.context.kept:
+            if tensor in self.local | self.context.freed_in_backward and tensor not in self.context.kept:
                 freed_by.setdefault(index, []).append(tensor)
         buffers: dict[Tensor, _Pending] = {}
         if section.output in self.required:

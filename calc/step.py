@@ -139,39 +139,49 @@ def _sections(facts: StepFacts) -> list[Section]:
 def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     """Who needs gradients, and which section frees what several of them use."""
     embedding, *layers, last = sections
-    made = {tensor for row in embedding.rows for tensor in row.writes}
+    made = frozenset(tensor for row in embedding.rows for tensor in row.writes)
     required = requires_gradient(embedding.rows)
     leaves = frozenset({embedding.leaf} if facts.plan.recompute is Recompute.FULL and not required else ())
     required = requires_gradient(embedding.rows, leaves)
-    own = {tensor for row in embedding.rows for tensor in saved_for_backward(row, required)}
-    asks = embedding.output in required
-    contexts: list[Context] = []
-    kept: set[Tensor] = set(leaves)
+    own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
     held = embedding.output if embedding.output in embedding.held else None
-    for layer in layers:
-        context = Context(input_required=asks, held_input=held if not contexts else None)
-        life = lifetimes(layer, context)
-        kept |= {
-            held if tensor == layer.input and held and not contexts else tensor for tensor in life.kept_from_outside
-        }
-        asks = asks or life.output_required
-        contexts.append(context)
-    shared = (made & set(embedding.held)) | (made & kept)
-    released = frozenset(shared - kept - own)
-    tied = {tensor for tensor, _ in last.parameters() if tensor.trainable} & {
-        tensor for tensor, _ in embedding.parameters()
-    }
+    contexts, lives = _layer_contexts(layers, input_required=embedding.output in required, held=held)
+    by_first = lives[0].kept_from_outside & made - own
+    kept = leaves | (frozenset[Tensor]().union(*(life.kept_from_outside for life in lives)) & made)
+    if held is not None and layers[0].input in lives[0].kept_from_outside:
+        kept |= {held}
+    shared = (made & set(embedding.held)) | kept
+    tied = {tensor for tensor, _ in embedding.parameters()} & {tensor for tensor, _ in last.parameters()}
+    tied = {tensor for tensor in tied if tensor.trainable}
     first = Context(
         input_required=False,
         leaves=leaves,
-        exported=frozenset(shared - own),
-        kept=frozenset(made & kept - {embedding.output}),
+        exported=shared - own,
+        kept=kept - by_first - {embedding.output},
         meeting=dict.fromkeys(tied, not facts.plan.numerics.autocast),
     )
     final = Context(
-        input_required=asks, released=released, exported=frozenset({_logits(last)}), waiting=frozenset(tied)
+        input_required=lives[-1].output_required,
+        released=shared - kept - own,
+        exported=frozenset({_logits(last)}),
+        waiting=frozenset(tied),
     )
+    # Backward ends with the first layer: it frees what the layers shared.
+    contexts[0] = replace(contexts[0], freed_in_backward=by_first)
     return [first, *contexts, final]
+
+
+def _layer_contexts(
+    layers: list[Section], *, input_required: bool, held: Tensor | None
+) -> tuple[list[Context], list[Lifetimes]]:
+    """The layers' contexts, and what follows from them: whose output needs a gradient, what they keep of others."""
+    contexts: list[Context] = []
+    lives: list[Lifetimes] = []
+    for layer in layers:
+        contexts.append(Context(input_required=input_required, held_input=None if contexts else held))
+        lives.append(lifetimes(layer, contexts[-1]))
+        input_required = lives[-1].output_required
+    return contexts, lives
 
 
 def _parts(sections: list[Section], contexts: list[Context], facts: StepFacts) -> Iterator[Part]:

@@ -1,0 +1,158 @@
+"""The ledger against the real models' own steps, over random architectures and scenarios.
+
+Parameters, FLOPs and saved bytes are equal to the digit; every phase's peak within 1 %, and in nearly all cases equal. A counter-example is
+printed by hypothesis with its config and scenario, and is repeated by `python -m validation trace`.
+"""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from calc import Adapter, Scenario, estimate
+from calc.scenario import AdapterDType, Attention, Optimizer, Precision, Recompute
+from validation.trace import Trace, trace
+
+PEAK_TOLERANCE = 0.01
+EXAMPLES = 120
+HEAD_DIMS = (8, 16, 24, 64)
+OPTIMIZERS = (
+    Optimizer.ADAMW,
+    Optimizer.ADAMW_FUSED,
+    Optimizer.ADAMW_FOR_LOOP,
+    Optimizer.SGD,
+    Optimizer.SGD_MOMENTUM,
+)
+PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST)
+GPT2_LINEARS = ("c_attn", "c_proj", "c_fc")
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@st.composite
+def gpt2_configs(draw: st.DrawFn) -> dict[str, Any]:
+    num_heads, head_dim = draw(st.integers(1, 6)), draw(st.sampled_from(HEAD_DIMS))
+    dropouts = {name: draw(st.sampled_from((0.0, 0.1))) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
+    return {
+        "model_type": "gpt2",
+        "n_embd": num_heads * head_dim,
+        "n_head": num_heads,
+        "n_layer": draw(st.integers(1, 4)),
+        "n_inner": draw(st.none() | st.integers(1, 333)),
+        "vocab_size": draw(st.integers(4, 2000)),
+        "n_positions": 128,
+        "activation_function": draw(st.sampled_from(("gelu_new", "gelu", "relu", "gelu_pytorch_tanh", "silu"))),
+        "tie_word_embeddings": draw(st.booleans()),
+        **dropouts,
+        **TOKENS,
+    }
+
+
+@st.composite
+def llama_like_configs(draw: st.DrawFn) -> dict[str, Any]:
+    model_type = draw(st.sampled_from(("llama", "mistral", "qwen2", "qwen3")))
+    num_heads, head_dim = draw(st.integers(1, 6)), draw(st.sampled_from(HEAD_DIMS))
+    config = {
+        "model_type": model_type,
+        "hidden_size": num_heads * head_dim,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": draw(st.sampled_from([k for k in range(1, num_heads + 1) if num_heads % k == 0])),
+        "intermediate_size": draw(st.integers(1, 333)),
+        "num_hidden_layers": draw(st.integers(1, 4)),
+        "vocab_size": draw(st.integers(4, 2000)),
+        "max_position_embeddings": 256,
+        "hidden_act": draw(st.sampled_from(("silu", "gelu", "relu"))),
+        "tie_word_embeddings": draw(st.booleans()),
+        "attention_dropout": draw(st.sampled_from((0.0, 0.2))),
+        **TOKENS,
+    }
+    if model_type in {"mistral", "qwen3"}:
+        config |= {"head_dim": head_dim, "hidden_size": draw(st.sampled_from((40, 72, 128)))}
+    if model_type in {"llama", "qwen3"}:
+        config["attention_bias"] = draw(st.booleans())
+    if model_type == "llama":
+        config["mlp_bias"] = draw(st.booleans())
+    return config
+
+
+@st.composite
+def adapters(draw: st.DrawFn, linears: tuple[str, ...]) -> Adapter:
+    return Adapter(
+        rank=draw(st.integers(1, 9)),
+        dropout=draw(st.sampled_from((0.0, 0.1))),
+        dtype=draw(st.sampled_from(AdapterDType)),
+        target_modules=draw(
+            st.none() | st.lists(st.sampled_from(linears), min_size=1, max_size=3, unique=True).map(tuple)
+        ),
+    )
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    config = draw(gpt2_configs() | llama_like_configs())
+    precision = draw(st.sampled_from(PRECISIONS))
+    kernels = (Attention.EAGER,) if precision is Precision.FP32 else (Attention.EAGER, Attention.FLASH)
+    linears = GPT2_LINEARS if config["model_type"] == "gpt2" else LLAMA_LINEARS
+    return Scenario(
+        model=config,
+        micro_batch_size=draw(st.integers(1, 5)),
+        sequence_length=draw(st.integers(1, 128)),
+        gradient_accumulation_steps=draw(st.sampled_from((1, 1, 2))),
+        precision=precision,
+        optimizer=draw(st.sampled_from(OPTIMIZERS)),
+        attention=draw(st.sampled_from(kernels)),
+        recompute=draw(st.sampled_from(Recompute)),
+        adapter=draw(st.none() | adapters(linears)),
+    )
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+@given(scenario=scenarios())
+def test_random_steps(scenario: Scenario) -> None:
+    assert isinstance(scenario.model, dict)
+    agree(scenario, trace(scenario, scenario.model))
+
+
+@pytest.mark.parametrize(
+    ("config", "choices"),
+    [
+        pytest.param(
+            {"model_type": "gpt2"},
+            {"micro_batch_size": 8, "sequence_length": 1024, "attention": "eager"},
+            id="GPT-2 124M, B=8, S=1024, bf16-autocast, eager",
+        ),
+        pytest.param(
+            {"model_type": "llama", "num_hidden_layers": 4, "max_position_embeddings": 4096},
+            {"sequence_length": 4096, "attention": "flash"},
+            id="four layers of Llama-2-7B, S=4096, bf16-autocast, flash",
+        ),
+    ],
+)
+def test_real_sizes(config: dict[str, Any], choices: dict[str, Any]) -> None:
+    scenario = Scenario(model=config, **choices)
+    agree(scenario, trace(scenario, config))
+
+
+def agree(scenario: Scenario, traced: Trace) -> None:
+    estimated = estimate(scenario)
+    parameters, flops, memory = estimated.parameters, estimated.flops, estimated.memory
+    for name, count in traced.parameters.items():
+        assert getattr(parameters, name) == count, name
+    for name, count in traced.flops.items():
+        assert getattr(flops, name) == count, name
+    for name in ("saved_activation_bytes", "autograd_saved_bytes"):
+        assert getattr(memory, name) == traced.memory[name], name
+    assert sum(memory.persistent_bytes.values()) == sum(traced.memory["persistent_bytes"].values())
+    for phase, seen in zip(memory.phases, traced.memory["phases"], strict=True):
+        assert phase.name == seen["name"]
+        assert phase.end_allocated_bytes == seen["end_allocated_bytes"], phase.name
+        assert phase.peak_allocated_bytes == within(seen["peak_allocated_bytes"]), phase.name
+    for name in ("peak_allocated_bytes", "first_step_peak_allocated_bytes"):
+        assert getattr(memory, name) == within(traced.memory[name]), name
+    assert sum(memory.at_peak.values()) == memory.peak_allocated_bytes
+    assert min(memory.at_peak.values()) >= 0
+
+
+def within(num_bytes: int) -> object:
+    return pytest.approx(num_bytes, rel=PEAK_TOLERANCE)
