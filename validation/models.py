@@ -117,6 +117,13 @@ def build_job(
     )
 
 
+def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
+    """Numbers of parameters, tied ones once."""
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {"total": total, "trainable": trainable, "frozen": total - trainable}
+
+
 def supported(field: str, asked: Key, known: dict[Key, Value]) -> Value:
     if asked not in known:
         raise CannotRun(field, str(asked), known)

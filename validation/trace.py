@@ -35,7 +35,7 @@ from validation.cuda_kernels import (
     hidden_workspace_bytes,
     round_up,
 )
-from validation.models import CannotRun, Job, build_job, supported
+from validation.models import CannotRun, Job, build_job, parameter_counts, supported
 from validation.step import Phase, forward, training_step
 
 ALLOCATION_UNIT_BYTES = 512
@@ -168,7 +168,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
                 recorder.live_bytes_before_step[recorder.step] = recorder.live_bytes
                 training_step(job, recorder.during)
         saved = autograd_saved_bytes(job)
-    return Trace(parameters(job.model), memory(job, recorder, saved), flops(recorder), tuple(recorder.events))
+    return Trace(parameter_counts(job.model), memory(job, recorder, saved), flops(recorder), tuple(recorder.events))
 
 
 def attention_kernel(scenario: Scenario) -> Attention:
@@ -208,12 +208,6 @@ def only_reference_counting() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def parameters(model: torch.nn.Module) -> dict[str, int]:
-    total = sum(p.numel() for p in model.parameters())
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {"total": total, "trainable": trainable, "frozen": total - trainable}
 
 
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -1,0 +1,420 @@
+"""Measuring, with fakes where it meets the driver (NVML) and torch's CUDA statistics; the steps are real, on a CPU."""
+
+import base64
+import json
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from validation import cuda, measure, nvml
+from validation.cases import Case, as_object, case
+from validation.models import build_job
+from validation.records import Record, read
+from validation.step import Phase
+
+MIB = 2**20
+TINY = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
+EAGER = case(TINY, 2, 8, attention="eager")
+OTHER = case(TINY, 1, 8, attention="eager")
+ACCUMULATED = case(TINY, 1, 8, attention="eager", gradient_accumulation_steps=2)
+WORKSPACES = {"forward_thread_bytes": 32 * MIB, "autograd_thread_bytes": 32 * MIB}
+
+
+@dataclass
+class FakeCuda:
+    """torch.cuda's statistics as a script: every peak that is read is 1 MiB above the one before."""
+
+    allocated: int = 100 * MIB
+    peaks_read: int = 0
+    resets: int = 0
+    seconds: float = 0.0
+    context_bytes: int = 500 * MIB
+    emptied: int = 0
+    history: list[str | None] = field(default_factory=list)
+
+    def memory_stats(self) -> dict[str, int]:
+        self.peaks_read += 1
+        peak = self.allocated + self.peaks_read * MIB
+        return {
+            "allocated_bytes.all.peak": peak,
+            "allocated_bytes.all.current": self.allocated + self.peaks_read,
+            "reserved_bytes.all.peak": 2 * peak,
+            "reserved_bytes.all.current": 2 * self.allocated,
+            "requested_bytes.all.peak": peak - 7,
+            "requested_bytes.all.current": self.allocated - 7,
+            "num_alloc_retries": 0,
+        }
+
+    def reset_peak_memory_stats(self) -> None:
+        self.resets += 1
+
+    def memory_allocated(self) -> int:
+        return self.allocated
+
+    def memory_reserved(self) -> int:
+        return 2 * self.allocated
+
+    def empty_cache(self) -> None:
+        self.emptied += 1
+
+    def used_bytes(self) -> int:
+        return 1000 * MIB + self.context_bytes + self.memory_reserved()
+
+    def event(self, enable_timing: bool) -> Any:
+        fake = self
+
+        class Event:
+            def record(self) -> None:
+                fake.seconds += 0.5
+                self.at = fake.seconds
+
+            def elapsed_time(self, end: Any) -> float:
+                return 1000 * (end.at - self.at)
+
+        return Event()
+
+
+MACHINE = measure.Machine(
+    gpu_name="NVIDIA Fake 80GB",
+    versions={"torch": "2.13.0", "cuda": "13.0", "driver": "600.1"},
+    used_before_context_bytes=1000 * MIB,
+    workspaces=WORKSPACES,
+    facts={"compute_capability": "9.0"},
+)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    fake = FakeCuda()
+    for name in ("memory_stats", "reset_peak_memory_stats", "memory_allocated", "memory_reserved", "empty_cache"):
+        monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    monkeypatch.setattr(torch.cuda, "Event", fake.event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(nvml, "used_bytes", fake.used_bytes)
+    monkeypatch.setattr(
+        measure, "build_job", lambda scenario, config, _, kernel: build_job(scenario, config, "cpu", kernel)
+    )
+    monkeypatch.setattr(measure, "start", lambda: MACHINE)
+    return fake
+
+
+def measured(asked: Case) -> dict[str, Any]:
+    return measure.measure(asked, MACHINE).measured
+
+
+# --- one case ------------------------------------------------------------------------------------------------------
+
+
+def test_each_phase_has_its_own_peak_and_the_first_step_is_apart(fake: FakeCuda) -> None:
+    memory = measured(EAGER)["memory"]
+    # Read once per phase: 3 phases of the first step, then 3 of the steady one.
+    assert [phase["peak_allocated_bytes"] for phase in memory["phases"]] == [(100 + n) * MIB for n in (4, 5, 6)]
+    assert [phase["name"] for phase in memory["phases"]] == ["forward", "backward", "optimizer"]
+    assert memory["first_step_peak_allocated_bytes"] == 103 * MIB
+    assert memory["peak_allocated_bytes"] == 106 * MIB
+    assert memory["peak_requested_bytes"] == 106 * MIB - 7
+    assert memory["peak_reserved_bytes"] == 212 * MIB
+    assert memory["peak_phase"] == "optimizer"
+    assert fake.resets >= 6
+
+
+def test_saved_activations_are_what_the_forward_adds_to_what_lives_between_steps(fake: FakeCuda) -> None:
+    assert measured(EAGER)["memory"]["saved_activation_bytes"] == 4  # the fourth reading: allocated + 4
+
+
+def test_device_bytes_leave_out_what_others_use_and_context_what_torch_reserves(fake: FakeCuda) -> None:
+    memory = measured(EAGER)["memory"]
+    assert memory["device_bytes"] == fake.context_bytes + fake.memory_reserved()
+    assert memory["context_bytes"] == fake.context_bytes
+    assert memory["library_workspace_bytes"] == 64 * MIB
+
+
+def test_micro_batches_give_the_highest_peak_and_the_last_end(fake: FakeCuda) -> None:
+    phases = measured(ACCUMULATED)["memory"]["phases"]
+    # The steady step reads 6 to 10: forward, backward, forward, backward, optimizer.
+    assert [phase["peak_allocated_bytes"] for phase in phases] == [(100 + n) * MIB for n in (8, 9, 10)]
+    assert [phase["end_allocated_bytes"] for phase in phases] == [100 * MIB + n for n in (8, 9, 10)]
+
+
+def test_times_are_medians_of_five_steps(fake: FakeCuda) -> None:
+    # Every event is half a second after the one before: start and end of three phases.
+    assert measured(EAGER)["time"] == {
+        "steps": 5,
+        "forward_seconds": 0.5,
+        "backward_seconds": 0.5,
+        "optimizer_seconds": 0.5,
+        "step_seconds": 2.5,
+    }
+    assert measure.times([{"step": 1.0}, {"step": 9.0}, {"step": 2.0}]) == {"steps": 3, "step_seconds": 2.0}
+
+
+def test_matmul_flops_of_an_eager_step_are_the_profilers(fake: FakeCuda) -> None:
+    # Per token and layer 24H² + 4HS, head 2HV; three times that with backward: 16 tokens, H = 16, S = 8, V = 64.
+    forward = 16 * (24 * 16**2 + 4 * 16 * 8 + 2 * 16 * 64)
+    assert measured(EAGER)["flops"] == {"total": 3 * forward}
+
+
+def test_an_out_of_memory_is_recorded_with_the_counters(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_out_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(measure, "training_step", raise_out_of_memory)
+    record = measure.measure(EAGER, MACHINE)
+    assert record.measured["out_of_memory"]["peak_allocated_bytes"] == 101 * MIB
+    assert record.failed == "out of memory"
+    assert "memory" not in record.measured
+    assert fake.emptied == 1
+
+
+def test_what_cannot_run_is_recorded_with_its_reason(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raise_error(*_: object) -> None:
+        raise RuntimeError("No available kernel. Aborting execution.\nmore")
+
+    monkeypatch.setattr(measure, "training_step", raise_error)
+    assert measure.measure(EAGER, MACHINE).failed == "No available kernel. Aborting execution."
+
+
+def test_the_scaler_cannot_skip_the_step_that_makes_the_states() -> None:
+    scaled = case(TINY, 1, 8, attention="eager", precision="fp16-autocast")
+    job = build_job(as_object(scaled.scenario), TINY, "cpu", "eager")
+    measure.prevent_skipped_steps(job)
+    assert job.scaler is not None
+    assert job.scaler.get_scale() == 1.0
+
+
+# --- the worker, its records, and going on -------------------------------------------------------------------------
+
+
+def fake_measure(*out_of_memory: Case) -> Callable[[Case, measure.Machine], Record]:
+    def measured_record(asked: Case, machine: measure.Machine) -> Record:
+        found = {"out_of_memory": {}} if asked in out_of_memory else {"memory": {"peak_allocated_bytes": 1}}
+        return Record(
+            kind="measurement",
+            id=asked.id,
+            scenario=asked.scenario,
+            holdout=asked.holdout,
+            gpu_name=machine.gpu_name,
+            versions=machine.versions,
+            measured=found | {"time": {"step_seconds": 0.1}},
+        )
+
+    return measured_record
+
+
+@pytest.fixture
+def idle(fake: FakeCuda) -> FakeCuda:
+    fake.allocated = MACHINE.workspace_bytes  # what a finished case leaves
+    return fake
+
+
+def ids(folder: Path) -> list[str]:
+    return [record.id for record in read(folder / "nvidia-fake-80gb.jsonl")]
+
+
+def test_a_new_process_goes_on_after_an_out_of_memory(
+    idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "measure", fake_measure(EAGER))
+    cases = [EAGER, OTHER, ACCUMULATED]
+    assert measure.work(cases, tmp_path, measure.FOREVER) == measure.NEW_PROCESS
+    assert ids(tmp_path) == [EAGER.id]
+    assert measure.work(cases, tmp_path, measure.FOREVER) == measure.DONE
+    assert ids(tmp_path) == [each.id for each in cases]
+    assert capsys.readouterr().out.endswith("0 of 3 cases remain\n")
+
+
+def test_a_case_that_leaves_memory_behind_ends_its_process(
+    fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(measure, "measure", fake_measure())
+    assert measure.work([EAGER, OTHER], tmp_path, measure.FOREVER) == measure.NEW_PROCESS
+    assert ids(tmp_path) == [EAGER.id]
+
+
+def test_other_versions_are_measured_again(idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "measure", fake_measure())
+    assert measure.work([EAGER], tmp_path, measure.FOREVER) == measure.DONE
+    newer = replace(MACHINE, versions=MACHINE.versions | {"driver": "601.0"})
+    monkeypatch.setattr(measure, "start", lambda: newer)
+    assert measure.work([EAGER], tmp_path, measure.FOREVER) == measure.DONE
+    assert ids(tmp_path) == [EAGER.id, EAGER.id]
+
+
+def test_no_case_starts_after_the_time_is_up(
+    idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "measure", fake_measure())
+    assert measure.work([EAGER, OTHER], tmp_path, until=0.0) == measure.DONE
+    assert ids(tmp_path) == []
+    assert capsys.readouterr().out == "2 of 2 cases remain\n"
+
+
+def test_the_supervisor_starts_workers_until_one_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    statuses = [measure.NEW_PROCESS, measure.NEW_PROCESS, measure.DONE]
+    commands: list[list[str]] = []
+
+    def run(command: list[str], check: bool) -> Any:
+        commands.append(command)
+        return SimpleNamespace(returncode=statuses.pop(0))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(measure.time, "time", lambda: 1000.0)
+    assert measure.main(["--suite", "holdout", "--minutes", "8"]) == measure.DONE
+    assert len(commands) == 3
+    assert {command[-1] for command in commands} == {"--until=1480.0"}
+
+
+# --- the boundary: what torch and the driver are asked --------------------------------------------------------------
+
+
+def test_history_keeps_sizes_and_order() -> None:
+    events = [
+        {"action": "segment_alloc", "addr": 0, "size": 2 * MIB},
+        {"action": "alloc", "addr": 0, "size": 512},
+        {"action": "alloc", "addr": 512, "size": 700},
+        {"action": "free_requested", "addr": 0, "size": 512},
+        {"action": "free_completed", "addr": 0, "size": 512},
+        {"action": "alloc", "addr": 0, "size": 100},
+        {"action": "free_completed", "addr": 512, "size": 700},
+    ]
+    compact = cuda.compact(events)
+    assert compact == [512, 700, -2, 100, -2]  # the second latest is freed, twice
+    assert json.loads(zlib.decompress(base64.b64decode(cuda.packed(compact)))) == compact
+
+
+def test_the_allocators_events_are_taken_when_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    switched: list[str | None] = []
+    monkeypatch.setattr(torch.cuda.memory, "_record_memory_history", lambda enabled, **_: switched.append(enabled))
+    snapshot = {"device_traces": [[{"action": "alloc", "addr": 1, "size": 9}]]}
+    monkeypatch.setattr(torch.cuda.memory, "_snapshot", lambda: snapshot)
+    found: dict[str, Any] = {}
+    with cuda.history(False, found):
+        pass
+    assert (found, switched) == ({}, [])
+    with cuda.history(True, found):
+        pass
+    assert (found, switched) == ({"allocator_history": cuda.packed([9])}, ["all", None])
+
+
+@pytest.mark.parametrize(
+    ("kernel", "kind"),
+    [
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT", "matmul"),
+        ("ampere_bf16_s16816gemm_bf16_128x128_ldg8_f2f_tn", "matmul"),
+        ("void flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<cutlass::bfloat16_t>", "attention"),
+        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "attention"),
+        (
+            "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor<float, 4>>",
+            "optimizer",
+        ),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>>", "elementwise"),
+        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copies"),
+        ("Memcpy DtoD (Device -> Device)", "copies"),
+        ("void (anonymous namespace)::softmax_warp_forward<float>", "elementwise"),
+        ("something_new", "other"),
+    ],
+)
+def test_kernels_by_kind(kernel: str, kind: str) -> None:
+    assert cuda.kernel_kind(kernel) == kind
+
+
+def event(name: str, device: str, seconds: float = 0.0, flops: int = 0, annotation: bool = False) -> Any:
+    return SimpleNamespace(
+        name=name,
+        device_type=SimpleNamespace(name=device),
+        time_range=SimpleNamespace(elapsed_us=lambda: seconds * 1e6),
+        flops=flops,
+        is_user_annotation=annotation,
+        cpu_parent=None,
+    )
+
+
+def test_a_profile_sums_kernels_once_and_names_the_backend() -> None:
+    events = [
+        event("aten::mm", "CPU", seconds=9.0, flops=100),
+        event("aten::mul", "CPU", flops=7),
+        event("aten::_scaled_dot_product_flash_attention", "CPU"),
+        event("nvjet_a", "CUDA", seconds=1.0),
+        event("sm90_xmma_gemm", "CUDA", seconds=2.0),
+        event("Memset (Device)", "CUDA", seconds=0.5),
+        event("Optimizer.step#AdamW.step", "CUDA", seconds=4.0, annotation=True),
+    ]
+    assert cuda.summary(events) == {
+        "kernel_seconds": {"matmul": 3.0, "copies": 0.5},
+        "matmul_flops": 100,
+        "sdpa_backends": ["flash"],
+    }
+
+
+def test_a_named_backend_is_the_only_one_that_may_run() -> None:
+    q = torch.zeros(1, 1, 8, 8)
+    with cuda.restricted_to("math"):
+        assert torch.backends.cuda.math_sdp_enabled()
+        assert not torch.backends.cuda.flash_sdp_enabled()
+        torch.nn.functional.scaled_dot_product_attention(q, q, q)
+    with cuda.restricted_to("auto"):
+        assert torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_workspaces_are_what_the_first_products_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    matrix = 64 * 64 * 4
+    readings = iter([1000, 1000 + 2 * matrix + 32, 1000 + 32 + 8])
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(readings))
+    zeros = torch.zeros
+    monkeypatch.setattr(torch, "zeros", lambda *size, device, **options: zeros(*size, **options))
+    assert cuda.workspaces() == {"forward_thread_bytes": 32, "autograd_thread_bytes": 8}
+
+
+def test_the_driver_is_asked_for_the_visible_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def memory_info(handle: str, version: int) -> Any:
+        asked.append((handle, version))
+        return SimpleNamespace(used=5, total=80, reserved=2)
+
+    monkeypatch.setattr(nvml, "_get_nvml_device_index", lambda _: 3)
+    monkeypatch.setattr(nvml.pynvml, "nvmlInit", lambda: None)
+    monkeypatch.setattr(nvml.pynvml, "nvmlDeviceGetHandleByIndex", lambda index: f"gpu {index}")
+    monkeypatch.setattr(nvml.pynvml, "nvmlDeviceGetMemoryInfo", memory_info)
+    assert nvml.used_bytes() == 5
+    assert nvml.total_bytes() == {"total_bytes": 80, "reserved_by_driver_bytes": 2}
+    assert asked == [("gpu 3", nvml.pynvml.nvmlMemory_v2)] * 2
+
+
+def test_phases_that_run_out_of_memory_are_not_counted(fake: FakeCuda) -> None:
+    marks = cuda.PhaseCounters()
+    with pytest.raises(torch.OutOfMemoryError), marks.during(Phase.FORWARD):
+        raise torch.OutOfMemoryError
+    assert marks.phases == {}
+
+
+# --- without CUDA, without calc -------------------------------------------------------------------------------------
+
+
+def test_without_cuda_it_says_so_and_exits_2() -> None:
+    environment = {"CUDA_VISIBLE_DEVICES": ""}
+    run = subprocess.run(
+        [sys.executable, "-m", "validation", "measure"], capture_output=True, text=True, check=False, env=environment
+    )
+    assert (run.returncode, run.stderr) == (2, "measure needs a CUDA device, and torch sees none\n")
+
+
+def test_measuring_loads_nothing_of_calc() -> None:
+    script = "import sys, validation.measure; print({'calc', 'pydantic'} & set(sys.modules))"
+    assert subprocess.check_output([sys.executable, "-c", script], text=True).strip() == "set()"
+
+
+@pytest.mark.gpu
+def test_a_real_step_is_measured() -> None:
+    found = measure.measure(case("gpt2", 1, 128, attention="flash", history=True), measure.start()).measured
+    assert found["memory"]["peak_allocated_bytes"] > found["memory"]["saved_activation_bytes"] > 0
+    assert found["profile"]["sdpa_backends"] == ["flash"]
+    assert found["allocator_history"]

@@ -1,0 +1,96 @@
+"""Estimate against record: every number that both have, and how far apart they may be."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from typing import Any
+
+from calc import Estimate, Scenario, estimate
+from validation.records import Kind, Record
+
+BOUNDS: dict[Kind, dict[str, float]] = {
+    "trace": {
+        "parameters.*": 0.0,
+        "flops.*": 0.0,
+        "memory.persistent_bytes.*": 0.0,
+        "memory.*saved*_bytes": 0.0,
+        "memory.*_allocated_bytes": 0.01,
+    },
+    "measurement": {
+        "parameters.*": 0.0,
+        "flops.*": 0.0,
+        "memory.saved_activation_bytes": 0.02,
+        "memory.*_allocated_bytes": 0.02,
+    },
+}
+"""The largest relative error by quantity; the first pattern that fits counts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One quantity of one record."""
+
+    record: Record
+    answer: Estimate
+    quantity: str
+    estimated: int
+    measured: int
+
+    @property
+    def relative_error(self) -> float:
+        """(estimated − measured) / measured: below zero is too low."""
+        if self.estimated == self.measured:
+            return 0.0
+        return (self.estimated - self.measured) / self.measured if self.measured else float("inf")
+
+    @property
+    def bound(self) -> float:
+        return bound(self.record.kind, self.quantity)
+
+    @property
+    def is_within(self) -> bool:
+        return abs(self.relative_error) <= self.bound
+
+
+def bound(kind: Kind, quantity: str) -> float:
+    """How far apart the two may be; a quantity nobody stated a bound for is an error."""
+    for pattern, largest in BOUNDS[kind].items():
+        if fnmatch(quantity, pattern):
+            return largest
+    raise LookupError(f"no bound is stated for {quantity} of a {kind}")
+
+
+def compare(record: Record) -> list[Comparison]:
+    """All quantities that both the record and the Estimate of its scenario have."""
+    answer = estimate(Scenario(**record.scenario))
+    estimated = dict(numbers(answer))
+    measured = record.measured.get("memory", {})
+    # torch counts the libraries' workspaces as allocated; the Estimate keeps them apart.
+    workspace = measured.get("library_workspace_bytes", 0)
+    for quantity in estimated:
+        if quantity.endswith("_allocated_bytes"):
+            estimated[quantity] += workspace
+    return [
+        Comparison(record=record, answer=answer, quantity=quantity, estimated=estimated[quantity], measured=measured)
+        for quantity, measured in leaves(record.measured)
+        if quantity in estimated
+    ]
+
+
+def numbers(answer: Estimate) -> Iterator[tuple[str, int]]:
+    """The Estimate's numbers by dotted name, those left out that it does not know."""
+    parts = {part: asdict(getattr(answer, part)) for part in ("parameters", "memory", "flops")}
+    return leaves(parts)
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, int]]:
+    """(dotted name, number) of all whole numbers in nested objects; entries of a list go by their `name`."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from leaves(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            if isinstance(inner, dict) and "name" in inner:
+                yield from leaves(inner, f"{name}.{inner['name']}")
+    elif isinstance(value, int) and not isinstance(value, bool):
+        yield name, value
