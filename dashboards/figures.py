@@ -17,8 +17,14 @@ PARTS = tuple(TEXTURES)
 MARGIN = 1.04
 """Room beyond the largest of the capacity and the need, so that the capacity line is seen as a line."""
 
+LABEL_MARGIN = 1.16
+"""Room above the curve for the label of its peak."""
+
 SMALLEST_LABELLED_PERCENT = 13
 """A narrower segment has no room for its name; the legend has it."""
+
+SMALLEST_VISIBLE_PERCENT = 0.02
+"""A narrower segment is not a pixel wide; the table has it, the legend not."""
 
 ROOM_IN_SIGHT = 2.5
 """The curve shows the line of the GPU's room unless it lies further above the peak than this factor."""
@@ -60,7 +66,8 @@ def bar(memory: dict[str, Any]) -> dict[str, Any]:
                 "x": 100 * start / scale,
                 "width": width,
                 "texture": TEXTURES[part],
-                "labelled": width >= SMALLEST_LABELLED_PERCENT,
+                "is_visible": width >= SMALLEST_VISIBLE_PERCENT,
+                "is_labelled": width >= SMALLEST_LABELLED_PERCENT,
             }
         )
         start += size
@@ -73,7 +80,7 @@ def curve(memory: dict[str, Any]) -> dict[str, Any]:
     points, peak_bytes = memory["timeline"], memory["peak_allocated_bytes"]
     room = _room_for_tensors(memory)
     shown_room = room if room is not None and room <= ROOM_IN_SIGHT * peak_bytes else None
-    top = MARGIN * max(peak_bytes, shown_room or 0)
+    top = LABEL_MARGIN * max(peak_bytes, shown_room or 0)
     groups = [list(group) for _, group in groupby(points, key=lambda point: point["phase"])]
     phases = _phases(groups)
     positions = list(_positions(groups, phases))

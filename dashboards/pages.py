@@ -72,7 +72,8 @@ class Question:
         try:
             return common | answer_view(scenario_from_query(self.pairs), self.words)
         except calc.ConfigError as error:
-            return common | {"answer": None, "wrong": _complaint(error), "resolved_sequence_length": ""}
+            nothing = {"answer": None, "resolved_sequence_length": "", "snippet": ""}
+            return common | nothing | {"wrong": _complaint(error)}
 
 
 def _complaint(error: calc.ConfigError) -> dict[str, Any]:

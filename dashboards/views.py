@@ -5,13 +5,16 @@ from typing import Any
 from urllib.parse import urlencode
 
 import calc
-from calc.units import format_exact_bytes, format_gib
+from calc.units import GIB, format_exact_bytes, format_gib
 
 from . import figures
 from .address import query_pairs
 from .comparison import Alternative, alternatives, lora_rank, nearest_that_fits, needed_bytes, smallest_gpu_that_fits
 
 Words = Mapping[str, str]
+
+SMALLEST_SHOWN_BYTES = GIB // 20
+"""Less rounds to 0.0 GiB."""
 
 
 def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
@@ -80,9 +83,10 @@ def advice_row(row: Alternative, current: calc.Estimate, words: Words) -> dict[s
     if row.estimate is None:
         return view
     parameters = row.estimate.parameters
+    saved = needed_bytes(current) - needed_bytes(row.estimate)
     return view | {
         "needed": needed_bytes(row.estimate),
-        "saved": needed_bytes(current) - needed_bytes(row.estimate),
+        "saved": saved if abs(saved) >= SMALLEST_SHOWN_BYTES else 0,
         "flops_change": signed_percent(row.estimate.flops.total, current.flops.total),
         "trainable": percent(parameters.trainable, parameters.total),
         "fits": row.estimate.memory.fits,
@@ -106,13 +110,14 @@ def ledger(answer: dict[str, Any]) -> list[dict[str, Any]]:
     for tensor in answer["tensors"]:
         if tensor["count_at_peak"]:
             groups.setdefault(tensor["kind"], []).append(tensor)
+    library = min((tensor["source"] for tensor in answer["tensors"]), key=len)
     return [
-        {"name": part, "bytes": size, "rows": _largest_first(groups.get(part, []))}
+        {"name": part, "bytes": size, "library": library, "rows": _largest_first(groups.get(part, []), library)}
         for part, size in figures.parts(answer["memory"]).items()
     ]
 
 
-def _largest_first(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _largest_first(tensors: list[dict[str, Any]], library: str) -> list[dict[str, Any]]:
     rows = [
         {
             "name": tensor["name"],
@@ -122,7 +127,7 @@ def _largest_first(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "bytes": tensor["bytes"],
             "count": tensor["count_at_peak"],
             "together": tensor["bytes"] * tensor["count_at_peak"],
-            "source": tensor["source"],
+            "made_by": tensor["source"].removeprefix(library).removeprefix(", "),
         }
         for tensor in tensors
     ]

@@ -89,6 +89,7 @@ function show({ problem, slots, resolved }) {
   }
   for (const [name, value] of Object.entries(resolved)) field(name).placeholder = value;
   form.querySelectorAll("input[type=range]").forEach(followNumber);
+  answer.querySelector(".take").hidden = false;
   restoreOpen();
   prepareCurve();
 }
