@@ -118,7 +118,7 @@ def rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numeric
         power(x32, squares),
         scale(squares, variance, name="mean"),
         shift(variance, shifted),
-        unary("rsqrt", shifted, rstd, saves_output=True),
+        _rsqrt(shifted, rstd),
         multiply(x32, rstd, normed),
     ]
     rounded = normed
@@ -129,6 +129,12 @@ def rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numeric
     out = like(x, out_name, dtype=wider(weight.dtype, rounded.dtype))
     rows += [multiply(weight, rounded, out), frame(x, normed, variance)]
     return stamped(rows, Component.NORM, name), out
+
+
+def _rsqrt(x: Tensor, out: Tensor) -> Row:
+    """Keeps its result; `-0.5 * grad * result.pow(3)` makes two temporaries."""
+    inner = tuple(like(out, f"{part_name} in rsqrt_backward") for part_name in ("power", "scaled gradient"))
+    return replace(unary("rsqrt", x, out, saves_output=True), backward_temporaries=inner)
 
 
 def layer_norm(name: str, x: Tensor, out_name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:

@@ -7,7 +7,7 @@ printed by hypothesis with its config and scenario, and is repeated by `python -
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
 from calc import Adapter, Scenario, estimate
@@ -15,6 +15,8 @@ from calc.scenario import AdapterDType, Attention, Optimizer, Precision, Recompu
 from validation.trace import Trace, trace
 
 PEAK_TOLERANCE = 0.01
+SCALARS_BYTES = 4 * 512
+"""A few scalars, one allocation unit each, are more than 1 % of the tiniest models."""
 EXAMPLES = 120
 HEAD_DIMS = (8, 16, 24, 64)
 OPTIMIZERS = (
@@ -110,6 +112,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
 @given(scenario=scenarios())
 def test_random_steps(scenario: Scenario) -> None:
+    note(scenario.model_dump_json(exclude_defaults=True))
     assert isinstance(scenario.model, dict)
     agree(scenario, trace(scenario, scenario.model))
 
@@ -155,4 +158,4 @@ def agree(scenario: Scenario, traced: Trace) -> None:
 
 
 def within(num_bytes: int) -> object:
-    return pytest.approx(num_bytes, rel=PEAK_TOLERANCE)
+    return pytest.approx(num_bytes, rel=PEAK_TOLERANCE, abs=SCALARS_BYTES)
