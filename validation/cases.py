@@ -20,6 +20,7 @@ STEP: dict[str, Any] = {
     "task": "training",
     "implementation": "transformers",
     "micro_batch_size": 1,
+    "sequence_length": None,
     "gradient_accumulation_steps": 1,
     "precision": "bf16-autocast",
     "optimizer": "adamw",
@@ -72,7 +73,8 @@ def case(
 def case_id(scenario: dict[str, Any]) -> str:
     """The scenario as the page's address has it: `gpt2?micro_batch_size=8&sequence_length=1024&attention=eager`."""
     model = scenario["model"]
-    return f"{model if isinstance(model, str) else config_name(model)}?{urlencode(list(_dotted(scenario)), safe='+,')}"
+    name = model if isinstance(model, str) else config_name(model)
+    return f"{name}?{urlencode(list(_dotted(scenario, STEP)), safe=',')}"
 
 
 def config_name(config: dict[str, Any]) -> str:
@@ -107,11 +109,12 @@ def catalogue() -> dict[str, Any]:
     return json.loads(CATALOGUE.read_text(encoding="utf-8"))
 
 
-def _dotted(scenario: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in scenario.items():
-        if isinstance(value, dict) and name != "model":
-            yield from _dotted(value, f"{name}.")
-        elif name != "model":
+def _dotted(fields: dict[str, Any], order: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name in order:
+        value = fields.get(name)
+        if isinstance(value, dict):
+            yield from _dotted(value, ADAPTER, f"{name}.")
+        elif value is not None:
             yield prefix + name, ",".join(value) if isinstance(value, list | tuple) else value
 
 

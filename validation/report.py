@@ -105,9 +105,9 @@ def page(comparisons: list[Comparison]) -> str:
 
 
 def counted(comparisons: Group, kind: Kind) -> str:
-    cases = {each.record.id: each.record.holdout for each in comparisons}
-    verb = "traced" if kind == "trace" else "measured"
-    return f"{len(cases)} {verb} cases, {sum(cases.values())} of them held out." if cases else f"0 {verb} cases."
+    holdout = {each.record.id: each.record.holdout for each in comparisons}
+    cases = f"{len(holdout)} {'traced' if kind == 'trace' else 'measured'} case{'s' * (len(holdout) != 1)}"
+    return f"{cases}, {sum(holdout.values())} of them held out." if holdout else f"{cases}."
 
 
 def by_knob(comparisons: Group) -> list[str]:
