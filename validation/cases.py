@@ -125,6 +125,13 @@ WIDE_LORA = {"kind": "lora", "rank": 64, "dropout": 0.1, "target_modules": EVERY
 GPT2_124M = ("gpt2", 8, 1024)
 LLAMA_2_7B = ("llama-2-7b", 1, 4096)
 
+BIASED = cut("llama-3.2-1b", 2) | {
+    "attention_bias": True,
+    "mlp_bias": True,
+    "tie_word_embeddings": False,
+    "_name_or_path": "llama-3.2-1b-2-of-16-layers-biased-untied",
+}
+
 TRACES = [
     # The two tasks of record.
     case(*GPT2_124M, attention="eager"),
@@ -165,6 +172,10 @@ TRACES = [
     case("qwen3-0.6b", 2, 1024, attention="flash", precision="fp16", optimizer="adamw-for-loop"),
     case("qwen3-0.6b", 2, 1024, attention="eager", precision="fp16-autocast", adapter={**LORA, "dtype": "base"}),
     case("qwen3-8b", 1, 4096, attention="flash", precision="bf16", recompute="full", adapter=WIDE_LORA),
+    # A sliding window that is shorter than the sequence; biases everywhere; an adapter on fp32.
+    case("mistral-7b-v0.1", 1, 5000, attention="eager", precision="bf16"),
+    case(BIASED, 3, 100, attention="flash"),
+    case("gpt2", 2, 256, attention="eager", precision="fp32", adapter=LORA, gradient_accumulation_steps=2),
     # Held out: chosen before the first of them was traced.
     case("distilgpt2", 3, 777, attention="eager", recompute="full", optimizer="sgd-momentum", holdout=True),
     case("gpt2-large", 1, 1000, attention="flash", precision="bf16", adapter=LORA, holdout=True),
