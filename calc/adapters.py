@@ -70,7 +70,8 @@ def _matches(module: str, target: str) -> bool:
 
 
 def _frozen(rows: Iterable[Row]) -> Iterator[Row]:
-    """The rows with no weight trained. Autocast caches only casts of trained weights, so theirs are ordinary tensors."""
+    """The rows with no weight trained. Autocast caches only casts of trained weights, so theirs are ordinary
+    tensors."""
     for row in rows:
         yield replace(
             row,

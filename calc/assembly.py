@@ -56,7 +56,8 @@ def _runs(built: Step, sections: list[tuple[Layer, int]], common: dict[str, int]
 
 
 def _layer_sections(architecture: Architecture) -> Iterator[tuple[Layer, int]]:
-    """Runs of equal layers; the first layer is a run of its own, as its input may need no gradient and is held outside."""
+    """Runs of equal layers; the first layer is a run of its own, as its input may need no gradient and is held
+    outside."""
     for index, (layer, count) in enumerate(architecture.layers):
         if index == 0:
             yield layer, 1

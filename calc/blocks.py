@@ -1,4 +1,5 @@
-"""The parts of a transformers model as sections of rows: embeddings, layers, head (transformers 5.23.0, models/gpt2 and models/llama)."""
+"""The parts of a transformers model as sections of rows: embeddings, layers, head (transformers 5.23.0, models/gpt2
+and models/llama)."""
 
 from dataclasses import dataclass
 
@@ -111,7 +112,7 @@ def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")),
         output=output,
         held=held,
-        leaf=tokens,
+        leaves=(tokens,),
     )
 
 
@@ -130,7 +131,11 @@ def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     ]
     held = (tokens, POSITION_IDS, cos, sin, *_mask(facts.causal_mask, numerics))
     return Section(
-        name="embedding", rows=tuple(stamped(rows, Component.EMBEDDING, "model")), output=tokens, held=held, leaf=tokens
+        name="embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "model")),
+        output=tokens,
+        held=held,
+        leaves=(tokens,),
     )
 
 
@@ -183,7 +188,8 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
     q, k, v = (Tensor(name, HEADS, numerics.compute) for name in "qkv")
     rows = linear("attn.c_attn", x, fused, ("H",), (3, "H"), numerics, bias=True, conv1d=True)
     rows.append(part(fused, parts))
-    # The eager gradients of q and v come as [B, N, S, D]; k's, from a transposed product, can be seen as [B, S, H] at once.
+    # The eager gradients of q and v come as [B, N, S, D]; k's, from a transposed product, can be seen as [B, S, H] at
+    # once.
     copies = core.kernel is Attention.EAGER and not core.one_head
     rows += [view(parts[1], k), view(parts[2], v, copies_gradient=copies), view(parts[0], q, copies_gradient=copies)]
     attention_rows, out, held = _attention(q, k, v, facts, numerics)
@@ -290,7 +296,8 @@ def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[
 
 
 def head(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
-    """The final norm, the language-model head and the loss; `outside` is what the model's own frame held until the norm."""
+    """The final norm, the language-model head and the loss; `outside` is what the model's own frame held until the
+    norm."""
     x = hidden_states(numerics)
     embedding_name = EMBEDDING_WEIGHTS[facts.wiring]
     weight = parameter(embedding_name if facts.tied_embeddings else "lm_head.weight", ("V", "H"), numerics)

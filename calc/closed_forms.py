@@ -60,8 +60,9 @@ def activation_bytes_per_layer(
     none: 34·B·S·H + 5·B·N·S².  selective, the attention core runs again: 34·B·S·H.  full, only the layer's input is
     kept: 2·B·S·H.
     Source: Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models", eq. 1, table 2.
-    Note: these are bytes already: 2 per half-precision element, 1 per element of a dropout mask. A text that says "times 2 in
-    half precision" counts twice; its own example, GPT-3 at B = 1, S = 1024 in about 90 GB, is the formula as it stands.
+    Note: these are bytes already: 2 per half-precision element, 1 per element of a dropout mask. A text that says
+    "times 2 in half precision" counts twice; its own example, GPT-3 at B = 1, S = 1024 in about 90 GB, is the formula
+    as it stands.
     Leaves out: LayerNorm statistics, embeddings, the final LayerNorm, logits and loss.
     """
     layer_input = 2 * batch_size * sequence_length * hidden_size

@@ -1,16 +1,18 @@
 """Scenario -> Estimate: the answer, every number of it read off the ledger."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
+from .accuracy import nearest_accuracy
 from .architecture import Architecture, Wiring
 from .assembly import step_memory
 from .curve import Point, curve
 from .flops import AttentionFlops, attention_flops, causal_flops, elementwise_flops, total_flops
 from .hardware import Gpu, gpu_named
 from .inventory import TensorEntry, inventory
+from .ledger import Kind
 from .memory import StepMemory
 from .model_source import load_model
 from .notes import notes
@@ -32,7 +34,8 @@ CUBLAS_HANDLES = 2
 """One per thread that multiplies: the forward thread and autograd's (aten/src/ATen/cuda/CublasHandlePool.cpp)."""
 
 ASSUMED_CONTEXT_BYTES = 480 * 2**20
-"""CUDA's context with lazily loaded kernels: 0.47 GiB on an A100, torch 2.1.1 (Stas Bekman, ml-engineering). Not measured here."""
+"""CUDA's context with lazily loaded kernels: 0.47 GiB on an A100, torch 2.1.1 (Stas Bekman, ml-engineering). Not
+measured here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +70,7 @@ class Memory:
     peak_phase: Phase
     peak_at: str
     """The part of the model that runs at the peak."""
-    at_peak: dict[str, int]
+    at_peak: dict[Kind, int]
     library_workspace_bytes: int | None
     assumed_context_bytes: int | None
     peak_reserved_bytes: int | None
@@ -104,8 +107,12 @@ class Estimate:
     flops: Flops
     notes: tuple[str, ...]
     step: StepMemory
-    accuracy: dict[str, Any] | None = None
     time: None = None
+
+    @cached_property
+    def accuracy(self) -> dict[str, Any] | None:
+        """How well the formulas met the nearest recorded cases."""
+        return nearest_accuracy(self.architecture.model_type, self.step.plan)
 
     @cached_property
     def timeline(self) -> tuple[Point, ...]:
@@ -142,10 +149,23 @@ def estimate(scenario: Scenario) -> Estimate:
 
 
 def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None = None) -> Estimate:
-    """The core: what `plan` takes on `architecture` with `workload`'s sizes, whatever they were read from."""
-    shared = {field.name for field in fields(Plan)} | {field.name for field in fields(Workload)}
-    chosen = {name: getattr(plan, name, None) or getattr(workload, name, None) for name in shared}
-    scenario = Scenario(model={"model_type": architecture.model_type}, gpu=gpu.name if gpu else None, **chosen)
+    """The core: what `plan` takes on `architecture` with `workload`'s sizes, whatever they were read from.
+
+    The `scenario` of the answer names the model by its type alone.
+    """
+    scenario = Scenario(
+        model={"model_type": architecture.model_type},
+        gpu=gpu.name if gpu else None,
+        implementation=plan.implementation,
+        micro_batch_size=workload.micro_batch_size,
+        sequence_length=workload.sequence_length,
+        gradient_accumulation_steps=workload.gradient_accumulation_steps,
+        precision=plan.precision,
+        optimizer=plan.optimizer,
+        attention=plan.attention,
+        recompute=plan.recompute,
+        adapter=plan.adapter,
+    )
     return _answer(scenario, architecture, workload, plan, gpu)
 
 

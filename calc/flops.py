@@ -68,7 +68,8 @@ def total_flops(counts: Counts, sizes: Sizes) -> int:
 
 
 def causal_flops(core: Counts, sizes: Sizes) -> int:
-    """FLOPs of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on average."""
+    """FLOPs of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on
+    average."""
     length = sizes["S"]
     return sum(count * sizes[shape] // length * (length + 1) for shape, count in core)
 

@@ -1,7 +1,9 @@
 """config.json -> Architecture.
 
-A file saved by transformers leaves out what equals the family's defaults, so each family states them here as its configuration class does
-(transformers 5.23.0, models/<family>/configuration_<family>.py). Adding a family is one function and one line of `FAMILIES`.
+A file saved by transformers leaves out what equals the family's defaults, so each family states them here as its
+configuration class does
+(transformers 5.23.0, models/<family>/configuration_<family>.py). Adding a family is one function and one line of
+`FAMILIES`.
 """
 
 from collections.abc import Callable, Mapping
@@ -265,7 +267,8 @@ FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
 def architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture a config.json describes.
 
-    Raises ConfigError for a type that is not supported, a head other than the language-model head, a field that cannot be meant.
+    Raises ConfigError for a type that is not supported, a head other than the language-model head, a field that
+    cannot be meant.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:

@@ -1,7 +1,9 @@
 """The ledger: the tensors and matrix products of one step, as data.
 
-A tensor is a name, a shape of named dimensions and a type. A row is one operation of eager PyTorch with its autograd node: what it reads and
-writes, what each gradient needs kept, what it needs for a moment. A section is a run of equal parts of the model (embedding, layer, head).
+A tensor is a name, a shape of named dimensions and a type. A row is one operation of eager PyTorch with its autograd
+node: what it reads and
+writes, what each gradient needs kept, what it needs for a moment. A section is a run of equal parts of the model
+(embedding, layer, head).
 Everything else (memory over time, totals, FLOPs, explanations) is read off these three.
 """
 
@@ -105,7 +107,8 @@ class Product:
         return (*self.batch, *self.m, *self.n, *self.k)
 
     def flops(self, sizes: Symbols) -> Any:
-        """2·batch·m·n·k: one multiplication and one addition per element pair (torch.utils.flop_counter's convention)."""
+        """2·batch·m·n·k: one multiplication and one addition per element pair (torch.utils.flop_counter's
+        convention)."""
         return 2 * numel(self.shape, sizes)
 
 
@@ -161,7 +164,8 @@ class Region:
     start: int
     stop: int
     arguments: tuple[Tensor, ...] = ()
-    """Inputs without a gradient that are passed by position: checkpoint saves them as autograd does; others its closure holds."""
+    """Inputs without a gradient that are passed by position: checkpoint saves them as autograd does; others its
+    closure holds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,14 +174,14 @@ class Section:
 
     name: str
     rows: tuple[Row, ...]
+    output: Tensor
     input: Tensor | None = None
-    output: Tensor | None = None
     regions: tuple[Region, ...] = ()
     arguments: tuple[Tensor, ...] = ()
     """Tensors without a gradient that the model passes to this part by position."""
     modules: tuple[str, ...] = ()
     """Its modules in the order of their registration, where that is not the order of their use."""
-    leaf: Tensor | None = None
+    leaves: tuple[Tensor, ...] = ()
     """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model."""
     held: tuple[Tensor, ...] = ()
     """Tensors the model's own frame holds until it returns."""

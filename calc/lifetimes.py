@@ -1,9 +1,12 @@
 """When each tensor of a section is allocated and freed, as PyTorch's reference counts decide it.
 
-Forward: an operation's output lives until the last operation (or Python frame) that reads it, or until the backward of the node that saved it.
-Backward (torch/csrc/autograd/engine.cpp): nodes run in the reverse order of their creation; a node's saved tensors and the gradient it
+Forward: an operation's output lives until the last operation (or Python frame) that reads it, or until the backward
+of the node that saved it.
+Backward (torch/csrc/autograd/engine.cpp): nodes run in the reverse order of their creation; a node's saved tensors
+and the gradient it
 received are freed when it has run; gradients that meet are added in place; a parameter's gradient stays.
-A checkpointed region keeps what it reads from outside, and runs again, as far as the last tensor a node wants (early stop), when the first of its
+A checkpointed region keeps what it reads from outside, and runs again, as far as the last tensor a node wants (early
+stop), when the first of its
 nodes asks for one (torch/utils/checkpoint.py, use_reentrant=False).
 """
 
@@ -31,7 +34,8 @@ class Context:
     leaves: frozenset[Tensor] = frozenset()
     """Tensors made to require a gradient; they live until backward ends."""
     held_input: Tensor | None = None
-    """What the input is called outside, where a Python frame holds it through forward: not freed here, unless a node here keeps it."""
+    """What the input is called outside, where a Python frame holds it through forward: not freed here, unless a node
+    here keeps it."""
     gradients_exist: bool = False
     """Parameters have gradients already, of an earlier micro-batch: new ones are added to them."""
     released: frozenset[Tensor] = frozenset()
@@ -90,7 +94,8 @@ class _Pending:
 
     @property
     def can_be_added_to(self) -> bool:
-        """The buffer holds the last reference to tensor and storage (can_accumulate_inplace in autograd/input_buffer.cpp)."""
+        """The buffer holds the last reference to tensor and storage (can_accumulate_inplace in
+        autograd/input_buffer.cpp)."""
         return self.storage.holders == 1 and not self.viewed
 
 
@@ -116,8 +121,7 @@ class _Builder:
         self.local = (written | context.released) - context.exported
         if section.input is not None:
             self.local.add(section.input)
-        if section.output is not None:
-            self.local.discard(self._storage(section.output))
+        self.local.discard(self._storage(section.output))
         needed = self._needed_outside_regions()
         self.alias = self._names(needed)
         forward_end = tuple((tensor, False) for tensor in sorted(_cached(section.rows) - needed.keys(), key=_name))
@@ -149,12 +153,11 @@ class _Builder:
         }
         if section.input is not None and self.context.held_input is not None:
             names[section.input] = self.context.held_input
-        if section.output is not None:
-            passed_on = replace(section.output, name=section.output.name.removeprefix(NEXT))
-            names[section.output] = passed_on
-            if section.input is None:
-                passed_on = replace(passed_on, name=HIDDEN_STATES)
-            names[gradient_of(section.output)] = gradient_of(passed_on)
+        passed_on = replace(section.output, name=section.output.name.removeprefix(NEXT))
+        names[section.output] = passed_on
+        if section.input is None:
+            passed_on = replace(passed_on, name=HIDDEN_STATES)
+        names[gradient_of(section.output)] = gradient_of(passed_on)
         return names
 
     def _storage(self, tensor: Tensor) -> Tensor:
@@ -206,7 +209,7 @@ class _Builder:
 
     def _forward(self, needed: dict[Tensor, int]) -> tuple[Event, ...]:
         self.events = []
-        held = {self.section.input} if self.context.held_input else set()
+        held = {self.section.input} if self.section.input and self.context.held_input else set[Tensor]()
         self._run(self.section.rows, keep=needed.keys() | _cached(self.section.rows) | held)
         return tuple(self.events)
 

@@ -25,7 +25,7 @@ UNSCALE = Program(
 """GradScaler.unscale_: the inverse of the scale by way of fp64, and a flag that lives until update()."""
 SCALER_UPDATE = Program([(_FOUND_INF, False)])
 
-PERSISTENT_KINDS = (Kind.PARAMETERS, Kind.GRADIENTS, Kind.OPTIMIZER_STATES, Kind.BUFFERS, Kind.INPUTS)
+PERSISTENT_KINDS: tuple[Kind, ...] = (Kind.PARAMETERS, Kind.GRADIENTS, Kind.OPTIMIZER_STATES, Kind.BUFFERS, Kind.INPUTS)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class StepMemory:
     @cached_property
     def persistent_bytes(self) -> dict[Kind, int]:
         """Bytes alive between steps, by kind."""
-        totals = dict.fromkeys(PERSISTENT_KINDS, 0)
+        totals: dict[Kind, int] = dict.fromkeys(PERSISTENT_KINDS, 0)
         for run in self.runs:
             for kind, classes in run.part.persistent_classes.items():
                 totals[kind] += run.count * sum(map(run.sizes.__getitem__, classes))

@@ -45,7 +45,8 @@ CORE_MODULE = "core"
 """What the rows from q, k, v to the attention output are stamped with."""
 
 POSITION_IDS = Tensor("position_ids", ("S",), DType.INT64)
-"""The model's frame holds them, and passes them along to the attention function; so a checkpoint's closure keeps them."""
+"""The model's frame holds them, and passes them along to the attention function; so a checkpoint's closure keeps
+them."""
 
 
 def stamped(rows: Iterable[Row], component: Component, module: str) -> list[Row]:
@@ -66,7 +67,8 @@ def autocast_input(x: Tensor, numerics: Numerics, use: str) -> tuple[list[Row], 
 
 
 def autocast_weight(weight: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """The cast autocast makes of a weight; of a trained one it is cached until the end of forward (aten/src/ATen/autocast_mode.cpp)."""
+    """The cast autocast makes of a weight; of a trained one it is cached until the end of forward
+    (aten/src/ATen/autocast_mode.cpp)."""
     if not numerics.autocast:
         return [], weight
     kind = Kind.AUTOCAST_WEIGHTS if weight.trainable else Kind.ACTIVATIONS
@@ -202,7 +204,8 @@ class AttentionCore:
         return not (self.one_sequence or self.one_head)
 
     def merges_key_value_heads_by_copy(self, *, cast: bool) -> bool:
-        """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no cast has written out."""
+        """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
+        cast has written out."""
         written_out = self.grouped and (cast or not self.one_key_value_head)
         return self.merges_heads_by_copy and not written_out
 
@@ -299,7 +302,8 @@ def flash_attention(
 ) -> tuple[list[Row], Tensor]:
     """scaled_dot_product_attention with the flash kernel: no [S, S] tensor; backward computes the scores again.
 
-    Temporaries of backward: aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd. Left out: the accumulators of a
+    Temporaries of backward: aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd. Left out: the
+    accumulators of a
     split forward, which the kernel chooses by the number of multiprocessors for short batches.
     """
     rows: list[Row] = []
@@ -347,7 +351,8 @@ def activation(function: Activation, x: Tensor, name: str, numerics: Numerics) -
 
 
 def _gelu_new(x: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """NewGELUActivation: 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))) as eight Python operations; autocast runs pow in fp32."""
+    """NewGELUActivation: 0.5·x·(1 + tanh(√(2/π)·(x + 0.044715·x³))) as eight Python operations; autocast runs pow in
+    fp32."""
     rows: list[Row] = []
     half = like(x, f"{name}.half")
     base = x
@@ -384,7 +389,8 @@ def embedding(weight: Tensor, indices: Tensor, out: Tensor) -> Row:
 
 
 def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Tensor]:
-    """ForCausalLMLoss: fp32 logits, labels shifted by padding, log-softmax, negative log-likelihood; ends with the mean loss."""
+    """ForCausalLMLoss: fp32 logits, labels shifted by padding, log-softmax, negative log-likelihood; ends with the
+    mean loss."""
     rows: list[Row] = []
     values = logits
     if logits.dtype is not DType.FP32:

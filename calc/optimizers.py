@@ -1,4 +1,5 @@
-"""Optimizers: the states they keep for each trained parameter and what one `step()` allocates for a moment (torch 2.13.0, torch/optim)."""
+"""Optimizers: the states they keep for each trained parameter and what one `step()` allocates for a moment (torch
+2.13.0, torch/optim)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ from .timeline import Program
 def states(parameter: Tensor, plan: Plan) -> tuple[Tensor, ...]:
     """What lives from the first step on for one trained parameter, beside its weight.
 
-    PyTorch's optimizers keep states in the parameter's type; `step` is a CUDA scalar in the fused implementation alone. A recipe keeps its
+    PyTorch's optimizers keep states in the parameter's type; `step` is a CUDA scalar in the fused implementation
+    alone. A recipe keeps its
     own types, and no fp32 gradient copy or master weight is ever freed.
     """
     recipe = plan.recipe

@@ -1,4 +1,5 @@
-"""What a Scenario means for one architecture: the workload's sizes and the plan's choices, checked against each other."""
+"""What a Scenario means for one architecture: the workload's sizes and the plan's choices, checked against each
+other."""
 
 from dataclasses import dataclass, replace
 from enum import StrEnum

@@ -61,7 +61,8 @@ def add(a: Tensor, b: Tensor, out: Tensor, *, name: str = "add", one_sequence: b
 def multiply(a: Tensor, b: Tensor, out: Tensor) -> Row:
     """`a * b`: each factor is kept for the other's gradient (mul_tensor_backward).
 
-    A gradient is first made in the output's shape and the promoted type, then summed and cast to its factor's (validate_outputs in
+    A gradient is first made in the output's shape and the promoted type, then summed and cast to its factor's
+    (validate_outputs in
     torch/csrc/autograd/engine.cpp).
     """
     return Row(
@@ -132,9 +133,11 @@ def matmul(
     bias: Tensor | None = None,
     transposed: bool = True,
 ) -> Row:
-    """`a @ b` (mm, bmm, addmm): each factor is kept for the other's gradient; both gradients are products of the same size.
+    """`a @ b` (mm, bmm, addmm): each factor is kept for the other's gradient; both gradients are products of the same
+    size.
 
-    The factors were reshaped or (`transposed`: nn.Linear's weight) turned before the product, so their gradients arrive as views.
+    The factors were reshaped or (`transposed`: nn.Linear's weight) turned before the product, so their gradients
+    arrive as views.
     """
     gradients = [
         Gradient(of=a, needs=(b,), products=(product,), viewed=True),

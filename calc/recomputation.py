@@ -19,7 +19,8 @@ def full(section: Section) -> Section:
 
 
 def selective(section: Section) -> Section:
-    """A checkpoint around the attention core: q, k and v are kept, nothing between them and the output (Korthikanti et al. 2022, section 5)."""
+    """A checkpoint around the attention core: q, k and v are kept, nothing between them and the output (Korthikanti
+    et al. 2022, section 5)."""
     core = [index for index, row in enumerate(section.rows) if row.module.split(".")[-1] == CORE_MODULE]
     rows = section.rows[core[0] : core[-1] + 1]
     made = {tensor for row in rows for tensor in row.writes}

@@ -1,6 +1,7 @@
 """One training step of a model: its sections, their events, and how they follow each other.
 
-What a step's ledger looks like depends on facts (kinds, types, choices), not on sizes; so it is built once for each set of facts and kept.
+What a step's ledger looks like depends on facts (kinds, types, choices), not on sizes; so it is built once for each
+set of facts and kept.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -141,7 +142,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     embedding, *layers, last = sections
     made = frozenset(tensor for row in embedding.rows for tensor in row.writes)
     required = requires_gradient(embedding.rows)
-    leaves = frozenset({embedding.leaf} if facts.plan.recompute is Recompute.FULL and not required else ())
+    leaves = frozenset(embedding.leaves if facts.plan.recompute is Recompute.FULL and not required else ())
     required = requires_gradient(embedding.rows, leaves)
     own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
     held = embedding.output if embedding.output in embedding.held else None

@@ -1,6 +1,7 @@
 """Memory through one step: the events of all sections in order, with real sizes.
 
-A section's events are the same for each of its `count` parts, so a part is summed once and the parts follow by arithmetic; the work does not grow
+A section's events are the same for each of its `count` parts, so a part is summed once and the parts follow by
+arithmetic; the work does not grow
 with the number of layers.
 """
 
