@@ -29,6 +29,8 @@ from validation.step import training_step
 DONE, NO_CUDA, NEW_PROCESS = 0, 2, 75
 SEED = 0
 TIMED_STEPS = 5
+LARGEST_LEFTOVER_BYTES = 2**20
+"""A case that leaves more allocated than this would be counted in the next one."""
 FOREVER = float("inf")
 
 
@@ -86,7 +88,8 @@ def work(cases: Sequence[Case], folder: Path, until: float) -> int:
         record = measure(case, machine)
         record.append_to(path)
         print(outcome(record), flush=True)
-        if record.failed or torch.cuda.memory_allocated() > machine.workspace_bytes:
+        leftover = torch.cuda.memory_allocated() - machine.workspace_bytes
+        if record.failed or leftover > LARGEST_LEFTOVER_BYTES:
             return NEW_PROCESS
     print(f"{len(remaining)} of {len(cases)} cases remain")
     return DONE
@@ -123,7 +126,7 @@ def measure(case: Case, machine: Machine) -> Record:
     except torch.OutOfMemoryError:
         measured["out_of_memory"] = cuda.counters()
     except RuntimeError as error:
-        measured["error"] = str(error).strip().splitlines()[0]
+        measured["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
     # The job holds itself in cycles; what it cached would count in the next case.
     gc.collect()
     torch.cuda.empty_cache()

@@ -179,7 +179,7 @@ def test_what_cannot_run_is_recorded_with_its_reason(fake: FakeCuda, monkeypatch
         raise RuntimeError("No available kernel. Aborting execution.\nmore")
 
     monkeypatch.setattr(measure, "training_step", raise_error)
-    assert measure.measure(EAGER, MACHINE).failed == "No available kernel. Aborting execution."
+    assert measure.measure(EAGER, MACHINE).failed == "RuntimeError: No available kernel. Aborting execution."
 
 
 def test_the_scaler_cannot_skip_the_step_that_makes_the_states() -> None:
