@@ -1,12 +1,20 @@
-"""gpucalc's core: what a transformer's training step takes, read off a ledger of its tensors."""
+"""gpucalc's core: what a transformer's training step takes, read off a ledger of its tensors.
 
-from . import closed_forms
-from .catalogue import models
+The engine is loaded when it is first asked for: a program that only writes Scenarios does not wait for it.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import ConfigError
-from .estimate import Estimate, estimate, estimate_plan
-from .hardware import gpus
-from .model_source import load_model
 from .scenario import Adapter, Parallel, Scenario
+
+if TYPE_CHECKING:
+    from . import closed_forms
+    from .catalogue import models
+    from .estimation import Estimate, estimate, estimate_plan
+    from .hardware import gpus
+    from .model_source import load_model
 
 __all__ = [
     "Adapter",
@@ -21,3 +29,26 @@ __all__ = [
     "load_model",
     "models",
 ]
+
+_HOMES = {
+    "Estimate": ".estimation",
+    "estimate": ".estimation",
+    "estimate_plan": ".estimation",
+    "gpus": ".hardware",
+    "load_model": ".model_source",
+    "models": ".catalogue",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "closed_forms":
+        return import_module(".closed_forms", __name__)
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name], __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

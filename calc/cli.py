@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .catalogue import models
 from .errors import ConfigError
-from .estimate import estimate
+from .estimation import estimate
 from .explain import formulas
 from .flags import add_scenario_flags, flag, scenario_fields, scenario_from_options
 from .hardware import gpus

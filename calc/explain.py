@@ -11,7 +11,7 @@ from inspect import getdoc
 from typing import Any
 
 from . import closed_forms
-from .estimate import Estimate
+from .estimation import Estimate
 from .ledger import SYMBOLS, Component, Kind, Symbols, numel
 from .lifetimes import gradient_of
 from .optimizers import persistent_gradient

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .catalogue import CatalogueModel
-from .estimate import Estimate
+from .estimation import Estimate
 from .explain import Formula
 from .hardware import Gpu
 from .model_source import load_model

@@ -87,7 +87,7 @@ class AdapterDType(StrEnum):
 class Question(BaseModel):
     """The rules all parts of a Scenario share: immutable, no unknown field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
 
 class Adapter(Question):

@@ -39,7 +39,7 @@ def imported_distributions(package: str) -> set[str]:
 @pytest.mark.parametrize(
     ("package", "extras"),
     [
-        ("calc", ["serve"]),
+        ("calc", ["serve", "hub"]),
         ("dashboards", ["serve"]),
         ("api", ["serve"]),
         ("validation", ["validation"]),

@@ -1,0 +1,72 @@
+import json
+import re
+
+import pytest
+from fastapi.testclient import TestClient
+
+import calc
+from api.app import create_app
+from api.settings import Settings
+
+
+def test_the_catalogue_is_listed(client):
+    assert [model["name"] for model in client.get("/v1/models").json()] == [model.name for model in calc.models()]
+    assert [gpu["name"] for gpu in client.get("/v1/gpus").json()] == [gpu.name for gpu in calc.gpus()]
+
+
+def test_one_model_is_found_by_name_and_alias(client):
+    assert client.get("/v1/models/gpt2").json()["config"]["n_embd"] == 768
+    assert client.get("/v1/models/gpt2-124m").json()["name"] == "gpt2"
+
+
+def test_the_accuracy_is_that_of_the_records(client):
+    summary = client.get("/v1/accuracy").json()
+    assert set(summary) == {"measurement", "trace"}
+    assert all(entry["cases"] > 0 for entries in summary.values() for entry in entries.values())
+
+
+def test_it_says_that_it_lives_and_answers(client):
+    assert client.get("/livez").json() == {"status": "alive"}
+    assert client.get("/readyz").json() == {"status": "ready"}
+
+
+def test_requests_are_counted(client):
+    client.get("/livez")
+    metrics = client.get("/metrics").text
+    counted = re.search(r'http_requests_total\{handler="/livez",method="GET",status="2xx"\} (\d+)', metrics)
+    assert counted
+    assert int(counted[1]) >= 1
+
+
+@pytest.mark.parametrize("path", ["/", "/formulas", "/docs", "/v1/gpus", "/nothing", "/openapi.json"])
+def test_every_answer_forbids_what_the_page_does_not_need(client, path):
+    headers = client.get(path).headers
+    policy = dict(rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
+    assert policy["default-src"] == "'none'"
+    assert policy["script-src"] == policy["style-src"] == "'self'"
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_the_document_names_every_field_of_the_scenario(client):
+    document = client.get("/openapi.json").json()
+    estimate = document["paths"]["/v1/estimate"]
+    assert document["openapi"].startswith("3.1")
+    assert estimate["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/Scenario")
+    named = {parameter["name"].split(".")[0] for parameter in estimate["get"]["parameters"]}
+    assert named >= set(calc.Scenario.model_fields)
+    for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
+        assert reference in document["components"]["schemas"]
+
+
+def test_the_access_log_is_quiet_until_asked(capsys):
+    for wanted in (False, True):
+        with TestClient(create_app(Settings(access_log=wanted))) as client:
+            client.get("/livez")
+        written = capsys.readouterr()
+        assert ("/livez" in written.out + written.err) is wanted
+
+
+def test_settings_come_from_the_environment(monkeypatch):
+    monkeypatch.setenv("GPUCALC_MAX_BODY_BYTES", "10")
+    with TestClient(create_app()) as client:
+        assert client.post("/v1/estimate", json={"model": "gpt2"}).status_code == 413

@@ -1,0 +1,68 @@
+import calc
+from dashboards.comparison import DEFAULT_RANK, alternatives, nearest_that_fits, needed_bytes, smallest_gpu_that_fits
+
+
+def compared(**question):
+    scenario = calc.Scenario(**question)
+    estimate = calc.estimate(scenario)
+    return scenario, estimate, {row.key: row for row in alternatives(scenario, estimate)}
+
+
+def test_each_row_is_the_users_scenario_with_one_thing_changed():
+    scenario, _, rows = compared(model="gpt2", micro_batch_size=3, optimizer="sgd", adapter={"kind": "lora", "rank": 4})
+    assert list(rows) == ["full_training", "selective", "full", "lora", "lora_full"]
+    assert {row.scenario.optimizer for row in rows.values()} == {"sgd"}
+    assert {row.scenario.micro_batch_size for row in rows.values()} == {3}
+    assert rows["lora"].scenario == scenario
+    assert [key for key, row in rows.items() if row.is_current] == ["lora"]
+    assert rows["full_training"].scenario.adapter is None
+
+
+def test_a_lora_row_has_a_rank_where_the_user_chose_none():
+    _, _, rows = compared(model="gpt2")
+    assert rows["lora"].scenario.adapter == calc.Adapter(rank=DEFAULT_RANK)
+
+
+def test_half_the_micro_batch_keeps_the_tokens_of_a_step():
+    _, estimate, rows = compared(model="gpt2", micro_batch_size=8, gradient_accumulation_steps=2)
+    halved = rows["half_batch"]
+    assert (halved.scenario.micro_batch_size, halved.scenario.gradient_accumulation_steps) == (4, 4)
+    assert halved.estimate.flops.total == estimate.flops.total
+
+
+def test_every_answer_is_that_of_its_scenario():
+    _, _, rows = compared(model="gpt2", micro_batch_size=2, gpu="rtx-4090")
+    for row in rows.values():
+        assert row.estimate.memory == calc.estimate(row.scenario).memory
+
+
+def test_an_impossible_row_says_why():
+    _, _, rows = compared(model="llama-3.1-8b", precision="bf16", implementation="megatron")
+    refused = [row for row in rows.values() if row.estimate is None]
+    assert refused
+    assert all(row.refusal for row in refused)
+
+
+def test_the_nearest_that_fits_is_the_first_that_does():
+    _, estimate, rows = compared(model="llama-3.1-8b", gpu="a100-sxm-80gb", micro_batch_size=4)
+    assert estimate.memory.fits is False
+    nearest = nearest_that_fits(list(rows.values()))
+    assert nearest is not None
+    assert nearest.estimate.memory.fits
+    before = list(rows)[: list(rows).index(nearest.key)]
+    assert not any(rows[key].estimate.memory.fits for key in before)
+
+
+def test_the_smallest_gpu_holds_it_and_none_smaller_does():
+    scenario, estimate, _ = compared(model="llama-3.1-8b", gpu="rtx-4090", precision="bf16")
+    name = smallest_gpu_that_fits(scenario, estimate)
+    smallest = next(gpu for gpu in calc.gpus() if gpu.name == name)
+    assert smallest.capacity_bytes >= needed_bytes(estimate)
+    smaller = [gpu.name for gpu in calc.gpus() if gpu.capacity_bytes < smallest.capacity_bytes]
+    assert smaller
+    assert not any(calc.estimate(scenario.model_copy(update={"gpu": gpu})).memory.fits for gpu in smaller)
+
+
+def test_what_no_gpu_holds_has_no_smallest_one():
+    scenario, estimate, _ = compared(model="gpt3-175b", gpu="rtx-4090")
+    assert smallest_gpu_that_fits(scenario, estimate) is None

@@ -1,0 +1,153 @@
+from html.parser import HTMLParser
+from itertools import chain
+
+import pytest
+from fastapi.testclient import TestClient
+
+import calc
+from api.app import create_app
+from api.settings import Settings
+from dashboards.form import CHOICES, FIELDS
+from dashboards.views import ledger
+
+
+class Elements(HTMLParser):
+    """All start tags of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+
+@pytest.fixture(scope="module")
+def client():
+    with TestClient(create_app(Settings())) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/", "/formulas", "/docs", "/?lang=zh", "/?model=gpt2&micro_batch_size=-1"])
+def test_pages_keep_the_policy_and_load_nothing_from_elsewhere(client, path):
+    html = client.get(path).text
+    for tag, attributes in Elements(html).found:
+        assert "style" not in attributes
+        assert not any(name.startswith("on") for name in attributes)
+        assert tag != "style"
+        for link in ("src", "href"):
+            assert not (attributes.get(link) or "").startswith(("http", "//"))
+        if tag in ("script", "link", "img") and attributes.get("type") != "application/json":
+            address = attributes.get("src") or attributes.get("href") or ""
+            assert client.get(address).status_code == 200, address
+
+
+def test_the_first_visit_shows_a_filled_example(client):
+    html = client.get("/").text
+    assert "llama-3.1-8b" in html
+    assert "h100-sxm-80gb" in html
+    assert "Fits." in html
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in CHOICES for value in CHOICES[name] if value])
+def test_every_choice_that_is_offered_is_answered(client, name, value):
+    companions = {
+        "adapter.dtype": {"adapter.kind": "lora"},
+        "implementation": {"precision": "bf16", "model": "gpt2"},
+    }
+    query = {"model": "llama-3.2-1b", name: value} | companions.get(name, {})
+    reply = client.get("/answer", params=query).json()
+    assert reply["problem"] is None, reply["problem"]
+
+
+def test_the_form_holds_what_the_address_says(client):
+    query = {"model": "gpt2", "gpu": "rtx-4090", "micro_batch_size": "7", "adapter.kind": "lora", "adapter.rank": "3"}
+    query |= {"precision": "fp32", "attention": "eager"}
+    shown = {}
+    chosen = None
+    for tag, attributes in Elements(client.get("/", params=query).text).found:
+        if tag == "select":
+            chosen = attributes["name"]
+        elif tag == "option" and "selected" in attributes:
+            shown[chosen] = attributes["value"]
+        elif tag == "input" and attributes.get("name") and (attributes["type"] != "radio" or "checked" in attributes):
+            shown[attributes["name"]] = attributes["value"]
+    assert {name: shown[name] for name in query} == query
+
+
+def test_the_form_has_the_fields_that_complaints_know(client):
+    html = client.get("/").text
+    assert {attributes["id"] for _, attributes in Elements(html).found if "id" in attributes} >= FIELDS - {"config"}
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ({"model": "gpt2", "sequence_length": "5000"}, "sequence_length"),
+        ({"model": "t-rex"}, "model"),
+        ({"model": "gpt2", "adapter.kind": "lora", "adapter.target_modules": "nose"}, "adapter.target_modules"),
+    ],
+)
+def test_a_wrong_field_is_named_beside_it(client, query, field):
+    page = client.get("/", params=query)
+    assert page.status_code == 422
+    assert f'id="problem-{field}" data-field="{field}">' in page.text
+    assert client.get("/answer", params=query).json()["problem"]["field"] == field
+
+
+def test_a_wrong_field_that_the_form_lacks_is_named_below_it(client):
+    page = client.get("/", params={"model": "gpt2", "parallel.tensor": "8"})
+    assert page.status_code == 422
+    assert "parallel.tensor = 8" in page.text
+
+
+def test_a_config_too_long_for_an_address_is_posted(client):
+    config = '{"model_type": "gpt2", "note": "%s"}' % ("x" * 100_000)
+    reply = client.post("/answer", data={"model": config, "gpu": "rtx-4090"}).json()
+    assert reply["problem"] is None
+    assert "Fits." in reply["slots"]["summary"]
+
+
+def test_does_not_fit_says_by_how_much_and_offers_what_does(client):
+    query = {"model": "llama-3.1-8b", "gpu": "a100-sxm-80gb", "micro_batch_size": "4"}
+    summary = client.get("/answer", params=query).json()["slots"]["summary"]
+    assert "Does not fit." in summary
+    assert "too much" in summary
+    links = [attributes["href"] for tag, attributes in Elements(summary).found if attributes.get("class") == "apply"]
+    assert len(links) == 2
+    for link in links:
+        assert "Fits." in client.get(link).text
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        {"model": "llama-3.1-8b", "gpu": "h100-sxm-80gb", "recompute": "full"},
+        {"model": "gpt2", "adapter": {"kind": "lora"}, "micro_batch_size": 4},
+        {"model": "qwen3-0.6b", "precision": "zero-16", "gradient_accumulation_steps": 2},
+    ],
+)
+def test_the_ledger_rows_behind_a_part_add_up_to_it(question):
+    parts = ledger(calc.estimate(calc.Scenario(**question)).to_dict())
+    with_rows = [part for part in parts if part["rows"]]
+    assert {part["name"] for part in parts} - {part["name"] for part in with_rows} <= {"library_workspace", "context"}
+    for part in with_rows:
+        assert sum(row["together"] for row in part["rows"]) == part["bytes"], part["name"]
+
+
+def test_the_formulas_page_shows_every_founding_formula_with_the_users_numbers(client):
+    html = client.get("/formulas", params={"model": "gpt3-175b", "sequence_length": "1024"}).text
+    assert "174,579,068,928" in html
+    assert "34·B·S·H + 5·B·N·S²" in html
+    ids = {attributes.get("id") for tag, attributes in Elements(html).found if tag == "article"}
+    assert len(ids) > 10
+
+
+def test_static_files_are_kept_for_ever_under_an_address_of_their_content(client):
+    pages = chain.from_iterable(Elements(client.get(path).text).found for path in ("/", "/docs"))
+    addresses = {
+        attributes.get("href") or attributes.get("src") for tag, attributes in pages if tag in ("script", "link")
+    }
+    for address in addresses - {None}:
+        assert "immutable" in client.get(address).headers["cache-control"]
