@@ -1,5 +1,7 @@
 """What gpucalc raises when it is asked something it cannot answer."""
 
+from reprlib import Repr
+
 
 class ConfigError(Exception):
     """A scenario or a model configuration that cannot be answered.
@@ -15,7 +17,13 @@ class ConfigError(Exception):
         super().__init__(f"{field} = {shown(value)}: {expected}")
 
 
-def shown(value: object, longest: int = 80) -> str:
-    """`value` as a message quotes it, shortened."""
-    text = repr(value)
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+LONGEST_QUOTE = 80
+_QUOTES = Repr()
+_QUOTES.maxlevel = 3
+_QUOTES.maxstring = _QUOTES.maxother = _QUOTES.maxlong = LONGEST_QUOTE
+
+
+def shown(value: object) -> str:
+    """`value` as a message quotes it: shortened, and whatever it is nested in or how deep, quickly."""
+    text = _QUOTES.repr(value)
+    return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"

@@ -11,7 +11,7 @@ from .errors import ConfigError
 
 LARGEST_SIZE = 10**9
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIZE)]
-Probability = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+Probability = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 
 
 class Task(StrEnum):
@@ -95,11 +95,11 @@ class Adapter(Question):
     """Which adapter."""
     rank: Size = 8
     """Inner width of the two factors."""
-    alpha: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 16.0
+    alpha: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 16.0
     """The branch is scaled by alpha / rank. Changes no size."""
     dropout: Probability = 0.0
     """Dropout on the branch's input."""
-    target_modules: tuple[str, ...] | None = None
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of the adapted linear modules; none = PEFT's default for the family."""
     dtype: AdapterDType = AdapterDType.FP32
     """Type of the adapter's weights: fp32 (PEFT's default for a half-precision base) or the base's."""
@@ -111,7 +111,7 @@ class Parallel(Question):
     data: Size = 1
     context: Size = 1
     expert: Size = 1
-    sequence_parallel: bool = False
+    sequence_parallel: Annotated[bool, Field(strict=True)] = False
     zero_stage: Annotated[int, Field(strict=True, ge=0, le=3)] = 0
     schedule: str | None = None
     virtual_stages: Size = 1
@@ -207,7 +207,7 @@ def _value_from_text(name: str, text: str) -> Any:
         return text
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
