@@ -28,49 +28,45 @@ class Fields:
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
 
-    def _get(self, names: tuple[str, ...], default: Any) -> tuple[str, Any]:
-        """The first of `names` that is given; the others must agree with it."""
-        given = [(name, self._config[name]) for name in names if name in self._config]
+    def size(self, *names: str, default: int, smallest: int = 1) -> int:
+        """A whole number, at least `smallest`, on which all of `names` agree that are given; without one `default`."""
+        given = [
+            (name, _whole_number(name, self._config[name], smallest))
+            for name in names
+            if self._config.get(name) is not None
+        ]
         for name, value in given[1:]:
-            if value != given[0][1]:
-                raise ConfigError(f"model.{name}", value, f"contradicts {given[0][0]} = {given[0][1]!r}")
-        return given[0] if given else (names[0], default)
+            first, agreed = given[0]
+            if value != agreed:
+                raise ConfigError(f"model.{name}", value, f"contradicts {first} = {agreed}")
+        return given[0][1] if given else default
 
-    def size(self, *names: str, default: int | None) -> int:
-        """A positive whole number; null and absence mean `default`."""
-        name, value = self._get(names, default)
-        value = default if value is None else value
-        if value is None:
-            raise ConfigError(f"model.{name}", None, "is required")
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_SIZE:
-            raise ConfigError(f"model.{name}", value, f"should be a whole number from 1 to {LARGEST_SIZE:,}")
-        return value
-
-    def optional_size(self, *names: str, default: int | None) -> int | None:
-        """As `size`, where null means none."""
-        _, value = self._get(names, default)
-        return None if value is None else self.size(*names, default=default)
+    def optional_size(self, name: str, *, default: int | None) -> int | None:
+        """A positive whole number, or none where it is null."""
+        value = self._config.get(name, default)
+        return None if value is None else _whole_number(name, value, smallest=1)
 
     def is_null(self, name: str) -> bool:
         return name in self._config and self._config[name] is None
 
     def flag(self, name: str, *, default: bool) -> bool:
-        _, value = self._get((name,), default)
+        value = self._config.get(name, default)
         if not isinstance(value, bool):
             raise ConfigError(f"model.{name}", value, "should be true or false")
         return value
 
     def probability(self, name: str, *, default: float) -> float:
-        _, value = self._get((name,), default)
+        value = self._config.get(name, default)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
             raise ConfigError(f"model.{name}", value, "should be a number from 0 to below 1")
         return float(value)
 
     def activation(self, name: str, *, default: Activation) -> Activation:
-        _, value = self._get((name,), default)
-        value = ACTIVATION_ALIASES.get(value, value) if isinstance(value, str) else value
-        if value not in set(Activation):
+        value = self._config.get(name, default)
+        if isinstance(value, str):
+            value = ACTIVATION_ALIASES.get(value, value)
+        if value not in list(Activation):
             raise ConfigError(f"model.{name}", value, f"should be one of {', '.join(Activation)}")
         return Activation(value)
 
@@ -88,6 +84,12 @@ class Fields:
         """Refuse a feature that is switched on."""
         if self._config.get(name):
             raise ConfigError(f"model.{name}", self._config[name], why)
+
+
+def _whole_number(name: str, value: Any, smallest: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= LARGEST_SIZE:
+        raise ConfigError(f"model.{name}", value, f"should be a whole number from {smallest} to {LARGEST_SIZE:,}")
+    return value
 
 
 def _divides(small_name: str, small: int, large_name: str, large: int) -> None:
@@ -205,7 +207,7 @@ def _qwen_windows(fields: Fields, num_layers: int) -> Windows:
         return tuple((window if slides else None, len(list(run))) for slides, run in groupby(listed))
     if window is None:
         return ((None, num_layers),)
-    full = min(fields.size("max_window_layers", default=28), num_layers)
+    full = min(fields.size("max_window_layers", default=28, smallest=0), num_layers)
     return tuple((each, count) for each, count in ((None, full), (window, num_layers - full)) if count)
 
 
@@ -272,7 +274,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        near = get_close_matches(str(model_type), FAMILIES, n=1)
+        near = get_close_matches(model_type, FAMILIES, n=1) if isinstance(model_type, str) else ()
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError("model.model_type", model_type, f"{hint}supported types: {', '.join(FAMILIES)}")
     heads = config.get("architectures")
@@ -281,4 +283,6 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     for head in heads or ():
         if not head.endswith(("ForCausalLM", "LMHeadModel")):
             raise ConfigError("model.architectures", head, "only the language-model head is supported yet")
-    return FAMILIES[model_type](Fields(config))
+    fields = Fields(config)
+    fields.refuse("quantization_config", "quantized weights are not supported yet")
+    return FAMILIES[model_type](fields)

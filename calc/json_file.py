@@ -23,6 +23,8 @@ def read_json_object(path: str | Path, field: str) -> dict[str, Any]:
                 text = _read_bounded(file)
     except OSError as error:
         raise ConfigError(field, str(path), f"cannot be read: {error.strerror}") from None
+    except ValueError:
+        raise ConfigError(field, str(path), "cannot be a file's name") from None
     if len(text) > LARGEST_FILE_BYTES:
         raise ConfigError(field, str(path), f"is larger than {LARGEST_FILE_BYTES:,} bytes")
     try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from os.path import isdir, isfile
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,10 @@ def load_config(model: str) -> Mapping[str, Any]:
     known = find_model(model)
     if known is not None:
         return known.config
-    path = Path(model)
-    if path.is_dir():
-        return read_json_object(path / CONFIG_FILE, "model")
-    if path.is_file() or path.suffix == ".json":
-        return read_json_object(path, "model")
+    if isdir(model):
+        return read_json_object(Path(model) / CONFIG_FILE, "model")
+    if isfile(model) or model.endswith(".json"):
+        return read_json_object(model, "model")
     if model.count("/") == 1 and not model.startswith((".", "/")):
         return _hub_config(model)
     return model_named(model).config
