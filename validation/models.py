@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -95,7 +96,8 @@ def build_job(
     checkpoint_options = {"use_reentrant": False, "context_fn": context_fn}
     precision = supported("precision", scenario.precision, WEIGHT_DTYPE)
     optimizer = supported("optimizer", scenario.optimizer, OPTIMIZERS)
-    hf_config = AutoConfig.for_model(**with_dropout(config, scenario.dropout))
+    # A copy: transformers writes into nested fields (rope_scaling).
+    hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
     if scenario.recompute == "selective":
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):

@@ -1,5 +1,6 @@
 """The cases that are traced and measured."""
 
+from copy import deepcopy
 from urllib.parse import parse_qsl
 
 import pytest
@@ -20,6 +21,7 @@ from validation.cases import (
     config_of,
     cut,
 )
+from validation.models import build_job
 
 EVERY_CASE = [each for suite in SUITES.values() for each in suite]
 
@@ -80,3 +82,10 @@ def test_configs_without_a_name_are_told_apart() -> None:
 def test_a_job_reads_all_fields_of_a_scenario() -> None:
     asked = as_object({"model": "gpt2", "micro_batch_size": 3, "adapter": {"kind": "lora", "rank": 4}})
     assert (asked.micro_batch_size, asked.optimizer, asked.adapter.rank, asked.adapter.dtype) == (3, "adamw", 4, "fp32")
+
+
+def test_a_job_leaves_its_config_alone() -> None:
+    asked = case(cut("llama-3.2-1b", 1) | {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64}, 1, 8)
+    before = deepcopy(asked.scenario)
+    build_job(as_object(asked.scenario), config_of(asked.scenario), "meta", "eager")
+    assert asked.scenario == before
