@@ -183,6 +183,6 @@ def test_serve_runs_the_application(monkeypatch: pytest.MonkeyPatch):
     served: list[tuple[str, dict[str, object]]] = []
     monkeypatch.setattr("uvicorn.run", lambda app, **options: served.append((app, options)))
     assert main(["serve", "--port", "8123"]) == 0
-    assert served == [("api.app:create_app", {"factory": True, "host": "127.0.0.1", "port": 8123})]
+    assert served == [("api.app:create_app", {"factory": True, "host": "127.0.0.1", "port": 8123, "access_log": False})]
     module, _, factory = served[0][0].partition(":")
     assert callable(getattr(importlib.import_module(module), factory))
