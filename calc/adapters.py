@@ -123,7 +123,7 @@ def _lora(
     yield from linear(f"{base.module}.lora_A", dropped, inner, product.k, ("R",), types)
     yield from linear(f"{base.module}.lora_B", inner, outer, ("R",), product.n, types)
     yield scale(outer, scaled)
-    total = like(result, f"{result.name} in {facts.dtype.label}", dtype=wider(result.dtype, compute))
+    total = like(result, f"{result.name} before its cast", dtype=wider(result.dtype, compute))
     if total.dtype is result.dtype:
         total = result
     yield add(of_base, scaled, total)

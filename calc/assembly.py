@@ -17,7 +17,8 @@ from .step import Step, StepFacts, step
 
 FLASH_SEQUENCE_BLOCK = 128
 FLASH_HEAD_BLOCK = 32
-"""What flash_api.cpp's mha_bwd rounds its temporaries' sizes up to."""
+FLASH_HEAD_LIMIT, FLASH_HEAD_LARGEST = 224, 256
+"""What flash_api.cpp's mha_bwd rounds its temporaries' sizes up to; from the limit on heads take the largest."""
 
 
 def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> StepMemory:
@@ -121,8 +122,13 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
         "K": layer.num_key_value_heads,
         "D": layer.head_dim,
         "D/2": layer.head_dim // 2,
-        "D⌈32⌉": _round_up(layer.head_dim, FLASH_HEAD_BLOCK),
+        "D⌈32⌉": _flash_head(layer.head_dim),
     }
+
+
+def _flash_head(head_dim: int) -> int:
+    rounded = _round_up(head_dim, FLASH_HEAD_BLOCK)
+    return rounded if rounded < FLASH_HEAD_LIMIT else FLASH_HEAD_LARGEST
 
 
 def _round_up(size: int, multiple: int) -> int:
