@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
@@ -85,12 +85,25 @@ class AdapterDType(StrEnum):
 
 
 class Question(BaseModel):
-    """The rules all parts of a Scenario share: immutable, no unknown field."""
+    """The rules all parts of a Scenario share: immutable, no unknown field, errors in this project's words."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, defer_build=True)
 
+    place: ClassVar[str | None] = None
+    """The field of a Scenario it is the value of."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _in_our_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise _config_error(error, cls) from None
+
 
 class Adapter(Question):
+    place: ClassVar[str | None] = "adapter"
+
     kind: AdapterKind = AdapterKind.LORA
     """Which adapter."""
     rank: Size = 8
@@ -106,6 +119,8 @@ class Adapter(Question):
 
 
 class Parallel(Question):
+    place: ClassVar[str | None] = "parallel"
+
     tensor: Size = 1
     pipeline: Size = 1
     data: Size = 1
@@ -169,14 +184,6 @@ class Scenario(Question):
     page_size: Size | None = None
     """Inference: tokens per cache page; none = contiguous."""
 
-    @model_validator(mode="wrap")
-    @classmethod
-    def _in_our_words(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        try:
-            return handler(data)
-        except ValidationError as error:
-            raise _config_error(error) from None
-
 
 def scenario_from_strings(items: Iterable[tuple[str, str]]) -> Scenario:
     """The Scenario written as (dotted field, text) pairs: a query string, command-line flags.
@@ -211,13 +218,14 @@ def _value_from_text(name: str, text: str) -> Any:
         return text
 
 
-def _config_error(error: ValidationError) -> ConfigError:
+def _config_error(error: ValidationError, question: type[Question]) -> ConfigError:
     """The first problem of a pydantic error, in this project's words."""
     first = error.errors(include_url=False)[0]
     parts = [str(part) for part in first["loc"] if not str(part).startswith(("str", "dict["))]
-    owner = {"adapter": Adapter, "parallel": Parallel}.get(parts[0] if parts else "", Scenario)
+    if question.place is not None:
+        parts.insert(0, question.place)
     problem = {
-        "extra_forbidden": f"unknown field; known fields: {', '.join(owner.model_fields)}",
+        "extra_forbidden": f"unknown field; known fields: {', '.join(question.model_fields)}",
         "missing": "is required",
         "model_type": "should be an object",
     }.get(first["type"], first["msg"][:1].lower() + first["msg"][1:])
