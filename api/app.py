@@ -10,7 +10,8 @@ from starlette.types import ASGIApp
 from dashboards import pages
 
 from . import problems, routes
-from .middleware import AccessLog, SecurityHeaders
+from .documentation import with_scenario
+from .middleware import AccessLog, BodyLimit, SecurityHeaders
 from .settings import Settings
 
 
@@ -30,9 +31,10 @@ def create_app(settings: Settings | None = None) -> ASGIApp:
     app.include_router(pages.router)
     app.mount(pages.STATIC_URL, pages.static_files())
     problems.install(app)
+    app.openapi = with_scenario(app.openapi)
     _expose_metrics(app)
     # Outside of FastAPI's own middleware, so that answers to unexpected errors are wrapped too.
-    wrapped = SecurityHeaders(app)
+    wrapped = SecurityHeaders(BodyLimit(app, settings.max_body_bytes))
     return AccessLog(wrapped) if settings.access_log else wrapped
 
 

@@ -7,8 +7,8 @@ import orjson
 
 
 def to_json(value: Any) -> bytes:
-    """`value` as JSON, UTF-8."""
+    """`value` as JSON, UTF-8. Its keys may be enums of text."""
     try:
-        return orjson.dumps(value)
+        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except TypeError:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

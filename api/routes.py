@@ -5,21 +5,20 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Request, Response
-from fastapi_problem.error import NotFoundProblem, Problem
+from fastapi_problem.error import Problem
 
 import calc
+from calc.accuracy import read_accuracy
+from calc.catalogue import find_model
+from calc.errors import shown
 from dashboards.address import answerable, scenario_from_query
 from dashboards.example import EXAMPLE
 
+from .documentation import scenario_body, scenario_query
 from .encoding import to_json
 from .settings import Settings
 
 JSON = "application/json"
-SCENARIO_BODY = {
-    "requestBody": {"required": True, "content": {JSON: {"schema": calc.Scenario.model_json_schema()}}},
-}
-NO_ACCURACY = {"compared_with": None, "cases": 0, "median_relative_error": None, "max_relative_error": None}
-"""What is said of the accuracy while no summary of records is at hand."""
 
 router = APIRouter()
 
@@ -31,13 +30,13 @@ def settings_of(request: Request) -> Settings:
 ServiceSettings = Annotated[Settings, Depends(settings_of)]
 
 
-@router.post("/v1/estimate", openapi_extra=SCENARIO_BODY, summary="Estimate one training step")
+@router.post("/v1/estimate", openapi_extra=scenario_body(), summary="Estimate one training step")
 async def post_estimate(request: Request) -> Response:
     scenario = scenario_from_body(await request.body())
     return json_response(calc.estimate(scenario).to_dict())
 
 
-@router.get("/v1/estimate", summary="The same answer from a query string; `adapter.rank=16` names a nested field")
+@router.get("/v1/estimate", openapi_extra=scenario_query(), summary="The same answer from a query string")
 async def get_estimate(
     request: Request, settings: ServiceSettings, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
@@ -57,10 +56,11 @@ async def get_models() -> Response:
 
 @router.get("/v1/models/{name}", summary="One model of the catalogue")
 async def get_model(name: str) -> Response:
-    for model in calc.models():
-        if model.name == name:
-            return json_response(model.to_dict())
-    raise NotFoundProblem(title="No such model", detail=f"{name} is not in the catalogue; /v1/models lists it")
+    model = find_model(name)
+    if model is None:
+        detail = f"{shown(name)} is not in the catalogue; /v1/models lists what is"
+        raise Problem("No such model", detail=detail, type_="unknown-model", status=404)
+    return json_response(model.to_dict())
 
 
 @router.get("/v1/gpus", summary="The GPUs of the catalogue")
@@ -69,10 +69,8 @@ async def get_gpus() -> Response:
 
 
 @router.get("/v1/accuracy", summary="How far estimates were from recorded cases")
-async def get_accuracy(settings: ServiceSettings) -> Response:
-    if settings.accuracy_file is None:
-        return json_response(NO_ACCURACY)
-    return Response(settings.accuracy_file.read_bytes(), media_type=JSON)
+async def get_accuracy() -> Response:
+    return json_response(read_accuracy())
 
 
 @router.get("/livez", summary="The process answers")

@@ -1,7 +1,5 @@
 """What the service can be told from outside: environment variables that start with GPUCALC_."""
 
-from pathlib import Path
-
 from pydantic import NonNegativeInt, PositiveInt
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -15,5 +13,3 @@ class Settings(BaseSettings):
     """How long a client may keep the answer to a GET without asking again."""
     access_log: bool = False
     """One JSON line per request on standard error."""
-    accuracy_file: Path | None = None
-    """The accuracy summary that `python -m validation report` writes; none = /v1/accuracy says that there is none."""

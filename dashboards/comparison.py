@@ -10,13 +10,12 @@ DEFAULT_RANK = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Alternative:
-    """One changed scenario with its answer, or the reason why there is none."""
+    """One changed scenario with its answer."""
 
     key: str
     scenario: calc.Scenario
+    estimate: calc.Estimate
     is_current: bool
-    estimate: calc.Estimate | None = None
-    refusal: str = ""
 
 
 def alternatives(scenario: calc.Scenario, estimate: calc.Estimate) -> list[Alternative]:
@@ -26,7 +25,7 @@ def alternatives(scenario: calc.Scenario, estimate: calc.Estimate) -> list[Alter
 
 def nearest_that_fits(rows: list[Alternative]) -> Alternative | None:
     """The first alternative that fits the GPU."""
-    return next((row for row in rows if row.estimate is not None and row.estimate.memory.fits), None)
+    return next((row for row in rows if row.estimate.memory.fits), None)
 
 
 def needed_bytes(estimate: calc.Estimate) -> int:
@@ -68,9 +67,7 @@ def _changes(scenario: calc.Scenario) -> list[tuple[str, calc.Scenario]]:
 
 
 def _answered(key: str, changed: calc.Scenario, scenario: calc.Scenario, estimate: calc.Estimate) -> Alternative:
-    if changed == scenario:
-        return Alternative(key=key, scenario=changed, is_current=True, estimate=estimate)
-    try:
-        return Alternative(key=key, scenario=changed, is_current=False, estimate=calc.estimate(changed))
-    except calc.ConfigError as error:
-        return Alternative(key=key, scenario=changed, is_current=False, refusal=str(error))
+    is_current = changed == scenario
+    return Alternative(
+        key=key, scenario=changed, estimate=estimate if is_current else calc.estimate(changed), is_current=is_current
+    )

@@ -38,7 +38,9 @@ MOST_CONFIG_CHARACTERS = 4096
 
 
 def written(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """What a submitted form says: the fields that are filled in, and an adapter's only where there is one."""
+    """What a submitted form says: the fields that are filled in, an adapter's only where there is one, one model."""
     filled = {name: text for name, text in pairs if text.strip()}
+    if "config" in filled:
+        filled.pop("model", None)
     has_adapter = "adapter.kind" in filled
     return [(name, text) for name, text in filled.items() if has_adapter or not name.startswith("adapter.")]

@@ -38,7 +38,7 @@ STATIC_URL = f"/static/{STATIC_VERSION}"
 FOR_EVER = "public, max-age=31536000, immutable"
 
 TEMPLATES = Environment(
-    loader=PackageLoader(__package__),
+    loader=PackageLoader("dashboards"),
     autoescape=select_autoescape(),
     undefined=StrictUndefined,
     trim_blocks=True,
@@ -112,6 +112,7 @@ def _form(request: Request, question: Question) -> dict[str, Any]:
         "choices": CHOICES,
         "stops": STOPS,
         "models": model_names(),
+        "example_model": EXAMPLE.model,
         "gpus": gpu_names(),
         "most_config_characters": MOST_CONFIG_CHARACTERS,
         "default_language": preferred_language(None, request.headers.get("accept-language", "")),

@@ -74,17 +74,12 @@ def accuracy_text(accuracy: dict[str, Any] | None, words: Words) -> str:
 
 def advice_row(row: Alternative, current: calc.Estimate, words: Words) -> dict[str, Any]:
     """One line of the comparison: what `row` needs, saves and costs against the `current` answer."""
-    view = {
+    parameters = row.estimate.parameters
+    saved = needed_bytes(current) - needed_bytes(row.estimate)
+    return {
         "title": words[f"alternative.{row.key}"].format(rank=lora_rank(row.scenario)),
         "query": urlencode(query_pairs(row.scenario)),
         "is_current": row.is_current,
-        "refusal": row.refusal,
-    }
-    if row.estimate is None:
-        return view
-    parameters = row.estimate.parameters
-    saved = needed_bytes(current) - needed_bytes(row.estimate)
-    return view | {
         "needed": needed_bytes(row.estimate),
         "saved": saved if abs(saved) >= SMALLEST_SHOWN_BYTES else 0,
         "flops_change": signed_percent(row.estimate.flops.total, current.flops.total),

@@ -14,7 +14,7 @@ class Language(StrEnum):
 LABELS = {Language.ENGLISH: "EN", Language.CHINESE: "中文"}
 """What each language calls itself in the switch."""
 
-_ALL = json.loads(files(__package__).joinpath("words.json").read_bytes())
+_ALL = json.loads(files("dashboards").joinpath("words.json").read_bytes())
 
 WORDS: Mapping[Language, Mapping[str, str]] = {
     language: {key: texts[language] for key, texts in _ALL.items()} for language in Language

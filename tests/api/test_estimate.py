@@ -13,7 +13,7 @@ def test_a_body_gets_what_python_gets(client):
     answer = client.post("/v1/estimate", json=LLAMA)
     assert answer.status_code == 200
     assert answer.headers["content-type"] == "application/json"
-    assert answer.json() == json.loads(json.dumps(calc.estimate(calc.Scenario(**LLAMA)).to_dict()))
+    assert answer.json() == json.loads(json.dumps(calc.estimate(calc.Scenario.model_validate(LLAMA)).to_dict()))
 
 
 def test_a_query_string_gets_the_same_answer(client):
@@ -46,7 +46,7 @@ def test_integers_beyond_64_bits_stay_exact(client):
     huge = {"model": "llama-3.1-405b", "micro_batch_size": 10**9, "sequence_length": 10**9}
     total = client.post("/v1/estimate", json=huge).json()["flops"]["total"]
     assert total > 2**64
-    assert total == calc.estimate(calc.Scenario(**huge)).flops.total
+    assert total == calc.estimate(calc.Scenario.model_validate(huge)).flops.total
 
 
 def test_a_million_layers_take_no_time(client):

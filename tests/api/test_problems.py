@@ -43,17 +43,29 @@ def test_what_cannot_be_answered_names_field_and_value(client, question, field, 
 
 @pytest.mark.parametrize(
     "body",
-    ["", "x", "[1]", "null", '{"model": "gpt2"', '{"model": "gpt2", "micro_batch_size": NaN}', '{"dropout": 1e999}']
-    + [f'{{"model": {nested(depth)}}}' for depth in (1_000, 100_000)],
+    [
+        "",
+        "x",
+        "[1]",
+        "null",
+        '{"model": "gpt2"',
+        '{"model": "gpt2", "micro_batch_size": NaN}',
+        '{"model": "gpt2", "dropout": 1e999}',
+        f'{{"model": {nested(100_000)}}}',
+    ],
 )
 def test_a_body_that_is_no_scenario_is_a_bad_request(client, body):
     answer = client.post("/v1/estimate", content=body)
     assert (answer.status_code, answer.headers["content-type"]) == (400, PROBLEM)
 
 
-def test_a_query_nested_too_deeply_is_a_bad_request(client):
-    answer = client.get("/v1/estimate", params={"model": f'{{"a": {nested(5_000)}}}'})
-    assert (answer.status_code, answer.headers["content-type"]) == (400, PROBLEM)
+def test_deep_nesting_is_a_wrong_value_like_any_other(client):
+    answers = [
+        client.post("/v1/estimate", content=f'{{"model": {nested(1_000)}}}'),
+        client.get("/v1/estimate", params={"model": f'{{"a": {nested(5_000)}}}'}),
+        client.get("/", params={"model": f'{{"a": {nested(5_000)}}}'}),
+    ]
+    assert [answer.status_code for answer in answers] == [422, 422, 422]
 
 
 @pytest.mark.parametrize("packed", ["", "!", "AAAA", "eJw", "eJyLjgUAARUAuQ"])

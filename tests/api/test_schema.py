@@ -1,7 +1,8 @@
-"""Whatever the document allows, and much that it does not: an answer as documented, never a failure of the server."""
+"""Whatever the document allows, and much that it does not, never makes the server fail."""
 
 import schemathesis
 from hypothesis import HealthCheck, settings
+from schemathesis.checks import not_a_server_error
 
 from api.app import create_app
 from api.settings import Settings
@@ -10,7 +11,6 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", create_app(Settings()))
 
 
 @schema.parametrize()
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
 def test_every_address_answers_as_documented(case):
-    checks = [schemathesis.checks.not_a_server_error]
-    case.call_and_validate(checks=checks)
+    case.call_and_validate(checks=[not_a_server_error])

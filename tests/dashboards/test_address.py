@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import calc
+from calc.scenario import Recompute
 from dashboards.address import LARGEST_CONFIG_BYTES, packed_config, query_pairs, scenario_from_query, unpacked_config
 
 scenarios = st.builds(
@@ -33,7 +34,7 @@ def test_an_address_holds_the_whole_scenario(scenario):
 
 
 def test_an_address_says_only_what_differs_from_the_defaults():
-    assert query_pairs(calc.Scenario(model="gpt2", micro_batch_size=1, recompute="none")) == [("model", "gpt2")]
+    assert query_pairs(calc.Scenario(model="gpt2", micro_batch_size=1, recompute=Recompute.NONE)) == [("model", "gpt2")]
 
 
 @given(st.dictionaries(st.text(), st.integers() | st.text() | st.lists(st.booleans())))

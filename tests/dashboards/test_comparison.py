@@ -36,13 +36,6 @@ def test_every_answer_is_that_of_its_scenario():
         assert row.estimate.memory == calc.estimate(row.scenario).memory
 
 
-def test_an_impossible_row_says_why():
-    _, _, rows = compared(model="llama-3.1-8b", precision="bf16", implementation="megatron")
-    refused = [row for row in rows.values() if row.estimate is None]
-    assert refused
-    assert all(row.refusal for row in refused)
-
-
 def test_the_nearest_that_fits_is_the_first_that_does():
     _, estimate, rows = compared(model="llama-3.1-8b", gpu="a100-sxm-80gb", micro_batch_size=4)
     assert estimate.memory.fits is False

@@ -55,8 +55,9 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
     companions = {
         "adapter.dtype": {"adapter.kind": "lora"},
         "implementation": {"precision": "bf16", "model": "gpt2"},
+        "fp32": {"attention": "eager"},
     }
-    query = {"model": "llama-3.2-1b", name: value} | companions.get(name, {})
+    query = {"model": "llama-3.2-1b", name: value} | companions.get(name, {}) | companions.get(value, {})
     reply = client.get("/answer", params=query).json()
     assert reply["problem"] is None, reply["problem"]
 
@@ -71,7 +72,9 @@ def test_the_form_holds_what_the_address_says(client):
             chosen = attributes["name"]
         elif tag == "option" and "selected" in attributes:
             shown[chosen] = attributes["value"]
-        elif tag == "input" and attributes.get("name") and (attributes["type"] != "radio" or "checked" in attributes):
+        elif (
+            tag == "input" and attributes.get("name") and (attributes.get("type") != "radio" or "checked" in attributes)
+        ):
             shown[attributes["name"]] = attributes["value"]
     assert {name: shown[name] for name in query} == query
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from dashboards.palette import COLOURS, TEXTURES, stylesheet
@@ -39,7 +41,7 @@ class TestTheme:
 
 def test_neighbours_differ_without_their_hue():
     large = [part for part in TEXTURES if part not in ("buffers", "inputs")]
-    for one, other in zip(large, large[1:], strict=False):
+    for one, other in pairwise(large):
         assert TEXTURES[one] != TEXTURES[other]
 
 
