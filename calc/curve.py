@@ -1,8 +1,7 @@
 """The memory curve: points of the timeline, ready to be drawn."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .timeline import Phase, Span, Timeline
 
@@ -10,9 +9,8 @@ MOST_PARTS = 128
 """How many of a run's equal layers are drawn; more are sampled evenly, the first and the last among them."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Point:
-    """Allocated bytes at one moment of the step."""
+class Point(NamedTuple):
+    """Allocated bytes at one moment of the step. A tuple, because a step has hundreds."""
 
     phase: Phase
     label: str
@@ -43,7 +41,7 @@ def _points(span: Span) -> Iterator[Point]:
         layer = None if stretch.first_layer is None else stretch.first_layer + part * stretch.layer_step
         start = span.start_bytes + part * span.net_bytes
         for level in (start + span.highest_bytes, start + span.net_bytes):
-            yield Point(phase=stretch.phase, label=stretch.label, layer=layer, allocated_bytes=level)
+            yield Point(stretch.phase, stretch.label, layer, level)
 
 
 def _sampled(count: int) -> list[int]:

@@ -34,11 +34,7 @@ class TensorEntry:
     @property
     def formula(self) -> str:
         """`B·S·H × 2 bytes`: its shape is its formula."""
-        return f"{'·'.join(symbol for symbol, _ in self.shape) or '1'} × {self.bytes_per_element} bytes"
-
-    @property
-    def bytes_per_element(self) -> int:
-        return next(dtype.itemsize for dtype in DType if dtype.label == self.dtype)
+        return f"{'·'.join(symbol for symbol, _ in self.shape) or '1'} × {ITEMSIZES[self.dtype]} bytes"
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -55,6 +51,8 @@ class TensorEntry:
         }
 
 
+ITEMSIZES = {dtype.label: dtype.itemsize for dtype in DType}
+
 ALIVE = {
     Kind.PARAMETERS: "always",
     Kind.OPTIMIZER_STATES: "always, from the first step's end on",
@@ -69,15 +67,12 @@ ALIVE = {
 
 def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
     """Every tensor that persists, is kept for backward, or is alive at the peak; the largest together first."""
-    counts: dict[tuple[Tensor, int], list[int]] = {}
-    sizes_of: dict[tuple[Tensor, int], Sizes] = {}
+    counts: dict[tuple[Tensor, int], tuple[list[int], Sizes]] = {}
 
     def note(tensor: Tensor, sizes: Sizes, total: int, at_peak: int) -> None:
-        key = (tensor, storage_bytes(tensor, sizes))
-        entry = counts.setdefault(key, [0, 0])
+        entry, _ = counts.setdefault((tensor, storage_bytes(tensor, sizes)), ([0, 0], sizes))
         entry[0] += total
         entry[1] += at_peak
-        sizes_of.setdefault(key, sizes)
 
     for tensor, count, sizes in memory.persistent():
         note(tensor, sizes, count, count)
@@ -89,10 +84,8 @@ def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
             note(tensor, sizes, 0, count)
     origins = _origins(memory)
     entries = [
-        _entry(
-            tensor, size, max(total, at_peak), at_peak, sizes_of[tensor, size], origins.get(tensor.name, ""), library
-        )
-        for (tensor, size), (total, at_peak) in counts.items()
+        _entry(tensor, size, max(total, at_peak), at_peak, sizes, origins.get(tensor.name, ""), library)
+        for (tensor, size), ((total, at_peak), sizes) in counts.items()
     ]
     return tuple(sorted(entries, key=lambda entry: -entry.bytes * entry.count))
 
