@@ -68,7 +68,7 @@ def accuracy_text(accuracy: dict[str, Any] | None, words: Words) -> str:
     """How far such answers were from recorded cases."""
     if accuracy is None:
         return words["accuracy_none"]
-    median = f"{accuracy['median_relative_error']:.1%}"
+    median = f"{100 * accuracy['median_relative_error']:.1f} %"
     return words[f"accuracy.{accuracy['compared_with']}"].format(median=median, cases=accuracy["cases"])
 
 

@@ -47,7 +47,10 @@ function writeAddress() {
   history.replaceState(null, "", `${location.pathname}${query.size ? `?${query}` : ""}${location.hash}`);
   const forCalc = new URLSearchParams(query);
   forCalc.delete("lang");
-  document.getElementById("json").href = `/v1/estimate?${forCalc}`;
+  const json = document.getElementById("json");
+  json.href = `/v1/estimate?${forCalc}`;
+  // An address that does not hold the question would answer another one.
+  json.hidden = document.getElementById("copy-link").hidden = field("config").value.length > most;
   for (const link of document.querySelectorAll(".carries-query")) link.search = query;
   for (const link of document.querySelectorAll(".language")) {
     query.set("lang", link.lang);
@@ -362,9 +365,8 @@ const actions = {
   png,
 };
 for (const [id, action] of Object.entries(actions)) {
-  const button = document.getElementById(id);
-  button.hidden = false;
-  button.addEventListener("click", action);
+  document.getElementById(id).hidden = false;
+  document.getElementById(id).addEventListener("click", action);
 }
 
 showConditionalFields();

@@ -195,6 +195,8 @@ def test_a_config_too_long_for_the_address_travels_as_a_file(page, tmp_path):
     expect(page.locator("#model-facts")).to_contain_text("6 layers")
     expect(page.locator("#config-too-long")).to_be_visible()
     assert "config=" not in page.url
+    expect(page.locator("#copy-link")).to_be_hidden()
+    expect(page.locator("#json")).to_be_hidden()
     with page.expect_download() as download:
         page.click("#save-scenario")
     saved = tmp_path / "scenario.json"
