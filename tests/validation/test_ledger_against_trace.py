@@ -80,13 +80,12 @@ def llama_like_configs(draw: st.DrawFn) -> dict[str, Any]:
 
 @st.composite
 def adapters(draw: st.DrawFn, linears: tuple[str, ...]) -> Adapter:
+    subsets = st.lists(st.sampled_from(linears), min_size=1, max_size=3, unique=True).map(tuple)
     return Adapter(
         rank=draw(st.integers(1, 9)),
         dropout=draw(st.sampled_from((0.0, 0.1))),
         dtype=draw(st.sampled_from(AdapterDType)),
-        target_modules=draw(
-            st.none() | st.lists(st.sampled_from(linears), min_size=1, max_size=3, unique=True).map(tuple)
-        ),
+        target_modules=draw(st.none() | subsets),
     )
 
 
