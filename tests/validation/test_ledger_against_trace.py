@@ -1,7 +1,7 @@
 """The ledger against the real models' own steps, over random architectures and scenarios.
 
 Parameters, FLOPs and saved bytes are equal to the digit; every phase's peak within 1 %, and in nearly all cases equal.
-A counter-example is printed by hypothesis with its config and scenario, and is repeated by `python -m validation trace`.
+Hypothesis prints a counter-example with its config and scenario; `python -m validation trace` repeats it.
 """
 
 from typing import Any
