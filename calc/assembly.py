@@ -68,9 +68,12 @@ def _layer_sections(architecture: Architecture) -> Iterator[tuple[Layer, int]]:
 
 
 def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:
+    eager = plan.attention is Attention.EAGER
+    windows = [layer.sliding_window for layer, _ in architecture.layers]
     return ModelFacts(
         wiring=architecture.wiring,
-        causal_mask=plan.attention is Attention.EAGER,
+        causal_mask=eager and None in windows,
+        sliding_mask=eager and set(windows) != {None},
         embedding_dropout=architecture.dropouts.embedding > 0,
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
@@ -86,6 +89,7 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         mlp_bias=layer.mlp_bias,
         query_key_norm=layer.query_key_norm,
         residual_dropout=dropouts.residual > 0,
+        sliding=layer.sliding_window is not None,
         core=AttentionCore(
             kernel=plan.attention,
             dropout=dropouts.attention > 0,

@@ -42,6 +42,8 @@ class LayerFacts:
     mlp_bias: bool
     query_key_norm: bool
     residual_dropout: bool
+    sliding: bool
+    """Its mask is the sliding window's."""
     core: AttentionCore
 
 
@@ -52,6 +54,8 @@ class ModelFacts:
     wiring: Wiring
     causal_mask: bool
     """Attention takes a mask that the model makes; the flash kernel takes none."""
+    sliding_mask: bool
+    """The same of the layers with a sliding window."""
     embedding_dropout: bool
     one_sequence: bool
     tied_embeddings: bool
@@ -72,22 +76,21 @@ def rotary_tables(numerics: Numerics) -> tuple[Tensor, Tensor]:
     return Tensor(COS, ("S", "D"), numerics.weights), Tensor(SIN, ("S", "D"), numerics.weights)
 
 
-def causal_mask(numerics: Numerics) -> Tensor:
-    """The additive mask of eager attention, made once per forward."""
-    return Tensor("causal_mask", ("B", "S", "S"), numerics.weights)
+def attention_mask(numerics: Numerics, *, sliding: bool) -> Tensor:
+    """The additive mask of eager attention, made once per forward for all layers of a kind."""
+    return Tensor("sliding_mask" if sliding else "causal_mask", ("B", "S", "S"), numerics.weights)
 
 
-def _mask(exists: bool, numerics: Numerics) -> tuple[Tensor, ...]:
-    return (causal_mask(numerics),) if exists else ()
+def _masks(facts: ModelFacts, numerics: Numerics) -> tuple[Tensor, ...]:
+    """Left out: the causal mask Qwen makes for nothing where all its layers slide."""
+    exist = {False: facts.causal_mask, True: facts.sliding_mask}
+    return tuple(attention_mask(numerics, sliding=sliding) for sliding in exist if exist[sliding])
 
 
 def _mask_rows(facts: ModelFacts, numerics: Numerics) -> list[Row]:
-    """create_causal_mask."""
-    allowed = Tensor("causal_mask.allowed", ("S", "S"), DType.BOOL)
-    return [
-        Row(name="causal_mask", reads=(), writes=(mask,), temporaries=(allowed,))
-        for mask in _mask(facts.causal_mask, numerics)
-    ]
+    """create_causal_mask, create_sliding_window_causal_mask."""
+    allowed = Tensor("mask.allowed", ("S", "S"), DType.BOOL)
+    return [Row(name=mask.name, reads=(), writes=(mask,), temporaries=(allowed,)) for mask in _masks(facts, numerics)]
 
 
 def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
@@ -106,7 +109,7 @@ def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     ]
     if facts.embedding_dropout:
         rows.append(dropout(total, output))
-    held = (tokens, POSITION_IDS, positions, *_mask(facts.causal_mask, numerics))
+    held = (tokens, POSITION_IDS, positions, *_masks(facts, numerics))
     return Section(
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")),
@@ -129,7 +132,7 @@ def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         *_mask_rows(facts, numerics),
         Row(name="rotary_emb", reads=(POSITION_IDS,), writes=(cos, sin), temporaries=angles),
     ]
-    held = (tokens, POSITION_IDS, cos, sin, *_mask(facts.causal_mask, numerics))
+    held = (tokens, POSITION_IDS, cos, sin, *_masks(facts, numerics))
     return Section(
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "model")),
@@ -161,6 +164,7 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         dropped = like(projected, "mlp output")
         mlp.append(dropout(projected, dropped))
         projected = dropped
+    mask = (attention_mask(numerics, sliding=False),) if facts.core.kernel is Attention.EAGER else ()
     rows = [
         *norm_1,
         *stamped(attention, Component.ATTENTION, "attn"),
@@ -176,7 +180,7 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         rows=tuple(rows),
         input=x,
         output=output,
-        arguments=_mask(facts.core.kernel is Attention.EAGER, numerics),
+        arguments=mask,
     )
 
 
@@ -208,7 +212,8 @@ def _attention(
 ) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """The attention core by the chosen kernel: its rows, its output, and what the layer's frame goes on holding."""
     if facts.core.kernel is Attention.EAGER:
-        rows, out, weights = eager_attention(q, k, v, causal_mask(numerics), facts.core, numerics)
+        mask = attention_mask(numerics, sliding=facts.sliding)
+        rows, out, weights = eager_attention(q, k, v, mask, facts.core, numerics)
         return stamped(rows, Component.ATTENTION, CORE_MODULE), out, (weights,)
     rows, out = flash_attention(q, k, v, facts.core, numerics)
     return stamped(rows, Component.ATTENTION, CORE_MODULE), out, ()

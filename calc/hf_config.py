@@ -19,6 +19,9 @@ from .scenario import LARGEST_SIZE
 Windows = tuple[tuple[int | None, int], ...]
 """Runs of layers with equal sliding windows: (window or none, how many)."""
 
+MOST_RUNS = 256
+"""An answer's time grows with the number of runs; no known model has as many layers."""
+
 ACTIVATION_ALIASES = {"swish": Activation.SILU}
 
 
@@ -78,6 +81,8 @@ class Fields:
         known = ("full_attention", "sliding_attention")
         if not isinstance(value, list) or len(value) != num_layers or any(kind not in known for kind in value):
             raise ConfigError("model.layer_types", value, f"should list {num_layers} of {', '.join(known)}")
+        if sum(1 for _ in groupby(value)) > MOST_RUNS:
+            raise ConfigError("model.layer_types", value, f"should change at most {MOST_RUNS - 1} times")
         return [kind == "sliding_attention" for kind in value]
 
     def refuse(self, name: str, why: str) -> None:

@@ -10,7 +10,7 @@ stop), when the first of its
 nodes asks for one (torch/utils/checkpoint.py, use_reentrant=False).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from .ledger import Gradient, Kind, Region, Row, Section, Tensor, requires_gradient, saved_for_backward
@@ -48,8 +48,10 @@ class Context:
     """Of the exported, those that nodes of later sections keep: freed when this section's backward begins."""
     waiting: frozenset[Tensor] = frozenset()
     """Tied parameters whose gradient waits for the one of an earlier section."""
-    meeting: Mapping[Tensor, bool] = field(default_factory=dict)
-    """Tied parameters whose gradient meets the waiting one of a later section, and whether that one is a view."""
+    meeting: frozenset[Tensor] = frozenset()
+    """Tied parameters whose gradient meets the waiting one of a later section."""
+    meets_view: bool = False
+    """The waiting gradient is a view."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -330,7 +332,7 @@ class _Builder:
         if parameter in context.waiting:
             return
         if parameter in context.meeting:
-            waiting = _Pending(_Storage(gradient_of(parameter)), context.meeting[parameter])
+            waiting = _Pending(_Storage(gradient_of(parameter)), context.meets_view)
             new = self._meet(waiting, new)
         if context.gradients_exist:
             self._release(new.storage)

@@ -129,12 +129,14 @@ def _logits(last: Section) -> Tensor:
 def _sections(facts: StepFacts) -> list[Section]:
     recompute = RECOMPUTATIONS[facts.plan.recompute]
     embedding = EMBEDDINGS[facts.model.wiring](facts.model, facts.plan.numerics)
-    layers = [LAYERS[layer.wiring](layer, facts.plan.numerics) for layer in facts.layers]
-    sections = [embedding, *layers, head(facts.model, facts.plan.numerics, embedding.held)]
+    layers = {layer: LAYERS[layer.wiring](layer, facts.plan.numerics) for layer in facts.layers}
+    last = head(facts.model, facts.plan.numerics, embedding.held)
     if facts.adapter is not None:
-        check_targets(sections, facts.adapter)
-        sections = [adapt(section, facts.adapter, facts.plan.numerics) for section in sections]
-    return [sections[0], *(recompute(layer) for layer in sections[1:-1]), sections[-1]]
+        check_targets([embedding, *layers.values(), last], facts.adapter)
+        embedding, last = (adapt(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))
+        layers = {layer: adapt(section, facts.adapter, facts.plan.numerics) for layer, section in layers.items()}
+    layers = {layer: recompute(section) for layer, section in layers.items()}
+    return [embedding, *(layers[layer] for layer in facts.layers), last]
 
 
 def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
@@ -159,7 +161,8 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         leaves=leaves,
         exported=shared - own,
         kept=kept - by_first - {embedding.output},
-        meeting=dict.fromkeys(tied, not facts.plan.numerics.autocast),
+        meeting=frozenset(tied),
+        meets_view=not facts.plan.numerics.autocast,
     )
     final = Context(
         input_required=lives[-1].output_required,
@@ -167,7 +170,8 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         exported=frozenset({_logits(last)}),
         waiting=frozenset(tied),
     )
-    # Backward ends with the first layer: it frees what the layers shared.
+    # Backward ends with the first layer: it frees what the layers shared. What only later ones share (a sliding mask)
+    # goes with the embedding, a little late.
     contexts[0] = replace(contexts[0], freed_in_backward=by_first)
     return [first, *contexts, final]
 
@@ -178,22 +182,28 @@ def _layer_contexts(
     """The layers' contexts, and what follows from them: whose output needs a gradient, what they keep of others."""
     contexts: list[Context] = []
     lives: list[Lifetimes] = []
+    known: dict[tuple[int, Context], Lifetimes] = {}
     for layer in layers:
-        contexts.append(Context(input_required=input_required, held_input=None if contexts else held))
-        lives.append(lifetimes(layer, contexts[-1]))
-        input_required = lives[-1].output_required
+        context = Context(input_required=input_required, held_input=None if contexts else held)
+        life = known.get((id(layer), context)) or known.setdefault((id(layer), context), lifetimes(layer, context))
+        contexts.append(context)
+        lives.append(life)
+        input_required = life.output_required
     return contexts, lives
 
 
 def _parts(sections: list[Section], contexts: list[Context], facts: StepFacts) -> Iterator[Part]:
     tied = {tensor for tensor, _ in sections[0].parameters()}
+    known: dict[tuple[int, Context], Part] = {}  # layers of two kinds may alternate a hundred times
     for section, context in zip(sections, contexts, strict=True):
-        parameters = tuple(
-            (tensor, component)
-            for tensor, component in section.parameters()
-            if section is sections[0] or tensor not in tied
-        )
-        yield _part(section, context, parameters, facts.plan)
+        if (id(section), context) not in known:
+            parameters = tuple(
+                (tensor, component)
+                for tensor, component in section.parameters()
+                if section is sections[0] or tensor not in tied
+            )
+            known[id(section), context] = _part(section, context, parameters, facts.plan)
+        yield known[id(section), context]
 
 
 def _part(section: Section, context: Context, parameters: tuple[tuple[Tensor, Component], ...], plan: Plan) -> Part:
