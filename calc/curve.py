@@ -36,12 +36,13 @@ def curve(timeline: Timeline) -> tuple[Point, ...]:
 
 
 def _points(span: Span) -> Iterator[Point]:
-    stretch = span.stretch
+    stretch, net_bytes, highest_bytes = span.stretch, span.net_bytes, span.highest_bytes
+    phase, label = stretch.phase, stretch.label
     for part in _sampled(stretch.count):
         layer = None if stretch.first_layer is None else stretch.first_layer + part * stretch.layer_step
-        start = span.start_bytes + part * span.net_bytes
-        for level in (start + span.highest_bytes, start + span.net_bytes):
-            yield Point(stretch.phase, stretch.label, layer, level)
+        start = span.start_bytes + part * net_bytes
+        yield Point(phase, label, layer, start + highest_bytes)
+        yield Point(phase, label, layer, start + net_bytes)
 
 
 def _sampled(count: int) -> list[int]:
