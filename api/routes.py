@@ -1,6 +1,7 @@
 """The service's own addresses: /v1/… for programs, /livez and /readyz for those who run it."""
 
 import hashlib
+from functools import lru_cache
 from typing import Annotated, Any
 
 import orjson
@@ -20,6 +21,9 @@ from .settings import Settings
 
 JSON = "application/json"
 
+REMEMBERED_ANSWERS = 512
+"""Of some 50 kB each."""
+
 router = APIRouter()
 
 
@@ -32,16 +36,14 @@ ServiceSettings = Annotated[Settings, Depends(settings_of)]
 
 @router.post("/v1/estimate", openapi_extra=scenario_body(), summary="Estimate one training step")
 async def post_estimate(request: Request) -> Response:
-    scenario = scenario_from_body(await request.body())
-    return json_response(calc.estimate(scenario).to_dict())
+    return Response(answer_to(scenario_from_body(await request.body())), media_type=JSON)
 
 
 @router.get("/v1/estimate", openapi_extra=scenario_query(), summary="The same answer from a query string")
 async def get_estimate(
     request: Request, settings: ServiceSettings, if_none_match: Annotated[str | None, Header()] = None
 ) -> Response:
-    scenario = scenario_from_query(request.query_params.multi_items())
-    body = to_json(calc.estimate(scenario).to_dict())
+    body = answer_to(scenario_from_query(request.query_params.multi_items()))
     tag = f'"{hashlib.blake2b(body, digest_size=16).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": f"public, max-age={settings.cache_seconds}"}
     if if_none_match == tag:
@@ -82,6 +84,21 @@ async def livez() -> Response:
 async def readyz() -> Response:
     calc.estimate(EXAMPLE)
     return json_response({"status": "ready"})
+
+
+def answer_to(scenario: calc.Scenario) -> bytes:
+    """The Estimate as JSON. Answers about the catalogue's models are remembered; configs would fill the memory."""
+    if not isinstance(scenario.model, str):
+        return fresh_answer(scenario)
+    # A frozen pydantic model is hashable, which its type does not say.
+    return remembered_answer(scenario)  # pyright: ignore[reportArgumentType]
+
+
+def fresh_answer(scenario: calc.Scenario) -> bytes:
+    return to_json(calc.estimate(scenario).to_dict())
+
+
+remembered_answer = lru_cache(maxsize=REMEMBERED_ANSWERS)(fresh_answer)
 
 
 def json_response(value: Any) -> Response:

@@ -1,7 +1,8 @@
-"""Latency of POST /v1/estimate at a fixed rate on one worker: `python benchmarks/http.py [--rate 300] [--seconds 20]`.
+"""Latency of POST /v1/estimate at a fixed rate on one worker: `python benchmarks/http.py [--rate 300] [--same]`.
 
 Starts a server of its own on the loopback interface and talks to nothing else. Requests are sent when they are due,
-whether or not earlier ones were answered, so that waiting counts. No question follows an equal one.
+whether or not earlier ones were answered, so that waiting counts. Every question is a new one, or with --same always
+the same.
 """
 
 import argparse
@@ -18,15 +19,17 @@ from typing import Any
 HOST = "127.0.0.1"
 GOAL_P99_SECONDS = 0.020
 START_SECONDS = 30
-QUESTIONS: list[dict[str, Any]] = [
-    {"model": model, "gpu": "h100-sxm-80gb", "micro_batch_size": batch, "precision": precision, "recompute": recompute}
-    for batch, precision, recompute, model in product(
-        range(1, 9),
-        ("bf16", "bf16-autocast"),
-        ("none", "full"),
-        ("llama-3.1-8b", "qwen3-8b", "mistral-7b-v0.3", "gpt2"),
+KINDS: list[dict[str, Any]] = [
+    {"model": model, "gpu": "h100-sxm-80gb", "precision": precision, "recompute": recompute}
+    for precision, recompute, model in product(
+        ("bf16", "bf16-autocast"), ("none", "full"), ("llama-3.1-8b", "qwen3-8b", "mistral-7b-v0.3", "gpt2")
     )
 ]
+
+
+def question(number: int) -> bytes:
+    """A question that was not asked before, so that no remembered answer is timed."""
+    return json.dumps({**KINDS[number % len(KINDS)], "micro_batch_size": number + 1}).encode()
 
 
 class Client:
@@ -49,21 +52,20 @@ class Client:
         return int(head.split()[1])
 
 
-async def latencies(port: int, rate: int, seconds: int) -> list[float]:
+async def latencies(port: int, rate: int, bodies: list[bytes]) -> list[float]:
     """Seconds from when each request was due to its answer."""
-    client, bodies = Client(port), [json.dumps(question).encode() for question in QUESTIONS]
-    started, measured = perf_counter(), []
+    client, started, measured = Client(port), perf_counter(), []
 
-    async def ask(number: int) -> None:
+    async def ask(number: int, body: bytes) -> None:
         due = started + number / rate
         await asyncio.sleep(due - perf_counter())
-        if (status := await client.post("/v1/estimate", bodies[number % len(bodies)])) != 200:
-            raise RuntimeError(f"status {status} for {bodies[number % len(bodies)]!r}")
+        if (status := await client.post("/v1/estimate", body)) != 200:
+            raise RuntimeError(f"status {status} for {body!r}")
         measured.append(perf_counter() - due)
 
     async with asyncio.TaskGroup() as group:
-        for number in range(rate * seconds):
-            group.create_task(ask(number))
+        for number, body in enumerate(bodies):
+            group.create_task(ask(number, body))
     return measured
 
 
@@ -71,29 +73,32 @@ async def wait_for_server(port: int) -> None:
     async with asyncio.timeout(START_SECONDS):
         while True:
             try:
-                await Client(port).post("/v1/estimate", json.dumps(QUESTIONS[0]).encode())
+                await Client(port).post("/v1/estimate", question(0))
                 return
             except ConnectionError:
                 await asyncio.sleep(0.1)
 
 
-async def run(port: int, rate: int, seconds: int) -> list[float]:
+async def run(port: int, options: argparse.Namespace) -> list[float]:
     await wait_for_server(port)
-    await latencies(port, rate, 1)
-    return await latencies(port, rate, seconds)
+    numbers = range(options.rate * (options.seconds + 1))
+    bodies = [question(0 if options.same else number) for number in numbers]
+    await latencies(port, options.rate, bodies[: options.rate])
+    return await latencies(port, options.rate, bodies[options.rate :])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rate", type=int, default=300, help="requests per second")
     parser.add_argument("--seconds", type=int, default=20)
+    parser.add_argument("--same", action="store_true", help="ask one question again and again")
     options = parser.parse_args()
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port = probe.getsockname()[1]
     server = subprocess.Popen([sys.executable, "-m", "calc", "serve", "--host", HOST, "--port", str(port)])
     try:
-        measured = asyncio.run(run(port, options.rate, options.seconds))
+        measured = asyncio.run(run(port, options))
     finally:
         server.terminate()
         server.wait()

@@ -3,6 +3,7 @@ import json
 import pytest
 
 import calc
+from api.routes import remembered_answer
 from dashboards.address import packed_config
 
 LLAMA = {"model": "llama-3.1-8b", "gpu": "h100-sxm-80gb", "recompute": "full"}
@@ -61,3 +62,12 @@ def test_no_path_and_no_hub_id_is_read(client, model):
     assert problem.status_code == 422
     assert problem.json()["field"] == "model"
     assert "paths and hub ids are not read" in problem.json()["expected"]
+
+
+def test_remembered_answers_are_those_of_the_catalogues_models(client):
+    before = remembered_answer.cache_info()
+    for _ in range(2):
+        client.post("/v1/estimate", json={"model": "gpt2", "micro_batch_size": 4321})
+        client.post("/v1/estimate", json={"model": {**INLINE, "vocab_size": 4321}})
+    after = remembered_answer.cache_info()
+    assert (after.hits - before.hits, after.misses - before.misses) == (1, 1)

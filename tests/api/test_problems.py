@@ -107,7 +107,7 @@ def test_a_defect_of_ours_tells_the_client_nothing(monkeypatch):
 
     with TestClient(create_app(Settings()), raise_server_exceptions=False) as client:
         monkeypatch.setattr(calc, "estimate", broken)
-        answer = client.post("/v1/estimate", json={"model": "gpt2"})
+        answer = client.post("/v1/estimate", json={"model": {"model_type": "gpt2"}})
     assert (answer.status_code, answer.headers["content-type"]) == (500, PROBLEM)
     assert "secret" not in answer.text
     assert answer.headers["x-content-type-options"] == "nosniff"
