@@ -103,6 +103,7 @@ function complain(problem) {
   if (!problem) return;
   const text = document.getElementById(`problem-${problem.field}`) ?? document.getElementById("problem-other");
   text.textContent = text.id === "problem-other" ? problem.text : problem.message;
+  text.closest("details")?.setAttribute("open", "");
   document.getElementById(problem.field)?.setAttribute("aria-invalid", "true");
   text.closest("details")?.setAttribute("open", "");
 }
