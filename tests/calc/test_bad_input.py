@@ -76,7 +76,7 @@ WITHOUT_EFFECT = {"adapter.alpha"}
 """Scales the branch; its docstring says that it changes no size."""
 
 
-@pytest.mark.parametrize("field", Scenario.model_fields.keys() - {"model"})
+@pytest.mark.parametrize("field", sorted(Scenario.model_fields.keys() - {"model"}))
 def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
     if field in LATER or field == "parallel":
         return
@@ -84,7 +84,7 @@ def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
     assert answer(**plain) != answer(**plain | {field: READ_BY_THE_ENGINE[field]})
 
 
-@pytest.mark.parametrize("field", Adapter.model_fields.keys() - {"kind"})
+@pytest.mark.parametrize("field", sorted(Adapter.model_fields.keys() - {"kind"}))
 def test_every_field_of_an_adapter_has_an_effect(field: str) -> None:
     other = {"rank": 4, "alpha": 1.0, "dropout": 0.5, "target_modules": ("c_fc",), "dtype": "base"}[field]
     plain: dict[str, Any] = {"model": "gpt2", "precision": "bf16"}
