@@ -20,11 +20,8 @@ from .plan import Plan, Workload, resolve
 from .scenario import Scenario
 from .timeline import Phase
 
-LIBRARIES = {
-    Wiring.GPT2: "transformers 5.23.0, models/gpt2/modeling_gpt2.py",
-    Wiring.LLAMA: "transformers 5.23.0, models/llama/modeling_llama.py",
-    Wiring.MEGATRON: "Korthikanti et al. 2022, section 4.1",
-}
+TRANSFORMERS_SOURCE = "transformers 5.23.0, models/{family}/modeling_{family}.py"
+MEGATRON_SOURCE = "Korthikanti et al. 2022, section 4.1"
 
 HOPPER = 9
 """CUDA compute capability 9.0; its cuBLAS workspace and its successors' are larger."""
@@ -122,7 +119,8 @@ class Estimate:
     @cached_property
     def tensors(self) -> tuple[TensorEntry, ...]:
         """The ledger behind every sum, the largest first."""
-        return inventory(self.step, LIBRARIES[self.step.step.wiring])
+        source = MEGATRON_SOURCE if self.step.step.wiring is Wiring.MEGATRON else TRANSFORMERS_SOURCE
+        return inventory(self.step, source.format(family=self.architecture.model_type))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON object of the contract."""

@@ -86,6 +86,7 @@ def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
     entries = [
         _entry(tensor, size, max(total, at_peak), at_peak, sizes, origins.get(tensor.name, ""), library)
         for (tensor, size), ((total, at_peak), sizes) in counts.items()
+        if total or at_peak
     ]
     return tuple(sorted(entries, key=lambda entry: -entry.bytes * entry.count))
 
