@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
+from operator import neg
 
 from .ledger import Kind, Tensor
 from .lifetimes import Event
@@ -38,20 +39,21 @@ class Program:
         )
         self.classes = tuple(classes)
         self.net = _surplus(self.tensors, self.steps)
+        self._net_by_kind = _by_kind(self.net)
 
     def signed_bytes(self, sizes: Sizes) -> list[int]:
         """What a step changes, by its number: element n for an allocation, -n for its end."""
-        rounded = [sizes[storage] for storage in self.classes]
-        return [0, *rounded, *(-size for size in reversed(rounded))]
+        rounded = list(map(sizes.__getitem__, self.classes))
+        return [0, *rounded, *map(neg, reversed(rounded))]
 
     def running_bytes(self, sizes: Sizes) -> list[int]:
-        """The change in allocated bytes after each event; [0] where there is none."""
-        return list(accumulate(map(self.signed_bytes(sizes).__getitem__, self.steps))) or [0]
+        """The change in allocated bytes after each event."""
+        return list(accumulate(map(self.signed_bytes(sizes).__getitem__, self.steps)))
 
     def add_by_kind(self, totals: dict[Kind, int], sizes: Sizes, times: int = 1) -> None:
         """Add what the whole program leaves behind, `times` times."""
-        for tensor, count in self.net.items():
-            totals[tensor.kind] += sizes[tensor.shape, tensor.dtype.itemsize] * count * times
+        for (kind, storage), count in self._net_by_kind:
+            totals[kind] += sizes[storage] * count * times
 
     def add_first_by_kind(self, totals: dict[Kind, int], sizes: Sizes, num_events: int) -> None:
         """Add what the first `num_events` events leave behind."""
@@ -66,6 +68,14 @@ def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, in
     for tensor, step in zip(tensors, steps, strict=True):
         surplus[tensor] += 1 if step > 0 else -1
     return {tensor: count for tensor, count in surplus.items() if count}
+
+
+def _by_kind(surplus: dict[Tensor, int]) -> tuple[tuple[tuple[Kind, StorageClass], int], ...]:
+    """The same by kind and storage class."""
+    counts: Counter[tuple[Kind, StorageClass]] = Counter()
+    for tensor, count in surplus.items():
+        counts[tensor.kind, storage_class(tensor)] += count
+    return tuple((key, count) for key, count in counts.items() if count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,6 +180,9 @@ def timeline(base_bytes: int, stretches: Sequence[Stretch]) -> Timeline:
     spans = []
     level = base_bytes
     for stretch in stretches:
+        if not stretch.program.steps:
+            spans.append(Span(stretch, level, 0, 0, [0]))
+            continue
         running = stretch.program.running_bytes(stretch.sizes)
         span = Span(stretch, level, running[-1], max(0, *running), running)
         spans.append(span)
