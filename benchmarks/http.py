@@ -41,6 +41,8 @@ class Client:
 
     async def post(self, path: str, body: bytes) -> int:
         """The status of the answer, once all of it has come."""
+        while self.idle and self.idle[-1][0].at_eof():
+            self.idle.pop()  # the server closes connections that were idle for seconds
         if not self.idle:
             self.idle.append(await asyncio.open_connection(HOST, self.port))
         reader, writer = connection = self.idle.pop()
