@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from .architecture import Architecture
+from .architecture import Architecture, Wiring
 from .hardware import Gpu
 from .plan import Plan, Workload
-from .scenario import Attention, Implementation
+from .scenario import Attention, Implementation, Recompute
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -17,7 +17,7 @@ GENERAL = (
 
 def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> tuple[str, ...]:
     """Plain sentences, the general ones first."""
-    return (*GENERAL, *_of_gpu(gpu), *_of_length(architecture, workload), *_of_plan(plan))
+    return (*GENERAL, *_of_gpu(gpu), *_of_length(architecture, workload), *_of_plan(plan), *_of_recomputation(architecture, plan))
 
 
 def _of_gpu(gpu: Gpu | None) -> Iterator[str]:
@@ -49,3 +49,12 @@ def _of_plan(plan: Plan) -> Iterator[str]:
         )
     if plan.implementation is Implementation.MEGATRON:
         yield "implementation = megatron is the paper's count; assumed, its code was not traced."
+
+
+def _of_recomputation(architecture: Architecture, plan: Plan) -> Iterator[str]:
+    selective_flash = plan.recompute is Recompute.SELECTIVE and plan.attention is Attention.FLASH
+    if selective_flash and plan.numerics.autocast and architecture.wiring is Wiring.LLAMA:
+        yield (
+            "recompute = selective keeps more than none here: q and k as rotary positions leave them under autocast, "
+            "in fp32, where flash attention alone keeps their half-precision casts."
+        )

@@ -35,7 +35,7 @@ LLAMA_LINEARS = {
 
 
 def answered(model: dict[str, Any] | str = LLAMA, adapter: Adapter | None = None, **choices: Any) -> Estimate:
-    sizes = {"micro_batch_size": 2, "sequence_length": 33}
+    sizes: dict[str, Any] = {"micro_batch_size": 2, "sequence_length": 33}
     return estimate(Scenario(model=model, adapter=adapter, **sizes | choices))
 
 

@@ -24,7 +24,7 @@ MODELS = {"gpt2": GPT2, "llama": LLAMA}
 
 
 def answered(model: Any, recompute: str, **choices: Any) -> Estimate:
-    sizes = {"micro_batch_size": B, "sequence_length": S}
+    sizes: dict[str, Any] = {"micro_batch_size": B, "sequence_length": S}
     return estimate(Scenario(model=model, recompute=Recompute(recompute), **sizes | choices))
 
 
@@ -141,3 +141,12 @@ def test_recomputation_never_keeps_more(case: dict[str, Any]) -> None:
     if not keeps_more(case):
         assert saved["selective"] <= saved["none"]
         assert seen["selective"] <= seen["none"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("precision", ["bf16", "bf16-autocast"])
+@pytest.mark.parametrize("attention", ["eager", "flash"])
+def test_a_note_says_so(model: str, precision: str, attention: str) -> None:
+    case = {"model": MODELS[model], "precision": precision, "attention": attention}
+    notes = answered(MODELS[model], "selective", precision=precision, attention=attention).notes
+    assert any("selective keeps more" in each for each in notes) == keeps_more(case)
