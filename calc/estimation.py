@@ -12,7 +12,6 @@ from .curve import Point, curve
 from .flops import AttentionFlops, attention_flops, causal_flops, elementwise_flops, total_flops
 from .hardware import Gpu, gpu_named
 from .inventory import TensorEntry, inventory
-from .ledger import Kind
 from .memory import StepMemory
 from .model_source import load_model
 from .notes import notes
@@ -67,7 +66,7 @@ class Memory:
     peak_phase: Phase
     peak_at: str
     """The part of the model that runs at the peak."""
-    at_peak: dict[Kind, int]
+    at_peak: dict[str, int]
     library_workspace_bytes: int | None
     assumed_context_bytes: int | None
     peak_reserved_bytes: int | None
@@ -204,7 +203,7 @@ def _parameters(step: StepMemory) -> Parameters:
     for run in step.runs:
         for tensor, component in run.part.parameters:
             count = run.count * run.sizes[tensor.shape]
-            by_component[component] += count
+            by_component[component.value] += count
             trainable += count * tensor.trainable
     total = sum(by_component.values())
     return Parameters(
@@ -239,7 +238,7 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
         peak_allocated_bytes=peak.peak_bytes,
         peak_phase=peak.stretch.phase,
         peak_at=peak.stretch.label,
-        at_peak=step.at_peak_bytes,
+        at_peak={kind.value: size for kind, size in step.at_peak_bytes.items()},
         library_workspace_bytes=workspace,
         assumed_context_bytes=ASSUMED_CONTEXT_BYTES if gpu else None,
         peak_reserved_bytes=None,

@@ -6,7 +6,6 @@ from typing import Any
 
 from .dtype import DType
 from .ledger import Kind, Tensor
-from .lifetimes import NEXT
 from .memory import StepMemory
 from .sizes import Sizes, storage_bytes
 from .timeline import Phase
@@ -82,7 +81,7 @@ def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
         if count:
             sizes = next(run.sizes for run in memory.runs if storage_bytes(tensor, run.sizes) == size)
             note(tensor, sizes, 0, count)
-    origins = _origins(memory)
+    origins = memory.step.origins
     entries = [
         _entry(tensor, size, max(total, at_peak), at_peak, sizes, origins.get(tensor.name, ""), library)
         for (tensor, size), ((total, at_peak), sizes) in counts.items()
@@ -98,19 +97,6 @@ def _kept(memory: StepMemory) -> Iterator[tuple[Tensor, Sizes, int]]:
             return
         for tensor, count in span.stretch.program.net.items():
             yield tensor, span.stretch.sizes, count * span.stretch.count
-
-
-def _origins(memory: StepMemory) -> dict[str, str]:
-    """What makes each tensor: the operation and its module."""
-    origins: dict[str, str] = {}
-    for run in memory.runs:
-        for row in run.part.section.rows:
-            place = f"{row.module}: {row.name}" if row.module else row.name
-            for tensor in row.writes:
-                origins.setdefault(tensor.name.removeprefix(NEXT), place)
-            for tensor in (*row.temporaries, *row.backward_temporaries):
-                origins.setdefault(tensor.name, place)
-    return origins
 
 
 def _entry(tensor: Tensor, size: int, count: int, at_peak: int, sizes: Sizes, origin: str, library: str) -> TensorEntry:

@@ -6,14 +6,14 @@ set of facts and kept.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from .adapters import AdapterFacts, adapt, check_targets
 from .architecture import Wiring
 from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
 from .flops import AttentionProducts, Products, attention_products, products
 from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
-from .lifetimes import Context, Event, Lifetimes, gradient_of, lifetimes
+from .lifetimes import NEXT, Context, Event, Lifetimes, gradient_of, lifetimes
 from .megatron import megatron_layer
 from .operators import Numerics
 from .optimizers import Loop, Update, loop, persistent_gradient, states, update, uses_grad_scaler
@@ -91,6 +91,17 @@ class Step:
     """The optimizer's, where it goes parameter by parameter."""
     saved_by_several: tuple[StorageClass, ...]
     """What saved-tensor hooks see once, though several parts keep it and none of them alone makes it its own."""
+
+    @cached_property
+    def origins(self) -> dict[str, str]:
+        """What makes each tensor, by its name: the operation and its module."""
+        origins: dict[str, str] = {}
+        for row in (row for part in self.parts for row in part.section.rows):
+            place = f"{row.module}: {row.name}" if row.module else row.name
+            for tensor in (*row.writes, *row.temporaries, *row.backward_temporaries):
+                origins.setdefault(tensor.name.removeprefix(NEXT), place)
+        return origins
+
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
