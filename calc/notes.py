@@ -17,7 +17,13 @@ GENERAL = (
 
 def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> tuple[str, ...]:
     """Plain sentences, the general ones first."""
-    return (*GENERAL, *_of_gpu(gpu), *_of_length(architecture, workload), *_of_plan(plan), *_of_recomputation(architecture, plan))
+    return (
+        *GENERAL,
+        *_of_gpu(gpu),
+        *_of_length(architecture, workload),
+        *_of_plan(plan),
+        *_of_recomputation(architecture, plan),
+    )
 
 
 def _of_gpu(gpu: Gpu | None) -> Iterator[str]:
