@@ -47,7 +47,9 @@ class Program:
         return [0, *rounded, *map(neg, reversed(rounded))]
 
     def running_bytes(self, sizes: Sizes) -> list[int]:
-        """The change in allocated bytes after each event."""
+        """The change in allocated bytes after each event; [0] where there is none."""
+        if not self.steps:
+            return [0]
         return list(accumulate(map(self.signed_bytes(sizes).__getitem__, self.steps)))
 
     def add_by_kind(self, totals: dict[Kind, int], sizes: Sizes, times: int = 1) -> None:
@@ -180,9 +182,6 @@ def timeline(base_bytes: int, stretches: Sequence[Stretch]) -> Timeline:
     spans = []
     level = base_bytes
     for stretch in stretches:
-        if not stretch.program.steps:
-            spans.append(Span(stretch, level, 0, 0, [0]))
-            continue
         running = stretch.program.running_bytes(stretch.sizes)
         span = Span(stretch, level, running[-1], max(0, *running), running)
         spans.append(span)
