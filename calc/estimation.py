@@ -1,7 +1,7 @@
 """Scenario -> Estimate: the answer, every number of it read off the ledger."""
 
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -126,9 +126,13 @@ class Estimate:
         return {
             "scenario": self.scenario.model_dump(mode="json"),
             "model": _model_summary(self.architecture),
-            "parameters": asdict(self.parameters),
-            "memory": {**asdict(self.memory), "timeline": [point.to_dict() for point in self.timeline]},
-            "flops": asdict(self.flops),
+            "parameters": _fields(self.parameters),
+            "memory": {
+                **_fields(self.memory),
+                "phases": [_fields(phase) for phase in self.memory.phases],
+                "timeline": [point.to_dict() for point in self.timeline],
+            },
+            "flops": {**_fields(self.flops), "attention": _fields(self.flops.attention)},
             "time": self.time,
             "tensors": [tensor.to_dict() for tensor in self.tensors],
             "notes": list(self.notes),
@@ -179,6 +183,11 @@ def _answer(
         notes=notes(architecture, workload, plan, gpu),
         step=step,
     )
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """A record's fields by name; unlike `dataclasses.asdict` it copies nothing below them."""
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 def _model_summary(architecture: Architecture) -> dict[str, Any]:

@@ -78,6 +78,10 @@ class Tensor:
     trainable: bool = False
     """A parameter that is trained."""
 
+    def __hash__(self) -> int:
+        """Of what differs most: enums hash slowly, and tensors are looked up by the hundred in every answer."""
+        return hash((self.name, self.shape))
+
     def numel(self, sizes: Symbols) -> Any:
         """Number of elements."""
         return numel(self.shape, sizes)
