@@ -71,8 +71,7 @@ def autocast_weight(weight: Tensor, numerics: Numerics) -> tuple[list[Row], Tens
     (aten/src/ATen/autocast_mode.cpp)."""
     if not numerics.autocast:
         return [], weight
-    kind = Kind.AUTOCAST_WEIGHTS if weight.trainable else Kind.ACTIVATIONS
-    lower = Tensor(f"{weight.name} cast", weight.shape, numerics.compute, kind)
+    lower = Tensor(f"{weight.name} cast", weight.shape, numerics.compute, Kind.AUTOCAST_WEIGHTS)
     return [cast(weight, lower)], lower
 
 

@@ -372,6 +372,8 @@ def test_what_step_takes_for_a_moment() -> None:
     all_roots = 4 * answered(config).parameters.total
     assert optimizer_phase("adamw") == all_roots  # foreach: the roots of all second moments together
     assert optimizer_phase("adamw-fused") == optimizer_phase("sgd") == optimizer_phase("sgd-momentum") == 0
+    # A recipe's update works on the fp32 master weights.
+    assert optimizer_phase("adamw", precision="zero-16") == all_roots
     # For-loop: a root beside two denominators, its own and the one before; the largest weights are alike.
     assert optimizer_phase("adamw-for-loop") == 3 * 4 * 512 * 512
 
