@@ -103,7 +103,6 @@ class Step:
         return origins
 
 
-
 @lru_cache(maxsize=KEPT_STRUCTURES)
 def step(facts: StepFacts) -> Step:
     """The step that `facts` describe."""
