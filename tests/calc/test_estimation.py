@@ -432,7 +432,22 @@ def test_flash_attention_keeps_no_score_matrix() -> None:
     assert long / short == pytest.approx(2, rel=0.01)
 
 
-def test_dropout_keeps_its_masks() -> None:
-    without, as_the_config_says = (answered("gpt2", dropout=dropout).memory for dropout in (0, None))
-    masks = 3 * 2 * B * S * 64 + B * S * 64  # a byte each: per layer after attention and MLP, once after the embedding
-    assert as_the_config_says.saved_activation_bytes == without.saved_activation_bytes + masks
+@pytest.mark.parametrize(
+    ("name", "masks"),
+    [("embd_pdrop", B * S * 64), ("resid_pdrop", 3 * 2 * B * S * 64), ("attn_pdrop", 0)],
+    ids=["once", "after attention and MLP", "inside the flash kernel"],
+)
+def test_dropouts_keep_a_byte_per_element(name: str, masks: int) -> None:
+    none = dict.fromkeys(("embd_pdrop", "resid_pdrop", "attn_pdrop"), 0.0)
+    without, with_one = (answered(GPT2 | none | {name: each}).memory.saved_activation_bytes for each in (0.0, 0.1))
+    assert with_one == without + masks
+
+
+def test_elementwise_operations_of_the_papers_block() -> None:
+    flops = answered("gpt2", implementation="megatron", precision="bf16").flops
+    H, N, V = 64, 4, 96
+    layer_norms, gelu, dropouts_with_additions = 2 * B * S * H, B * S * 4 * H, 2 * 2 * B * S * H
+    scale_softmax_dropout = (1 + 3 + 1) * B * N * S * S
+    embedding, last_norm, log_softmax = 2 * B * S * H, B * S * H, 3 * B * S * V
+    layer = layer_norms + gelu + dropouts_with_additions + scale_softmax_dropout
+    assert flops.elementwise == 3 * layer + embedding + last_norm + log_softmax
