@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate, estimate_plan, gpus, load_model
 from calc.estimation import ASSUMED_CONTEXT_BYTES
 from calc.plan import ADAMW, RECIPE_PRECISIONS, Plan, Workload
-from calc.scenario import Attention, Implementation, Optimizer, Precision, Recompute
+from calc.scenario import AdapterDType, Attention, Implementation, Optimizer, Precision, Recompute
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 96, "n_positions": 128}
 LLAMA = {
@@ -108,7 +108,11 @@ def test_an_estimate_of_a_plan_is_that_of_its_scenario() -> None:
 # --- all combinations of supported values --------------------------------------------------------------------------
 
 SUPPORTED_OPTIMIZERS = (*sorted(ADAMW), Optimizer.SGD, Optimizer.SGD_MOMENTUM)
-ADAPTERS = (None, Adapter(), Adapter(rank=3, dropout=0.1, dtype="base"))  # pyright: ignore[reportArgumentType]
+ADAPTERS = (
+    None,
+    Adapter(target_modules=("lm_head",)),
+    Adapter(rank=3, dropout=0.1, dtype=AdapterDType.BASE),
+)
 combinations = st.fixed_dictionaries(
     {
         "model": st.sampled_from(sorted(MODELS)),
@@ -157,6 +161,13 @@ def assert_consistent(seen: Estimate) -> None:
     for run in seen.step.runs:
         written = [tensor.name for row in run.part.section.rows for tensor in row.writes]
         assert len(written) == len(set(written)), "a name stands for one tensor"
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=["all weights", "head", "layers"])
+@pytest.mark.parametrize("precision", ["bf16", "bf16-autocast", "zero-16"])
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_frees_what_it_made(model: str, precision: str, adapter: Adapter | None) -> None:
+    assert_consistent(answered(model, precision=precision, adapter=adapter, recompute="full"))
 
 
 @pytest.mark.parametrize(
