@@ -62,6 +62,8 @@ class Architecture:
     layers: tuple[tuple[Layer, int], ...]
     """Runs of equal layers, in order: (layer, how many)."""
     dropouts: Dropouts = Dropouts()
+    always_makes_causal_mask: bool = False
+    """Also where all its layers slide, and none reads it."""
 
     @property
     def num_layers(self) -> int:

@@ -25,7 +25,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     """The step of `plan` on `architecture` with the sizes of `workload`."""
     if plan.implementation is Implementation.MEGATRON:
         architecture = as_megatron(architecture, plan)
-    sections = list(_layer_sections(architecture))
+    sections = list(_layer_sections(architecture, adapted=plan.adapter is not None))
     facts = StepFacts(
         model=_model_facts(architecture, workload, plan),
         layers=tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer, _ in sections),
@@ -56,15 +56,21 @@ def _runs(built: Step, sections: list[tuple[Layer, int]], common: dict[str, int]
     yield Run(head, 1, sizes[sections[-1][0]])
 
 
-def _layer_sections(architecture: Architecture) -> Iterator[tuple[Layer, int]]:
-    """Runs of equal layers; the first layer is a run of its own, as its input may need no gradient and is held
-    outside."""
-    for index, (layer, count) in enumerate(architecture.layers):
-        if index == 0:
+def _layer_sections(architecture: Architecture, *, adapted: bool) -> Iterator[tuple[Layer, int]]:
+    """Runs of equal layers. Those that free what later ones share, because backward ends with them, stand alone: the
+    first of each kind (its mask), and in an adapted model the second of all, the first whose input needs a gradient
+    (the rotary tables). The input of the very first is held outside."""
+    standing_alone = 2 if adapted else 1
+    seen: set[Layer] = set()
+    done = 0
+    for layer, count in architecture.layers:
+        while count and (layer not in seen or done < standing_alone):
+            seen.add(layer)
             yield layer, 1
-            count -= 1
+            done, count = done + 1, count - 1
         if count:
             yield layer, count
+            done += count
 
 
 def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:
@@ -72,7 +78,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
     windows = [layer.sliding_window for layer, _ in architecture.layers]
     return ModelFacts(
         wiring=architecture.wiring,
-        causal_mask=eager and None in windows,
+        causal_mask=eager and (None in windows or architecture.always_makes_causal_mask),
         sliding_mask=eager and set(windows) != {None},
         embedding_dropout=architecture.dropouts.embedding > 0,
         one_sequence=workload.micro_batch_size == 1,

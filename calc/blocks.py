@@ -82,7 +82,7 @@ def attention_mask(numerics: Numerics, *, sliding: bool) -> Tensor:
 
 
 def _masks(facts: ModelFacts, numerics: Numerics) -> tuple[Tensor, ...]:
-    """Left out: the causal mask Qwen makes for nothing where all its layers slide."""
+    """The masks the model makes, in their order."""
     exist = {False: facts.causal_mask, True: facts.sliding_mask}
     return tuple(attention_mask(numerics, sliding=sliding) for sliding in exist if exist[sliding])
 

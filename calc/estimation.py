@@ -3,6 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 from .accuracy import nearest_accuracy
@@ -234,7 +235,7 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
         persistent_bytes={kind.value: size for kind, size in step.persistent_bytes.items()},
         saved_activation_bytes=step.forward_end_bytes - timeline.base_bytes,
         autograd_saved_bytes=step.hooks_bytes,
-        saved_activation_bytes_per_layer=_saved_per_layer(step, len(architecture.layers)),
+        saved_activation_bytes_per_layer=_saved_per_layer(step, architecture),
         phases=tuple(
             PhaseMemory(
                 name=phase,
@@ -259,11 +260,11 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
     )
 
 
-def _saved_per_layer(step: StepMemory, num_kinds: int) -> int | list[int]:
-    """One number where all layers are of one kind: its later layers'; a list per run of equal layers otherwise."""
-    each = list(step.saved_per_layer_bytes)
-    kinds = each if len(each) == num_kinds else each[1:]
-    return kinds[0] if len(kinds) == 1 else kinds
+def _saved_per_layer(step: StepMemory, architecture: Architecture) -> int | list[int]:
+    """Of the last layer of each run of equal layers; one number where there is one run."""
+    by_end = step.saved_per_layer_bytes
+    each = [by_end[end] for end in accumulate(count for _, count in architecture.layers)]
+    return each[0] if len(each) == 1 else each
 
 
 def _library_workspace_bytes(gpu: Gpu) -> int:

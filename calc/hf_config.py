@@ -179,6 +179,7 @@ def qwen2(fields: Fields) -> Architecture:
         vocab_size=151936,
         query_key_value_bias=True,
         windows=lambda num_layers: _qwen_windows(fields, num_layers),
+        always_makes_causal_mask=True,
     )
 
 
@@ -197,6 +198,7 @@ def qwen3(fields: Fields) -> Architecture:
         output_bias=attention_bias,
         query_key_norm=True,
         windows=lambda num_layers: _qwen_windows(fields, num_layers),
+        always_makes_causal_mask=True,
     )
 
 
@@ -226,6 +228,7 @@ def _llama_like(
     vocab_size: int,
     head_dim: int | None = None,
     windows: Callable[[int], Windows] = lambda num_layers: ((None, num_layers),),
+    always_makes_causal_mask: bool = False,
     **layer_facts: bool,
 ) -> Architecture:
     """The Llama layer with a family's defaults."""
@@ -259,6 +262,7 @@ def _llama_like(
         tied_embeddings=fields.flag("tie_word_embeddings", default=False),
         layers=tuple((replace(layer, sliding_window=window), count) for window, count in windows(num_layers)),
         dropouts=Dropouts(attention=fields.probability("attention_dropout", default=0.0)),
+        always_makes_causal_mask=always_makes_causal_mask,
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import accumulate
 
 from .dtype import DType
 from .ledger import Kind, Tensor
@@ -102,10 +103,11 @@ class StepMemory:
         return own + sum(map(self.runs[0].sizes.__getitem__, self.step.saved_by_several))
 
     @property
-    def saved_per_layer_bytes(self) -> tuple[int, ...]:
-        """What each run of layers adds, per layer, to what forward leaves for backward."""
-        spans = zip(self._layer_spans(0), self._layer_spans(1), strict=True)
-        return tuple(made.net_bytes + dropped.net_bytes for made, dropped in spans)
+    def saved_per_layer_bytes(self) -> dict[int, int]:
+        """What a layer adds to what forward leaves for backward, by how many layers there are up to its run's end."""
+        ends = accumulate(run.count for run in self.runs[1:-1])
+        spans = zip(ends, self._layer_spans(0), self._layer_spans(1), strict=True)
+        return {end: made.net_bytes + dropped.net_bytes for end, made, dropped in spans}
 
     def _layer_spans(self, which: int) -> list:
         """The spans of the layers in the first micro-batch: of forward (0), or of forward's end (1)."""

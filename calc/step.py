@@ -159,7 +159,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
     held = embedding.output if embedding.output in embedding.held else None
     contexts, lives = _layer_contexts(layers, input_required=embedding.output in required, held=held)
-    by_first = lives[0].kept_from_outside & made - own
+    freed = _freed_in_backward(lives, made - own)
     kept = leaves | (frozenset[Tensor]().union(*(life.kept_from_outside for life in lives)) & made)
     if held is not None and layers[0].input in lives[0].kept_from_outside:
         kept |= {held}
@@ -170,7 +170,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         input_required=False,
         leaves=leaves,
         exported=shared - own,
-        kept=kept - by_first - {embedding.output},
+        kept=kept.difference(*freed) - {embedding.output},
         meeting=frozenset(tied),
         meets_view=not facts.plan.numerics.autocast,
     )
@@ -180,10 +180,16 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         exported=frozenset({_logits(last)}),
         waiting=frozenset(tied),
     )
-    # Backward ends with the first layer: it frees what the layers shared. What only later ones share (a sliding mask)
-    # goes with the embedding, a little late.
-    contexts[0] = replace(contexts[0], freed_in_backward=by_first)
+    contexts = [replace(context, freed_in_backward=last) for context, last in zip(contexts, freed, strict=True)]
     return [first, *contexts, final]
+
+
+def _freed_in_backward(lives: list[Lifetimes], shared: frozenset[Tensor]) -> list[frozenset[Tensor]]:
+    """Which of the `shared` tensors each layer frees: of those that keep it the first, where backward comes last."""
+    freed: list[frozenset[Tensor]] = []
+    for life in lives:
+        freed.append((life.kept_from_outside & shared).difference(*freed))
+    return freed
 
 
 def _layer_contexts(

@@ -8,7 +8,7 @@ from calc.assembly import common_sizes, layer_sizes, step_memory
 from calc.hf_config import architecture
 from calc.memory import StepMemory
 from calc.plan import Plan, Workload
-from calc.scenario import Adapter, Attention
+from calc.scenario import Adapter, Attention, Recompute
 
 QWEN2 = {
     "model_type": "qwen2",
@@ -65,8 +65,27 @@ def test_one_layer() -> None:
     assert [run.count for run in built({"model_type": "gpt2", "n_layer": 1}).runs] == [1, 1, 1]
 
 
-def test_layers_of_two_kinds() -> None:
-    assert [(run.count, run.first_layer) for run in built(QWEN2).runs[1:-1]] == [(1, 0), (3, 1), (6, 4)]
+def test_the_first_layer_of_each_kind_is_a_run_of_its_own() -> None:
+    assert [(run.count, run.first_layer) for run in built(QWEN2).runs[1:-1]] == [(1, 0), (3, 1), (1, 4), (5, 5)]
+
+
+@pytest.mark.parametrize("recompute", Recompute)
+def test_each_mask_goes_with_the_first_layer_that_kept_it(recompute: Recompute) -> None:
+    """Backward ends with it."""
+    freed = {
+        tensor.name: (run.first_layer, run.count)
+        for run in built(QWEN2, recompute=recompute).runs
+        for tensor, allocated in run.part.life.backward
+        if not allocated and tensor.name.endswith("_mask")
+    }
+    kept_by_nodes = {"causal_mask": (0, 1), "sliding_mask": (4, 1)}
+    assert freed == ({} if recompute is Recompute.NONE else kept_by_nodes)
+
+
+def test_qwen_makes_a_causal_mask_that_no_layer_reads() -> None:
+    all_slide = QWEN2 | {"max_window_layers": 0}
+    made = [tensor.name for tensor, allocated in built(all_slide).runs[0].part.life.forward if allocated]
+    assert [name for name in made if name.endswith("_mask")] == ["causal_mask", "sliding_mask"]
 
 
 @pytest.mark.parametrize(

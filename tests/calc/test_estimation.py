@@ -170,6 +170,21 @@ def test_a_step_frees_what_it_made(model: str, precision: str, adapter: Adapter 
     assert_consistent(answered(model, precision=precision, adapter=adapter, recompute="full"))
 
 
+@pytest.mark.parametrize("recompute", Recompute)
+@pytest.mark.parametrize("module", ["q_proj", "v_proj", "o_proj", "up_proj", "down_proj"])
+def test_a_step_with_one_adapted_module_frees_what_it_made(module: str, recompute: Recompute) -> None:
+    """Rotary tables and masks are first kept by the second layer where the first one's queries need no gradient."""
+    for sliding in (["full_attention"] * 5, ["full_attention", "sliding_attention"] * 2 + ["sliding_attention"]):
+        model = LLAMA | {
+            "model_type": "qwen2",
+            "num_hidden_layers": 5,
+            "use_sliding_window": True,
+            "layer_types": sliding,
+        }
+        adapter = Adapter(target_modules=(module,))
+        assert_consistent(answered(model, adapter=adapter, recompute=recompute, attention="eager"))
+
+
 @pytest.mark.parametrize(
     ("precision", "implementation", "recompute"),
     [

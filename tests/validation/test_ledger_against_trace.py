@@ -18,6 +18,7 @@ PEAK_TOLERANCE = 0.01
 SCALARS_BYTES = 4 * 512
 """A few scalars, one allocation unit each, are more than 1 % of the tiniest models."""
 EXAMPLES = 120
+SHORT_WINDOW = 16
 HEAD_DIMS = (8, 16, 24, 64)
 OPTIMIZERS = (
     Optimizer.ADAMW,
@@ -75,6 +76,20 @@ def llama_like_configs(draw: st.DrawFn) -> dict[str, Any]:
         config["attention_bias"] = draw(st.booleans())
     if model_type == "llama":
         config["mlp_bias"] = draw(st.booleans())
+    if model_type in {"mistral", "qwen2", "qwen3"}:
+        config |= draw(windows(config["num_hidden_layers"], mixed=model_type != "mistral"))
+    return config
+
+
+@st.composite
+def windows(draw: st.DrawFn, num_layers: int, *, mixed: bool) -> dict[str, Any]:
+    """Sliding windows, longer and shorter than the sequence; in Qwen of all layers, of the last ones or of some."""
+    config: dict[str, Any] = {"sliding_window": draw(st.sampled_from((SHORT_WINDOW, 256)))}
+    if mixed:
+        config |= {"use_sliding_window": draw(st.booleans()), "max_window_layers": draw(st.integers(0, num_layers))}
+        if config["use_sliding_window"] and draw(st.booleans()):
+            kinds = st.sampled_from(("full_attention", "sliding_attention"))
+            config["layer_types"] = draw(st.lists(kinds, min_size=num_layers, max_size=num_layers))
     return config
 
 
@@ -93,7 +108,8 @@ def adapters(draw: st.DrawFn, linears: tuple[str, ...]) -> Adapter:
 def scenarios(draw: st.DrawFn) -> Scenario:
     config = draw(gpt2_configs() | llama_like_configs())
     precision = draw(st.sampled_from(PRECISIONS))
-    kernels = (Attention.EAGER,) if precision is Precision.FP32 else (Attention.EAGER, Attention.FLASH)
+    flash_cannot = precision is Precision.FP32 or config.get("sliding_window") == SHORT_WINDOW
+    kernels = (Attention.EAGER,) if flash_cannot else (Attention.EAGER, Attention.FLASH)
     linears = GPT2_LINEARS if config["model_type"] == "gpt2" else LLAMA_LINEARS
     return Scenario(
         model=config,
