@@ -7,7 +7,6 @@ records already hold for this GPU and these versions are left out, so a run that
 
 import argparse
 import gc
-import re
 import subprocess
 import sys
 import time
@@ -23,7 +22,7 @@ import torch
 from validation import cuda, nvml
 from validation.cases import SUITES, Case, as_object, config_of
 from validation.models import Job, build_job, parameter_counts
-from validation.records import FOLDER, Record, installed_versions, read
+from validation.records import FOLDER, Record, file_of, installed_versions, read
 from validation.step import training_step
 
 DONE, NO_CUDA, NEW_PROCESS = 0, 2, 75
@@ -80,7 +79,7 @@ def supervise(arguments: Sequence[str], until: float) -> int:
 def work(cases: Sequence[Case], folder: Path, until: float) -> int:
     """Measures the cases that are not recorded yet; NEW_PROCESS when another process should go on."""
     machine = start()
-    path = folder / f"{re.sub('[^a-z0-9]+', '-', machine.gpu_name.lower())}.jsonl"
+    path = folder / file_of(machine.gpu_name)
     recorded = {record.id for record in read(path) if record.versions == machine.versions}
     remaining = [case for case in cases if case.id not in recorded]
     while remaining and time.time() < until:

@@ -29,5 +29,14 @@ def driver_version() -> str:
     return pynvml.nvmlSystemGetDriverVersion()
 
 
+def sm_clock_mhz() -> int:
+    """The clock of the streaming multiprocessors at this moment."""
+    return pynvml.nvmlDeviceGetClockInfo(device(), pynvml.NVML_CLOCK_SM)
+
+
+def max_sm_clock_mhz() -> int:
+    return pynvml.nvmlDeviceGetMaxClockInfo(device(), pynvml.NVML_CLOCK_SM)
+
+
 def _memory() -> Any:
     return pynvml.nvmlDeviceGetMemoryInfo(device(), version=pynvml.nvmlMemory_v2)

@@ -1,6 +1,7 @@
 """Records of traces and measurements: JSON Lines, one object a line, appended and never edited."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -27,6 +28,11 @@ def commit() -> str:
         return ""
     command = [git, "rev-parse", "HEAD"]
     return subprocess.run(command, cwd=FOLDER.parent, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def file_of(gpu_name: str) -> str:
+    """The name of a GPU's file: `nvidia-h200.jsonl`."""
+    return f"{re.sub('[^a-z0-9]+', '-', gpu_name.lower())}.jsonl"
 
 
 def now() -> str:

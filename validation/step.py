@@ -1,11 +1,14 @@
 """The training step that is modelled: one loop for the tracer and for the measurement on CUDA."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from validation.models import Job
+if TYPE_CHECKING:
+    from validation.models import Job
 
 
 class Phase(StrEnum):
