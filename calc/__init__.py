@@ -12,31 +12,41 @@ from .scenario import Adapter, Parallel, Scenario
 if TYPE_CHECKING:
     from . import closed_forms
     from .catalogue import models
+    from .comparison import Comparison, compare
     from .estimation import Estimate, estimate, estimate_plan
     from .hardware import gpus
     from .model_source import load_model
+    from .solution import Solution, solve
 
 __all__ = [
     "Adapter",
+    "Comparison",
     "ConfigError",
     "Estimate",
     "Parallel",
     "Scenario",
+    "Solution",
     "closed_forms",
+    "compare",
     "estimate",
     "estimate_plan",
     "gpus",
     "load_model",
     "models",
+    "solve",
 ]
 
 _HOMES = {
+    "Comparison": ".comparison",
     "Estimate": ".estimation",
+    "Solution": ".solution",
+    "compare": ".comparison",
     "estimate": ".estimation",
     "estimate_plan": ".estimation",
     "gpus": ".hardware",
     "load_model": ".model_source",
     "models": ".catalogue",
+    "solve": ".solution",
 }
 
 

@@ -1,0 +1,302 @@
+"""What is the largest, or the cheapest, that still fits: one field of a scenario is sought, its others stay."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+from .architecture import Architecture
+from .errors import ConfigError
+from .estimation import Estimate, Memory, estimate
+from .hardware import Gpu, gpus
+from .model_source import load_config, load_model
+from .scenario import LARGEST_SIZE, Recompute, Scenario
+from .units import format_bytes, format_gib
+
+
+class Maximise(StrEnum):
+    """Sizes of which the largest that fits is sought."""
+
+    MICRO_BATCH_SIZE = "micro_batch_size"
+    SEQUENCE_LENGTH = "sequence_length"
+    ADAPTER_RANK = "adapter.rank"
+    NUM_LAYERS = "num_layers"
+
+
+class Minimise(StrEnum):
+    """Choices of which the least that fits is sought."""
+
+    GPU = "gpu"
+    """The least memory, then the least bandwidth."""
+    RECOMPUTE = "recompute"
+    """The fewest FLOPs."""
+
+
+class Limit(StrEnum):
+    """Why the next value is not the answer."""
+
+    MEMORY = "memory"
+    REFUSED = "refused"
+    """There is no such scenario: beyond the learned positions, beyond what a kernel takes."""
+    LARGEST_SIZE = "largest-size"
+    """A Scenario takes no larger size."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Solution:
+    """The answer to one search."""
+
+    sought: Maximise | Minimise
+    value: int | str | None
+    """The field's value; None: nothing fits."""
+    estimate: Estimate
+    """At the value; where nothing fits, at what needs the least."""
+    limit: Limit | None
+    """What stands against the next value; None where no value is better."""
+    next_value: int | str | None
+    """The next larger size or the next better choice; what needs the least where nothing fits."""
+    next_estimate: Estimate | None
+    """At the next value; None where it is refused or there is none."""
+    reason: str
+    """The limit in words."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON object of the contract."""
+        beyond = self.next_estimate
+        return {
+            "maximise": self.sought if isinstance(self.sought, Maximise) else None,
+            "minimise": self.sought if isinstance(self.sought, Minimise) else None,
+            "value": self.value,
+            "limit": self.limit,
+            "reason": self.reason,
+            "next_value": self.next_value,
+            "next_needed_bytes": None if beyond is None else needed_bytes(beyond.memory),
+            "estimate": self.estimate.to_dict(),
+        }
+
+
+def solve(
+    scenario: Scenario, *, maximise: Maximise | str | None = None, minimise: Minimise | str | None = None
+) -> Solution:
+    """The largest size or the least choice with which `scenario` fits its GPU, exactly: the next one does not.
+
+    What the scenario says of the field that is sought does not matter. Raises ConfigError for what cannot be asked;
+    that nothing fits is an answer.
+    """
+    if (maximise is None) == (minimise is None):
+        raise ConfigError("maximise", maximise, "one of maximise and minimise should be given")
+    if maximise is not None:
+        return _maximise(scenario, _member(Maximise, "maximise", maximise))
+    if _member(Minimise, "minimise", minimise) is Minimise.GPU:
+        return _smallest_gpu(scenario)
+    return _cheapest_recompute(scenario)
+
+
+def needed_bytes(memory: Memory) -> int:
+    """Bytes of GPU memory that the step needs: all that the verdict counts."""
+    capacity, headroom = _room(memory)
+    return capacity - headroom
+
+
+def _room(memory: Memory) -> tuple[int, int]:
+    """The GPU's capacity and what is left of it, of a scenario that names a GPU."""
+    assert memory.gpu_memory_bytes is not None
+    assert memory.headroom_bytes is not None
+    return memory.gpu_memory_bytes, memory.headroom_bytes
+
+
+def _too_much(name: str, answer: Estimate) -> str:
+    capacity, headroom = _room(answer.memory)
+    needed = f"{name} needs {format_gib(capacity - headroom)} of {format_gib(capacity)}"
+    return f"{needed}, {format_bytes(-headroom)} too much"
+
+
+def _member(words: type[StrEnum], field: str, value: Any) -> Any:
+    if value not in list(words):
+        raise ConfigError(field, value, f"should be one of {', '.join(words)}")
+    return words(value)
+
+
+def _check_gpu(scenario: Scenario) -> None:
+    if scenario.gpu is None:
+        raise ConfigError("gpu", None, "is required: what fits depends on it")
+
+
+# ---- Sizes
+
+
+class _Trials(dict[int, Estimate | ConfigError]):
+    """Size -> the answer with it, or the refusal; each computed once."""
+
+    def __init__(self, scenario_with: Callable[[int], Scenario]) -> None:
+        self.scenario_with = scenario_with
+
+    def __missing__(self, size: int) -> Estimate | ConfigError:
+        try:
+            self[size] = estimate(self.scenario_with(size))
+        except ConfigError as error:
+            self[size] = error
+        return self[size]
+
+    def fits(self, size: int) -> bool:
+        trial = self[size]
+        return isinstance(trial, Estimate) and bool(trial.memory.fits)
+
+
+def _maximise(scenario: Scenario, sought: Maximise) -> Solution:
+    _check_gpu(scenario)
+    architecture = load_model(scenario.model)
+    trials = _Trials(_setter(scenario, sought))
+    smallest = trials[1]
+    if isinstance(smallest, ConfigError):
+        raise smallest
+    value = _largest(trials.fits, _regime_starts(sought, architecture), _first_guess(scenario, sought, architecture))
+    if value == LARGEST_SIZE:
+        limit, beyond, reason = Limit.LARGEST_SIZE, None, f"{sought} is at most {LARGEST_SIZE:,}"
+    else:
+        limit, beyond, reason = _stopped_by(sought, (value or 0) + 1, trials)
+    answer = smallest if value is None else trials[value]
+    assert isinstance(answer, Estimate)
+    return Solution(
+        sought=sought,
+        value=value,
+        estimate=answer,
+        limit=limit,
+        next_value=None if value == LARGEST_SIZE else (value or 0) + 1,
+        next_estimate=beyond,
+        reason=reason,
+    )
+
+
+def _stopped_by(sought: Maximise, size: int, trials: _Trials) -> tuple[Limit, Estimate | None, str]:
+    trial = trials[size]
+    if isinstance(trial, Estimate):
+        return Limit.MEMORY, trial, _too_much(f"{sought} = {size:,}", trial)
+    named = trial.field == sought
+    return Limit.REFUSED, None, str(trial) if named else f"{sought} = {size:,}: {trial}"
+
+
+def _setter(scenario: Scenario, sought: Maximise) -> Callable[[int], Scenario]:
+    """How a size gets into the scenario."""
+    if sought is Maximise.ADAPTER_RANK:
+        adapter = scenario.adapter
+        if adapter is None:
+            raise ConfigError("adapter", None, "is required: maximise = adapter.rank asks for its rank")
+        return lambda rank: scenario.model_copy(update={"adapter": adapter.model_copy(update={"rank": rank})})
+    if sought is Maximise.NUM_LAYERS:
+        config = load_config(scenario.model) if isinstance(scenario.model, str) else scenario.model
+        return lambda count: scenario.model_copy(update={"model": with_num_layers(config, count)})
+    return lambda size: scenario.model_copy(update={sought.value: size})
+
+
+def with_num_layers(config: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """`config` with `count` layers: its first ones, where it lists the kinds of them all.
+
+    More layers than it lists are left for the config's own check to refuse.
+    """
+    changed = {**config, "num_hidden_layers": count}
+    if config.get("n_layer") is not None:
+        changed["n_layer"] = count
+    if isinstance(config.get("layer_types"), list):
+        changed["layer_types"] = config["layer_types"][:count]
+    return changed
+
+
+def _regime_starts(sought: Maximise, architecture: Architecture) -> list[int]:
+    """The sizes from which on the step is another one, ascending.
+
+    Between two of them every size runs the same operations on tensors that only grow, so memory never falls; from one
+    regime to the next it may. One sequence needs fewer copies than several; a sequence as long as a sliding window
+    needs a mask, and kernels that take one. More layers only add tensors.
+    """
+    if sought is Maximise.MICRO_BATCH_SIZE:
+        return [1, 2]
+    if sought is Maximise.SEQUENCE_LENGTH:
+        return sorted({1, *(layer.sliding_window for layer, _ in architecture.layers if layer.sliding_window)})
+    return [1]
+
+
+def _first_guess(scenario: Scenario, sought: Maximise, architecture: Architecture) -> int:
+    """Where the search begins: at what the scenario says. It changes no answer."""
+    given = {
+        Maximise.MICRO_BATCH_SIZE: scenario.micro_batch_size,
+        Maximise.SEQUENCE_LENGTH: scenario.sequence_length or architecture.max_position_embeddings,
+        Maximise.ADAPTER_RANK: scenario.adapter.rank if scenario.adapter else 1,
+        Maximise.NUM_LAYERS: architecture.num_layers,
+    }
+    return given[sought]
+
+
+def _largest(fits: Callable[[int], bool], starts: Sequence[int], guess: int) -> int | None:
+    """The largest size that fits, where within a regime none fits above one that does not; None where none does."""
+    ends = [*(start - 1 for start in starts[1:]), LARGEST_SIZE]
+    for first, last in zip(reversed(starts), reversed(ends), strict=True):
+        if fits(first):
+            return _largest_between(fits, first, last, guess=min(max(guess, first), last))
+    return None
+
+
+def _largest_between(fits: Callable[[int], bool], good: int, last: int, guess: int) -> int:
+    """The same from `good`, which fits, to `last`: doubling from `guess` on, then bisection."""
+    bad = last + 1
+    while fits(guess):
+        if guess == last:
+            return last
+        good, guess = guess, min(2 * guess, last)
+    bad = guess
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        if fits(middle):
+            good = middle
+        else:
+            bad = middle
+    return good
+
+
+# ---- Choices
+
+
+def _smallest_gpu(scenario: Scenario) -> Solution:
+    """By usable memory, then by bandwidth."""
+    ordered = sorted(gpus(), key=lambda gpu: (gpu.capacity_bytes, gpu.memory_bandwidth_bytes_per_second))
+
+    def answer(gpu: Gpu) -> Estimate:
+        return estimate(scenario.model_copy(update={"gpu": gpu.name}))
+
+    # The step's tensors are the same on all: those that cannot hold them need no answer, but the last of them.
+    peak_bytes = answer(ordered[-1]).memory.peak_allocated_bytes
+    too_small = bisect_left(ordered, peak_bytes, key=lambda gpu: gpu.capacity_bytes)
+    return _first_that_fits(Minimise.GPU, ((gpu.name, answer(gpu)) for gpu in ordered[max(0, too_small - 1) :]))
+
+
+def _cheapest_recompute(scenario: Scenario) -> Solution:
+    """By the FLOPs of the step; of equals, what needs less memory."""
+    _check_gpu(scenario)
+    answers = [(each.value, estimate(scenario.model_copy(update={"recompute": each}))) for each in Recompute]
+    answers.sort(key=lambda answer: (answer[1].flops.total, answer[1].memory.peak_allocated_bytes))
+    return _first_that_fits(Minimise.RECOMPUTE, answers)
+
+
+def _first_that_fits(sought: Minimise, answers: Iterable[tuple[str, Estimate]]) -> Solution:
+    """The first of `answers`, which are in the order of preference, that fits."""
+    misses: list[tuple[str, Estimate]] = []
+    for value, answer in answers:
+        if answer.memory.fits:
+            return _chosen(sought, value, answer, misses[-1] if misses else None)
+        misses.append((value, answer))
+    nearest = max(misses, key=lambda miss: _room(miss[1].memory)[1])
+    return _chosen(sought, None, nearest[1], nearest)
+
+
+def _chosen(sought: Minimise, value: str | None, answer: Estimate, miss: tuple[str, Estimate] | None) -> Solution:
+    """`miss`: what would be better than `value`, or what comes nearest where there is none, and does not fit."""
+    return Solution(
+        sought=sought,
+        value=value,
+        estimate=answer,
+        limit=Limit.MEMORY if miss else None,
+        next_value=miss[0] if miss else None,
+        next_estimate=miss[1] if miss else None,
+        reason=_too_much(f"{sought} = {miss[0]}", miss[1]) if miss else f"nothing is less than {sought} = {value}",
+    )

@@ -1,0 +1,60 @@
+from typing import Any
+
+import pytest
+
+import calc
+from calc import ConfigError, Scenario
+from calc.comparison import QUANTITIES
+
+SMALL = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 97}
+
+
+def asked(**fields: Any) -> Scenario:
+    return Scenario.model_validate({"model": "gpt2"} | fields)
+
+
+def test_answers_stand_side_by_side_with_their_differences() -> None:
+    scenarios = [asked(micro_batch_size=8, recompute=each) for each in ("none", "full", "selective")]
+    comparison = calc.compare(scenarios)
+    assert [answer.memory for answer in comparison.estimates] == [calc.estimate(each).memory for each in scenarios]
+    assert comparison.fields == {"recompute": ("none", "full", "selective")}
+    peaks = [answer.memory.peak_allocated_bytes for answer in comparison.estimates]
+    assert comparison.quantities["memory.peak_allocated_bytes"] == tuple(peaks)
+    assert comparison.differences["memory.peak_allocated_bytes"] == (0, peaks[1] - peaks[0], peaks[2] - peaks[0])
+    assert comparison.differences["parameters.total"] == (0, 0, 0)
+    for index, answer in enumerate(comparison.estimates):
+        parts = [name for name in comparison.quantities if name.startswith("memory.at_peak.")]
+        assert sum(comparison.quantities[part][index] for part in parts) == answer.memory.peak_allocated_bytes
+
+
+def test_every_quantity_is_the_answers_own_of_that_name() -> None:
+    comparison = calc.compare([asked(recompute="full", adapter={"rank": 4})])
+    answer = comparison.estimates[0].to_dict()
+    for name in QUANTITIES:
+        group, field = name.split(".")
+        assert comparison.quantities[name] == (answer[group][field],)
+    assert comparison.fields == {}
+
+
+def differing(*questions: dict[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return dict(calc.compare([asked(**question) for question in questions]).fields)
+
+
+def test_fields_are_those_that_differ_once_filled_in() -> None:
+    assert differing({"sequence_length": 1024}, {}) == {}
+    assert differing({"attention": "flash"}, {"attention": "eager"}, {}) == {"attention": ("flash", "eager", "flash")}
+    assert differing({"adapter": {"rank": 4}}, {"adapter": {"rank": 8}}) == {"adapter.rank": (4, 8)}
+    assert differing({}, {"adapter": {"rank": 4}})["adapter.rank"] == (None, 4)
+
+
+def test_configs_differ_field_by_field_a_name_and_a_config_as_a_whole() -> None:
+    wider = {**SMALL, "hidden_size": 128}
+    assert differing({"model": SMALL}, {"model": wider}) == {"model.hidden_size": (64, 128)}
+    fields = differing({"sequence_length": 64}, {"model": SMALL, "sequence_length": 64})
+    assert fields == {"model": ("gpt2", SMALL)}
+
+
+@pytest.mark.parametrize("count", [0, 5])
+def test_one_to_four_scenarios_are_compared(count: int) -> None:
+    with pytest.raises(ConfigError, match=f"scenarios = {count}: should be 1 to 4"):
+        calc.compare([Scenario(model="gpt2")] * count)

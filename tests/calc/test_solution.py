@@ -1,0 +1,308 @@
+"""Searches: the answer fits, the next larger does not, as trying every size says."""
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import pytest
+
+import calc
+from calc import ConfigError, Scenario, hardware
+from calc.model_source import load_config
+from calc.scenario import LARGEST_SIZE, Precision, Recompute
+from calc.solution import Limit, Maximise, needed_bytes, with_num_layers
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 3,
+    "vocab_size": 97,
+}
+QWEN3 = {**LLAMA, "model_type": "qwen3", "head_dim": 16, "num_key_value_heads": 2}
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "tied": {**LLAMA, "tie_word_embeddings": True, "num_key_value_heads": 1},
+    "gpt2": {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 97, "n_positions": 30},
+    "mistral": {**LLAMA, "model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 33},
+    "later layers slide": {
+        **QWEN3, "num_hidden_layers": 5, "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2,
+    },
+    "listed": {
+        **QWEN3, "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 20,
+        "layer_types": ["full_attention", "sliding_attention"] * 2,
+    },
+}  # fmt: skip
+LARGEST_TRIED = 40
+
+
+def asked(**fields: Any) -> Scenario:
+    return Scenario.model_validate(fields)
+
+
+@pytest.fixture
+def gpu_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], str]:
+    """Puts a GPU of so many bytes into the catalogue and returns its name."""
+
+    def put(capacity_bytes: int) -> str:
+        tiny = replace(
+            hardware.gpu_named("h100-sxm-80gb"),
+            name="tiny", memory_bytes=capacity_bytes, usable_memory_bytes=None,
+        )  # fmt: skip
+        known = {**hardware._gpus_by_name(), "tiny": tiny}
+        monkeypatch.setattr(hardware, "_gpus_by_name", lambda: known)
+        return tiny.name
+
+    monkeypatch.setattr(hardware, "_gpus_by_name", hardware._gpus_by_name)
+    return put
+
+
+def with_size(scenario: Scenario, sought: str, size: int) -> Scenario:
+    """The scenario written anew, as a person would."""
+    fields = scenario.model_dump(exclude_defaults=True)
+    if sought == "adapter.rank":
+        fields["adapter"]["rank"] = size
+    elif sought == "num_layers":
+        fields["model"] = with_num_layers(fields["model"], size)
+    else:
+        fields[sought] = size
+    return asked(**fields)
+
+
+def random_scenario(rng: random.Random, sought: str) -> Scenario:
+    adapter = {"rank": 4, "dropout": rng.choice([0.0, 0.1])}
+    return asked(
+        model=rng.choice(list(MODELS.values())),
+        gpu="h100-sxm-80gb",
+        micro_batch_size=rng.randint(1, 4),
+        sequence_length=rng.randint(1, 30),
+        gradient_accumulation_steps=rng.randint(1, 2),
+        precision=rng.choice([Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST, Precision.FP32, Precision.BF16]),
+        attention="eager",
+        recompute=rng.choice(list(Recompute)),
+        adapter=adapter if sought == "adapter.rank" or rng.random() < 0.3 else None,
+    )
+
+
+def all_answers(scenario: Scenario, sought: str) -> dict[int, calc.Estimate]:
+    answers = {}
+    for size in range(1, LARGEST_TRIED + 1):
+        try:
+            answers[size] = calc.estimate(with_size(scenario, sought, size))
+        except ConfigError:
+            break
+    return answers
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("sought", list(Maximise))
+def test_trying_every_size_finds_the_same(sought: str, seed: int, gpu_of: Callable[[int], str]) -> None:
+    rng = random.Random(f"{sought} {seed}")
+    scenario = random_scenario(rng, sought)
+    needs = {size: needed_bytes(answer.memory) for size, answer in all_answers(scenario, sought).items()}
+    for capacity in {
+        needs[1] - 1,
+        needs[1],
+        *(rng.choice(list(needs.values())) + rng.randint(-600, 600) for _ in "ab"),
+    }:
+        fitting = [size for size, needed in needs.items() if needed <= capacity]
+        if fitting and fitting[-1] == LARGEST_TRIED:
+            continue  # larger ones may fit too
+        solution = calc.solve(scenario.model_copy(update={"gpu": gpu_of(capacity)}), maximise=sought)
+        assert solution.value == max(fitting, default=None)
+        if (next_size := max(fitting, default=0) + 1) in needs:
+            assert solution.limit is Limit.MEMORY
+            assert solution.next_estimate is not None
+            assert needed_bytes(solution.next_estimate.memory) == needs[next_size] > capacity
+        else:
+            assert solution.limit is Limit.REFUSED
+        assert solution.next_value == next_size
+        assert needed_bytes(solution.estimate.memory) == needs[max(fitting, default=1)]
+        assert solution.estimate.memory.fits is (solution.value is not None)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("sought", ["micro_batch_size", "sequence_length"])
+def test_the_step_changes_only_where_a_regime_starts(model: str, sought: str) -> None:
+    """Between two starts all sizes share one ledger, so memory cannot fall."""
+    from calc.solution import _regime_starts
+
+    scenario = asked(model=MODELS[model], micro_batch_size=2, sequence_length=10, attention="eager")
+    answers = all_answers(scenario, sought)
+    changes = [size for size in answers if size == 1 or answers[size].step.step is not answers[size - 1].step.step]
+    starts = _regime_starts(Maximise(sought), answers[1].architecture)
+    assert set(changes) <= set(starts)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("recompute", list(Recompute))
+@pytest.mark.parametrize("adapter", [None, {"rank": 4}])
+def test_more_layers_never_need_less(model: str, recompute: Recompute, adapter: dict[str, int] | None) -> None:
+    for precision in (Precision.BF16_AUTOCAST, Precision.BF16):
+        scenario = asked(
+            model=MODELS[model], recompute=recompute, adapter=adapter, precision=precision, attention="eager"
+        )
+        peaks = [answer.memory.peak_allocated_bytes for answer in all_answers(scenario, "num_layers").values()]
+        assert peaks == sorted(peaks)
+        assert len(peaks) == (4 if model == "listed" else LARGEST_TRIED)
+
+
+def test_a_regime_that_needs_less_is_found_above_one_that_needs_more() -> None:
+    from calc.solution import _largest
+
+    fitting = {1, 2, 3, 10, 11, 12, 13}
+    assert _largest(fitting.__contains__, [1, 10], guess=2) == 13
+    assert _largest({1, 2, 3}.__contains__, [1, 10], guess=500) == 3
+    assert _largest(set[int]().__contains__, [1, 10], guess=1) is None
+
+
+@pytest.mark.parametrize("guess", [1, 6, 7, 8, 100, LARGEST_SIZE])
+def test_where_the_search_begins_changes_no_answer(guess: int) -> None:
+    from calc.solution import _largest
+
+    for largest in (1, 6, 7, 8, 1000, LARGEST_SIZE):
+        assert _largest(lambda size, largest=largest: size <= largest, [1, 2], guess) == largest
+
+
+def test_a_search_takes_few_answers() -> None:
+    from calc.solution import _largest
+
+    for largest in (1, 1000, 10**6, LARGEST_SIZE):
+        asked = set()
+        _largest(lambda size, asked=asked, largest=largest: not asked.add(size) and size <= largest, [1, 2], guess=1)
+        assert len(asked) <= 60
+
+
+def test_learned_positions_are_a_limit() -> None:
+    solution = calc.solve(asked(model="gpt2", gpu="h100-sxm-80gb"), maximise="sequence_length")
+    assert (solution.value, solution.limit, solution.next_value) == (1024, Limit.REFUSED, 1025)
+    assert solution.next_estimate is None
+    assert solution.reason.startswith("sequence_length = 1025: should be at most 1024")
+
+
+def test_what_the_kernel_does_not_take_is_a_limit() -> None:
+    scenario = asked(model=MODELS["mistral"], gpu="h100-sxm-80gb", attention="flash", sequence_length=1000)
+    solution = calc.solve(scenario, maximise="sequence_length")
+    assert (solution.value, solution.limit) == (32, Limit.REFUSED)
+    assert solution.reason.startswith("sequence_length = 33: attention = 'flash': a sliding window of 33 tokens")
+
+
+def test_the_largest_size_is_a_limit(gpu_of: Callable[[int], str]) -> None:
+    scenario = asked(model=LLAMA, gpu=gpu_of(10**18), sequence_length=1, adapter={"rank": 1})
+    for sought in Maximise:
+        solution = calc.solve(scenario, maximise=sought)
+        assert (solution.value, solution.limit, solution.next_value) == (LARGEST_SIZE, Limit.LARGEST_SIZE, None)
+        assert "1,000,000,000" in solution.reason
+
+
+def test_what_never_fits_is_an_answer() -> None:
+    solution = calc.solve(asked(model="gpt3-175b", gpu="rtx-4090"), maximise="micro_batch_size")
+    assert (solution.value, solution.limit, solution.next_value) == (None, Limit.MEMORY, 1)
+    assert solution.estimate == solution.next_estimate
+    assert solution.estimate.memory.fits is False
+    assert solution.reason.startswith("micro_batch_size = 1 needs ")
+
+
+def test_what_the_scenario_says_of_the_field_does_not_matter() -> None:
+    for sought, given in {"micro_batch_size": (1, 3, 4096, LARGEST_SIZE), "sequence_length": (None, 1, 5000)}.items():
+        scenarios = [asked(model="gpt2", gpu="rtx-4090", **{sought: size}) for size in given]
+        solutions = [calc.solve(scenario, maximise=sought).to_dict() for scenario in scenarios]
+        assert all(solution == solutions[0] for solution in solutions)
+
+
+def test_layers_keep_what_the_config_says_of_them() -> None:
+    config = dict(load_config("gpt2"))
+    assert with_num_layers(config, 3) == {**config, "n_layer": 3, "num_hidden_layers": 3}
+    listed = with_num_layers(MODELS["listed"], 3)
+    assert listed["layer_types"] == ["full_attention", "sliding_attention", "full_attention"]
+    solution = calc.solve(asked(model=MODELS["listed"], gpu="rtx-4090", attention="eager"), maximise="num_layers")
+    assert (solution.value, solution.limit) == (4, Limit.REFUSED)
+    assert "model.layer_types" in solution.reason
+    assert "should list 5" in solution.reason
+
+
+@pytest.mark.parametrize(
+    "scenario",
+    [
+        {"model": "llama-3.1-8b", "precision": "bf16"},
+        {"model": "gpt2"},
+        {"model": "gpt2", "micro_batch_size": 8},
+        {"model": "llama-3.1-8b"},
+        {"model": "llama-3.1-70b", "adapter": {"rank": 16}, "precision": "bf16", "recompute": "full"},
+        {"model": "gpt3-175b"},
+    ],
+    ids=str,
+)
+def test_the_smallest_gpu_is_the_first_that_fits(scenario: dict[str, Any]) -> None:
+    ordered = sorted(calc.gpus(), key=lambda gpu: (gpu.capacity_bytes, gpu.memory_bandwidth_bytes_per_second))
+    answers = [calc.estimate(asked(**scenario, gpu=gpu.name)) for gpu in ordered]
+    first = next((index for index, answer in enumerate(answers) if answer.memory.fits), None)
+    solution = calc.solve(asked(**scenario), minimise="gpu")
+    if first is None:
+        assert (solution.value, solution.next_value) == (None, ordered[-1].name)
+    else:
+        assert solution.value == ordered[first].name == solution.estimate.scenario.gpu
+        assert solution.next_value == (ordered[first - 1].name if first else None)
+        assert solution.limit is (Limit.MEMORY if first else None)
+
+
+def test_the_cheapest_recomputation_has_the_fewest_flops_of_those_that_fit() -> None:
+    chosen = set()
+    for size in range(1, 30, 2):
+        scenario = asked(
+            model="qwen3-0.6b", gpu="rtx-4090", micro_batch_size=size, attention="eager", sequence_length=1024
+        )
+        answers = {each: calc.estimate(scenario.model_copy(update={"recompute": each})) for each in Recompute}
+        fitting = {each: answer.flops.total for each, answer in answers.items() if answer.memory.fits}
+        solution = calc.solve(scenario, minimise="recompute")
+        assert solution.value == min(fitting, key=partial(dict.__getitem__, fitting), default=None)
+        chosen.add(solution.value)
+    assert chosen == {*Recompute, None}
+
+
+@pytest.mark.parametrize(
+    ("question", "words"),
+    [
+        ({}, ["maximise", "one of maximise and minimise"]),
+        ({"maximise": "num_layers", "minimise": "gpu"}, ["maximise = 'num_layers'", "one of"]),
+        ({"maximise": "batch"}, ["maximise = 'batch'", "micro_batch_size, sequence_length"]),
+        ({"minimise": "model"}, ["minimise = 'model'", "gpu, recompute"]),
+        ({"maximise": "adapter.rank"}, ["adapter = None", "is required"]),
+    ],
+)
+def test_what_cannot_be_asked_is_named(question: dict[str, str], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        calc.solve(asked(model="gpt2", gpu="rtx-4090"), **question)
+    assert all(word in str(refusal.value) for word in words)
+
+
+@pytest.mark.parametrize("question", [{"maximise": "micro_batch_size"}, {"minimise": "recompute"}])
+def test_what_fits_needs_a_gpu(question: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="gpu = None: is required"):
+        calc.solve(asked(model="gpt2"), **question)
+
+
+def test_what_no_size_answers_is_refused_as_ever() -> None:
+    with pytest.raises(ConfigError, match="sequence_length = 5000"):
+        calc.solve(asked(model="gpt2", gpu="rtx-4090", sequence_length=5000), maximise="micro_batch_size")
+
+
+def test_the_json_says_all() -> None:
+    solution = calc.solve(asked(model="gpt2", gpu="rtx-4090"), maximise="micro_batch_size")
+    answer = solution.to_dict()
+    assert solution.next_estimate is not None
+    assert isinstance(solution.value, int)
+    assert answer | {"estimate": None} == {
+        "maximise": "micro_batch_size",
+        "minimise": None,
+        "value": solution.value,
+        "limit": "memory",
+        "reason": solution.reason,
+        "next_value": solution.value + 1,
+        "next_needed_bytes": needed_bytes(solution.next_estimate.memory),
+        "estimate": None,
+    }
+    assert answer["estimate"]["scenario"]["micro_batch_size"] == solution.value
