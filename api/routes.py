@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi_problem.error import Problem
 
 import calc
-from calc.accuracy import read_accuracy
+from calc.accuracy import read_accuracy, read_points, read_verdict
 from calc.catalogue import find_model
 from calc.errors import shown
 from dashboards.address import answerable, scenario_from_query
@@ -72,7 +72,8 @@ async def get_gpus() -> Response:
 
 @router.get("/v1/accuracy", summary="How far estimates were from recorded cases")
 async def get_accuracy() -> Response:
-    return json_response(read_accuracy())
+    """By source, errors by what cases share; `counts` and `statistics` of all; `points`: each record's numbers."""
+    return json_response({**read_accuracy(), **read_verdict(), "points": read_points()})
 
 
 @router.get("/livez", summary="The process answers")

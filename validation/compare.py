@@ -1,6 +1,6 @@
 """Estimate against record: every number that both have, and how far apart they may be."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from typing import Any
@@ -20,10 +20,30 @@ BOUNDS: dict[Kind, dict[str, float]] = {
         "parameters.*": 0.0,
         "flops.*": 0.0,
         "memory.saved_activation_bytes": 0.02,
+        "memory.library_workspace_bytes": 0.0,
         "memory.*_allocated_bytes": 0.02,
+        "memory.*reserved_bytes": 0.05,
+        "memory.device_bytes": 0.05,
     },
 }
-"""The largest relative error by quantity; the first pattern that fits counts."""
+"""The largest relative error by quantity; the first pattern that fits counts.
+
+Of reserved and device bytes only medians are aimed at (2 % and 3 %), since one freed block that is found again or not
+decides over a whole segment. Beyond 5 % no such accident explains it: a tensor, a library or the context is wrong.
+"""
+
+SIMULATED: dict[str, Callable[[Estimate], int | None]] = {
+    "memory.peak_reserved_bytes": lambda answer: answer.memory.peak_reserved_bytes,
+    "memory.device_bytes": lambda answer: answer.memory.device_bytes,
+}
+"""What the Estimate computes when asked for, and is asked for only where a record has it."""
+
+CATALOGUE_GPUS = {
+    "NVIDIA A100-SXM4-80GB": "a100-sxm-80gb",
+    "NVIDIA H100 80GB HBM3": "h100-sxm-80gb",
+    "NVIDIA H200": "h200-sxm-141gb",
+}
+"""The catalogue's names of GPUs, by the driver's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,25 +82,34 @@ def bound(kind: Kind, quantity: str) -> float:
 
 def compare(record: Record) -> list[Comparison]:
     """All quantities that both the record and the Estimate of its scenario have."""
-    answer = estimate(Scenario(**record.scenario))
+    answer = estimate(Scenario(**asked(record)))
+    recorded = dict(leaves(record.measured))
     estimated = dict(numbers(answer))
-    measured = record.measured.get("memory", {})
+    for quantity, simulated in SIMULATED.items():
+        if quantity in recorded and (number := simulated(answer)) is not None:
+            estimated[quantity] = number
     # torch counts the libraries' workspaces as allocated; the Estimate keeps them apart.
-    workspace = measured.get("library_workspace_bytes", 0)
+    workspace = recorded.get("memory.library_workspace_bytes", 0)
     for quantity in estimated:
         if quantity.endswith("_allocated_bytes"):
             estimated[quantity] += workspace
     return [
         Comparison(record=record, answer=answer, quantity=quantity, estimated=estimated[quantity], measured=measured)
-        for quantity, measured in leaves(record.measured)
+        for quantity, measured in recorded.items()
         if quantity in estimated
     ]
 
 
+def asked(record: Record) -> dict[str, Any]:
+    """The record's scenario, on the GPU it was measured on where the catalogue has that."""
+    on_gpu = {"gpu": CATALOGUE_GPUS[record.gpu_name]} if record.gpu_name in CATALOGUE_GPUS else {}
+    return record.scenario | on_gpu
+
+
 def numbers(answer: Estimate) -> Iterator[tuple[str, int]]:
-    """The Estimate's numbers by dotted name, those left out that it does not know."""
+    """The Estimate's numbers by dotted name, without those that it does not know or simulates."""
     parts = {part: asdict(getattr(answer, part)) for part in ("parameters", "memory", "flops")}
-    return leaves(parts)
+    return ((name, number) for name, number in leaves(parts) if name not in SIMULATED)
 
 
 def leaves(value: Any, name: str = "") -> Iterator[tuple[str, int]]:

@@ -1,5 +1,6 @@
 import json
 import re
+from collections import Counter
 
 import pytest
 from fastapi.testclient import TestClient
@@ -20,9 +21,15 @@ def test_one_model_is_found_by_name_and_alias(client):
 
 
 def test_the_accuracy_is_that_of_the_records(client):
-    summary = client.get("/v1/accuracy").json()
-    assert set(summary) == {"measurement", "trace"}
-    assert all(entry["cases"] > 0 for entries in summary.values() for entry in entries.values())
+    accuracy = client.get("/v1/accuracy").json()
+    assert set(accuracy) == {"measurement", "trace", "counts", "statistics", "points"}
+    kinds = Counter(point["kind"] for point in accuracy["points"].values())
+    for source in ("measurement", "trace"):
+        assert all(entry["cases"] > 0 for entry in accuracy[source].values())
+        assert accuracy["counts"][source]["cases"] == kinds[source]
+        for quantity, statistics in accuracy["statistics"][source].items():
+            recorded = [point for point in accuracy["points"].values() if quantity in point["quantities"]]
+            assert statistics["all"]["cases"] == sum(point["kind"] == source for point in recorded)
 
 
 def test_it_says_that_it_lives_and_answers(client):
