@@ -11,11 +11,21 @@ from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from .catalogue import models
+from .comparison import compare
 from .errors import ConfigError
 from .estimation import estimate
 from .explain import formulas
-from .flags import add_scenario_flags, flag, scenario_fields, scenario_from_options
+from .flags import (
+    add_comparison_arguments,
+    add_scenario_flags,
+    field_named,
+    flag,
+    scenario_fields,
+    scenario_from_options,
+    scenarios_from_options,
+)
 from .hardware import gpus
+from .solution import Maximise, Minimise, solve
 
 ANSWERED, DOES_NOT_FIT, WRONG_QUESTION = 0, 1, 2
 
@@ -55,17 +65,28 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     estimating = command("estimate", _estimate, "Does the step fit, what takes the memory, how many FLOPs.")
-    estimating.add_argument("--fail-if-oom", action="store_true", help="Exit with status 1 when it does not fit.")
+    solving = command("solve", _solve, "The largest size, or the least choice, with which the step fits.")
+    for name, words in (("maximise", Maximise), ("minimise", Minimise)):
+        solving.add_argument(flag(name), type=field_named, metavar="FIELD", help=f"One of {', '.join(words)}.")
+    for each in (estimating, solving):
+        each.add_argument("--fail-if-oom", action="store_true", help="Exit with status 1 when it does not fit.")
+    comparing = command("compare", _compare, "Up to four scenarios side by side, with their differences.")
     explaining = command("explain", _explain, "The closed formulas with this scenario's numbers, beside the ledger.")
     listings = [
         command("models", _models, "The catalogue's models."),
         command("gpus", _gpus, "The catalogue's GPUs."),
     ]
-    for each in (estimating, explaining, *listings):
+    for each in (estimating, solving, comparing, explaining, *listings):
         each.add_argument("--json", action="store_true", help="Print JSON and nothing else.")
-    for each in (estimating, explaining):
+    for each in (estimating, solving, comparing, explaining):
         each.usage = f"{each.prog} MODEL [--FLAG VALUE ...] [--json]"
         add_scenario_flags(each)
+    solving.usage = f"{solving.prog} MODEL (--maximise FIELD | --minimise FIELD) [--FLAG VALUE ...] [--json]"
+    comparing.usage = (
+        f"{comparing.prog} MODEL --vary FIELD=VALUE,... [--FLAG VALUE ...] [--json]\n"
+        f"       {comparing.prog} FILE [FILE ...] [--json]"
+    )
+    add_comparison_arguments(comparing)
     serving = command("serve", _serve, "Serve the page and the HTTP interface.")
     serving.add_argument("--host", default="127.0.0.1", help="Address to listen on. Default: %(default)s.")
     serving.add_argument("--port", default=8000, type=_port, help="Default: %(default)s.")
@@ -81,6 +102,28 @@ def _estimate(options: argparse.Namespace) -> int:
 
         print_estimate(answer)
     return DOES_NOT_FIT if options.fail_if_oom and answer.memory.fits is False else ANSWERED
+
+
+def _solve(options: argparse.Namespace) -> int:
+    answer = solve(scenario_from_options(options), maximise=options.maximise, minimise=options.minimise)
+    if options.json:
+        _write_json(answer.to_dict())
+    else:
+        from .report import print_solution
+
+        print_solution(answer)
+    return DOES_NOT_FIT if options.fail_if_oom and answer.value is None else ANSWERED
+
+
+def _compare(options: argparse.Namespace) -> int:
+    answer = compare(scenarios_from_options(options))
+    if options.json:
+        _write_json(answer.to_dict())
+    else:
+        from .report import print_comparison
+
+        print_comparison(answer)
+    return ANSWERED
 
 
 def _explain(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ values over as they were typed; cyclopts converts them on its own terms (it rena
 import argparse
 from collections.abc import Iterator
 from enum import Enum
+from itertools import product
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
@@ -35,15 +36,62 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
+    """What `compare` takes beside a Scenario's flags: values to vary, or further files."""
+    parser.add_argument(
+        "files", metavar="FILE", nargs="*", help=f"Scenarios as JSON, in place of MODEL; {STANDARD_INPUT} reads one."
+    )
+    parser.add_argument(
+        "--vary",
+        metavar="FIELD=VALUE,...",
+        action="append",
+        default=[],
+        type=_variation,
+        help="One scenario for each value; given twice, for each pair of values.",
+    )
+
+
 def scenario_from_options(options: argparse.Namespace) -> Scenario:
     """The Scenario that the parsed flags, or the file they name, describe."""
-    model = [("model", options.model)] if options.model else []
+    given = _given(options)
     if options.scenario is None:
-        return scenario_from_strings(model + options.fields)
-    if model or options.fields:
-        name, value = (model + options.fields)[0]
-        raise ConfigError(name, value, "should be in the --scenario file, which holds the whole scenario")
-    return Scenario.model_validate(read_json_object(options.scenario, "--scenario"))
+        return scenario_from_strings(given)
+    if given:
+        raise ConfigError(*given[0], "should be in the --scenario file, which holds the whole scenario")
+    return _scenario_in(options.scenario, "--scenario")
+
+
+def scenarios_from_options(options: argparse.Namespace) -> list[Scenario]:
+    """The Scenarios to compare: one a file, or one for each combination of the varied values."""
+    if not options.vary:
+        if options.fields or options.scenario:
+            name, value = options.fields[0] if options.fields else ("scenario", options.scenario)
+            raise ConfigError(name, value, "needs --vary; files hold whole scenarios")
+        return [_scenario_in(path, "scenario") for path in _given_files(options)]
+    if options.files or options.scenario:
+        raise ConfigError("vary", "=".join(options.vary[0]), "varies one MODEL and its flags, not files")
+    choices = [[(name, value) for value in values.split(",")] for name, values in options.vary]
+    return [scenario_from_strings([*_given(options), *chosen]) for chosen in product(*choices)]
+
+
+def _given(options: argparse.Namespace) -> list[tuple[str, str]]:
+    return [("model", options.model), *options.fields] if options.model else options.fields
+
+
+def _given_files(options: argparse.Namespace) -> list[str]:
+    return [options.model, *options.files] if options.model else []
+
+
+def _scenario_in(path: str, field: str) -> Scenario:
+    return Scenario.model_validate(read_json_object(path, field))
+
+
+def _variation(text: str) -> tuple[str, str]:
+    """`micro-batch-size=1,2` → ("micro_batch_size", "1,2")."""
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} should be FIELD=VALUE,VALUE,...")
+    return field_named(name), values
 
 
 def scenario_fields() -> Iterator[tuple[str, FieldInfo]]:
@@ -59,6 +107,11 @@ def scenario_fields() -> Iterator[tuple[str, FieldInfo]]:
 def flag(field_name: str) -> str:
     """`adapter.target_modules` → `--adapter.target-modules`."""
     return "--" + field_name.replace("_", "-")
+
+
+def field_named(text: str) -> str:
+    """`micro-batch-size` → `micro_batch_size`."""
+    return text.replace("-", "_")
 
 
 def _text(field: FieldInfo) -> str:

@@ -1,6 +1,8 @@
 """Answers as a person reads them in a terminal. The only module that knows rich; imported when a table is printed."""
 
+import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.padding import Padding
@@ -8,15 +10,30 @@ from rich.table import Table
 from rich.text import Text
 
 from .catalogue import CatalogueModel
+from .comparison import Comparison
 from .estimation import Estimate
 from .explain import Formula
 from .hardware import Gpu
 from .model_source import load_model
+from .solution import Minimise, Solution
 from .timeline import Phase
 from .units import GIB, format_bytes, format_count, format_flops, format_gib, format_gigabytes
 
 BAR_WIDTH = 24
 UNIT_FORMATS = {"bytes": format_bytes, "FLOP": format_flops, "parameters": format_count}
+
+COMPARED = {
+    "parameters.total": "parameters",
+    "parameters.trainable": "trained parameters",
+    "memory.peak_allocated_bytes": "peak",
+    "memory.saved_activation_bytes": "kept for backward",
+    "memory.first_step_peak_allocated_bytes": "first step's peak",
+    "flops.total": "FLOPs of one step",
+    "flops.recompute": "recomputed FLOPs",
+    "flops.model_flops_per_token": "FLOPs per token",
+}
+"""What a comparison calls its quantities, beside the parts of the peak."""
+AT_PEAK = "memory.at_peak."
 
 
 def verdict(estimate: Estimate) -> str:
@@ -97,6 +114,58 @@ def _flops(estimate: Estimate) -> Table:
         ("", "count", "exactly"),
         ((name, format_flops(count), f"{count:,}") for name, count in counts.items() if count),
     )
+
+
+def solution_sentence(solution: Solution) -> str:
+    """One sentence: what was sought, and the value."""
+    gpu, sought = solution.estimate.scenario.gpu, solution.sought
+    if solution.value is None:
+        return "No GPU of the catalogue holds the step." if sought is Minimise.GPU else f"No {sought} fits {gpu}."
+    if sought is Minimise.GPU:
+        return f"The smallest GPU that holds the step is {solution.value}."
+    if sought is Minimise.RECOMPUTE:
+        return f"The cheapest recompute that fits {gpu} is {solution.value}."
+    return f"The largest {sought} that fits {gpu} is {solution.value:,}."
+
+
+def print_solution(solution: Solution) -> None:
+    """The value and what limits it, then the estimate at the value."""
+    console = Console(highlight=False)
+    console.print(Text(solution_sentence(solution), style="bold"), soft_wrap=True)
+    console.print(f"Limit: {solution.reason}.\n", soft_wrap=True)
+    print_estimate(solution.estimate)
+
+
+def print_comparison(comparison: Comparison) -> None:
+    """One column a scenario: the verdict, the fields that differ, then the quantities, each with its difference."""
+    answers, console = comparison.estimates, Console(highlight=False)
+    models = [answer.scenario.model for answer in answers]
+    columns = ("", *(model if isinstance(model, str) else "own config" for model in models))
+    asked = [(name, *map(_field, values)) for name, values in comparison.fields.items()]
+    asked.append(("verdict", *map(verdict, answers)))
+    quantities = [(word, *_compared(comparison, name)) for name, word in COMPARED.items()]
+    at_peak = [
+        (_words(name.removeprefix(AT_PEAK)), *_compared(comparison, name))
+        for name, values in comparison.quantities.items()
+        if name.startswith(AT_PEAK) and any(values)
+    ]
+    for title, rows in {"Scenarios": asked, "Side by side": quantities, "At the peak": at_peak}.items():
+        table = _table(title, columns, rows)
+        table.columns[0].no_wrap = True
+        console.print(table)
+        console.print()
+    _print_notes(console, list(dict.fromkeys(note for answer in answers for note in answer.notes)))
+
+
+def _field(value: Any) -> str:
+    return "none" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _compared(comparison: Comparison, name: str) -> list[str]:
+    """Each scenario's value and, below it, how much more or less it is than the first's."""
+    unit = {"memory": format_bytes, "flops": format_flops, "parameters": format_count}[name.partition(".")[0]]
+    pairs = zip(comparison.quantities[name], comparison.differences[name], strict=True)
+    return [f"{unit(value)}\n{'+' * (change > 0)}{unit(change)}" if change else unit(value) for value, change in pairs]
 
 
 def print_formulas(formulas: Iterable[Formula]) -> None:

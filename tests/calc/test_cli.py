@@ -67,6 +67,65 @@ def test_does_not_fit_is_an_answer_unless_told_otherwise(capsys: pytest.CaptureF
     assert main(["estimate", "gpt2", "--gpu", "h100-sxm-80gb", "--json", "--fail-if-oom"]) == 0
 
 
+@pytest.mark.parametrize("question", [["--maximise", "micro-batch-size"], ["--minimise", "recompute"]])
+def test_solve_says_the_value_its_limit_and_the_estimate_at_it(question: list[str], capsys: pytest.CaptureFixture[str]):
+    asked = ["solve", "gpt2", "--gpu", "rtx-4090", "--micro-batch-size", "30", *question]
+    field = question[1].replace("-", "_")
+    scenario = Scenario(model="gpt2", gpu="rtx-4090", micro_batch_size=30)
+    expected = calc.solve(scenario, **{question[0][2:]: field})
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected.to_dict()))
+    assert main(asked) == 0
+    first, limit, _, then, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith(f"{field} that fits rtx-4090 is {expected.value}.")
+    assert limit == f"Limit: {expected.reason}."
+    assert then.startswith("Fits. ")
+
+
+def test_solve_finds_the_smallest_gpu(capsys: pytest.CaptureFixture[str]):
+    assert main(["solve", "llama-3.1-8b", "--minimise", "gpu"]) == 0
+    value = calc.solve(Scenario(model="llama-3.1-8b"), minimise="gpu").value
+    assert capsys.readouterr().out.startswith(f"The smallest GPU that holds the step is {value}.\n")
+
+
+@pytest.mark.parametrize(
+    ("question", "sentence"),
+    [
+        (["--gpu", "rtx-4090", "--maximise", "sequence-length"], "No sequence_length fits rtx-4090."),
+        (["--minimise", "gpu"], "No GPU of the catalogue holds the step."),
+    ],
+)
+def test_that_nothing_fits_is_an_answer(question: list[str], sentence: str, capsys: pytest.CaptureFixture[str]):
+    asked = ["solve", "gpt3-175b", *question]
+    assert main(asked) == 0
+    assert capsys.readouterr().out.startswith(f"{sentence}\nLimit: ")
+    assert main([*asked, "--json", "--fail-if-oom"]) == 1
+    assert json.loads(capsys.readouterr().out)["value"] is None
+
+
+def test_compare_varies_one_scenario(capsys: pytest.CaptureFixture[str]):
+    asked = ["compare", "gpt2", "--gpu", "rtx-4090", "--vary", "recompute=none,full", "--vary", "micro-batch-size=1,2"]
+    assert main([*asked, "--json"]) == 0
+    pairs = [(recompute, size) for recompute in ("none", "full") for size in (1, 2)]
+    scenarios = [
+        Scenario.model_validate({"model": "gpt2", "gpu": "rtx-4090", "recompute": recompute, "micro_batch_size": size})
+        for recompute, size in pairs
+    ]
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(calc.compare(scenarios).to_dict()))
+    assert main(asked) == 0
+    shown = capsys.readouterr().out
+    for words in ("recompute", "micro_batch_size", "Fits.", "kept for backward", "gradients", "Notes"):
+        assert words in shown
+
+
+def test_compare_reads_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    paths = [tmp_path / f"{size}.json" for size in (1, 2, 3)]
+    for size, path in enumerate(paths, start=1):
+        path.write_text(json.dumps({"model": "gpt2", "micro_batch_size": size}))
+    assert main(["compare", *map(str, paths), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fields"] == {"micro_batch_size": [1, 2, 3]}
+
+
 def test_every_field_of_the_scenario_has_its_flag(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as stop:
         main(["estimate", "--help"])
@@ -116,6 +175,18 @@ def test_scenario_file_and_standard_input_say_what_flags_say(tmp_path: Path, cap
         (["estimate", '{"model_type"'], ["model"]),
         (["estimate", "gpt2", "--scenario", "-"], ["model = 'gpt2'", "--scenario"]),
         (["explain", "gpt2", "--sequence-length", "1e9"], ["sequence_length"]),
+        (["solve", "gpt2", "--gpu", "rtx-4090"], ["maximise = None", "one of maximise and minimise"]),
+        (["solve", "gpt2", "--maximise", "batch"], ["maximise = 'batch'", "micro_batch_size"]),
+        (["solve", "gpt2", "--maximise", "num-layers"], ["gpu = None", "is required"]),
+        (["solve", "gpt2", "--gpu", "rtx-4090", "--maximise", "adapter.rank"], ["adapter = None", "is required"]),
+        (["compare"], ["scenarios = 0", "1 to 4"]),
+        (["compare", "none.json"], ["scenario = 'none.json'", "No such file"]),
+        (["compare", "gpt2", "--gpu", "rtx-4090"], ["gpu = 'rtx-4090'", "needs --vary"]),
+        (["compare", "--scenario", "a.json"], ["scenario = 'a.json'", "needs --vary"]),
+        (["compare", "a.json", "b.json", "--vary", "recompute=none"], ["vary = 'recompute=none'", "not files"]),
+        (["compare", "gpt2", "--vary", "recompute=none,full", "--recompute", "full"], ["recompute", "given twice"]),
+        (["compare", "gpt2", "--vary", "adapter.rank=1,2,3,4,5"], ["scenarios = 5", "1 to 4"]),
+        (["compare", "gpt2", "--vary", "recompute=none,all"], ["recompute = 'all'", "selective"]),
     ],
 )
 def test_a_wrong_question_gets_one_line(arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]):
