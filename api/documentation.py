@@ -1,9 +1,11 @@
-"""What /openapi.json says of questions: the Scenario as a body, and its fields as query parameters."""
+"""What /openapi.json says of questions: bodies made of Scenarios, and a Scenario's fields as query parameters."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import calc
+from calc.comparison import MOST_SCENARIOS
+from calc.solution import Maximise, Minimise
 from dashboards.address import CONFIG
 
 COMPONENTS = "#/components/schemas/"
@@ -11,10 +13,49 @@ SCENARIO = calc.Scenario.model_json_schema(ref_template=f"{COMPONENTS}{{model}}"
 DEFINITIONS: dict[str, Any] = SCENARIO.pop("$defs")
 
 
+SEARCH = SCENARIO | {
+    "title": "Search",
+    "description": "A Scenario, and the one field of it that is sought.",
+    "properties": SCENARIO["properties"]
+    | {
+        "maximise": {"enum": list(Maximise), "description": "Find the largest with which the step fits."},
+        "minimise": {"enum": list(Minimise), "description": "Find the least with which the step fits."},
+    },
+}
+SCENARIOS = {
+    "title": "Scenarios",
+    "type": "object",
+    "properties": {
+        "scenarios": {
+            "type": "array",
+            "items": {"$ref": f"{COMPONENTS}Scenario"},
+            "minItems": 1,
+            "maxItems": MOST_SCENARIOS,
+        }
+    },
+    "required": ["scenarios"],
+    "additionalProperties": False,
+}
+EXAMPLE = {"model": "llama-3.1-8b", "gpu": "h100-sxm-80gb", "precision": "bf16", "recompute": "full"}
+
+
 def scenario_body() -> dict[str, Any]:
-    """The request body of POST: a Scenario."""
-    example = {"model": "llama-3.1-8b", "gpu": "h100-sxm-80gb", "precision": "bf16", "recompute": "full"}
-    content = {"schema": {"$ref": f"{COMPONENTS}Scenario"}, "example": example}
+    """The request body that is a Scenario."""
+    return _body("Scenario", EXAMPLE)
+
+
+def search_body() -> dict[str, Any]:
+    """The request body that is a Scenario with what is sought."""
+    return _body("Search", EXAMPLE | {"maximise": Maximise.MICRO_BATCH_SIZE})
+
+
+def scenarios_body() -> dict[str, Any]:
+    """The request body that holds several Scenarios."""
+    return _body("Scenarios", {"scenarios": [EXAMPLE, EXAMPLE | {"recompute": "selective"}]})
+
+
+def _body(component: str, example: dict[str, Any]) -> dict[str, Any]:
+    content = {"schema": {"$ref": f"{COMPONENTS}{component}"}, "example": example}
     return {"requestBody": {"required": True, "content": {"application/json": content}}}
 
 
@@ -49,11 +90,16 @@ def _nested_object(schema: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def with_scenario(openapi: Callable[[], dict[str, Any]]) -> Callable[[], dict[str, Any]]:
-    """`openapi` with the Scenario among its components."""
+    """`openapi` with the questions among its components."""
 
     def documented() -> dict[str, Any]:
         document = openapi()
-        document["components"]["schemas"] |= {"Scenario": SCENARIO, **DEFINITIONS}
+        document["components"]["schemas"] |= {
+            "Scenario": SCENARIO,
+            "Search": SEARCH,
+            "Scenarios": SCENARIOS,
+            **DEFINITIONS,
+        }
         return document
 
     return documented

@@ -6,16 +6,18 @@ from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi.concurrency import run_in_threadpool
 from fastapi_problem.error import Problem
 
 import calc
 from calc.accuracy import read_accuracy, read_points, read_verdict
 from calc.catalogue import find_model
+from calc.comparison import scenarios_from_objects
 from calc.errors import shown
 from dashboards.address import answerable, scenario_from_query
 from dashboards.example import EXAMPLE
 
-from .documentation import scenario_body, scenario_query
+from .documentation import scenario_body, scenario_query, scenarios_body, search_body
 from .encoding import to_json
 from .settings import Settings
 
@@ -49,6 +51,27 @@ async def get_estimate(
     if if_none_match == tag:
         return Response(status_code=304, headers=headers)
     return Response(body, media_type=JSON, headers=headers)
+
+
+@router.post("/v1/solve", openapi_extra=search_body(), summary="The largest size, or the least choice, that fits")
+async def post_solve(request: Request) -> Response:
+    fields = object_from_body(await request.body())
+    sought = {name: fields.pop(name, None) for name in ("maximise", "minimise")}
+    scenario = answerable(calc.Scenario.model_validate(fields))
+    # Beside the event loop: others need not wait for some fifty estimates.
+    return await run_in_threadpool(lambda: json_response(calc.solve(scenario, **sought).to_dict()))
+
+
+@router.post("/v1/compare", openapi_extra=scenarios_body(), summary="Up to four scenarios with their differences")
+async def post_compare(request: Request) -> Response:
+    fields = object_from_body(await request.body())
+    objects = fields.pop("scenarios", None)
+    if fields:
+        raise calc.ConfigError(*fields.popitem(), "unknown field; known fields: scenarios")
+    if not isinstance(objects, list):
+        raise calc.ConfigError("scenarios", objects, "should be a list of scenarios")
+    scenarios = [answerable(scenario) for scenario in scenarios_from_objects(objects)]
+    return await run_in_threadpool(lambda: json_response(calc.compare(scenarios).to_dict()))
 
 
 @router.get("/v1/models", summary="The models of the catalogue")
@@ -108,14 +131,19 @@ def json_response(value: Any) -> Response:
 
 def scenario_from_body(body: bytes) -> calc.Scenario:
     """The Scenario that `body` holds as JSON."""
+    return answerable(calc.Scenario.model_validate(object_from_body(body)))
+
+
+def object_from_body(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise malformed_body(f"The body is not JSON: {error}") from None
     if not isinstance(fields, dict):
         raise malformed_body(f"The body should be a JSON object, not a {type(fields).__name__}")
-    return answerable(calc.Scenario.model_validate(fields))
+    return fields
 
 
 def malformed_body(detail: str) -> Problem:
-    return Problem("The body is not a scenario", detail=detail, type_="malformed-body", status=400)
+    return Problem("The body is not a question", detail=detail, type_="malformed-body", status=400)

@@ -50,14 +50,28 @@ class Comparison:
 
 def compare(scenarios: Sequence[Scenario]) -> Comparison:
     """The answers to one to four `scenarios` and their differences. Raises ConfigError for more or none."""
-    if not 1 <= len(scenarios) <= MOST_SCENARIOS:
-        raise ConfigError("scenarios", len(scenarios), f"should be 1 to {MOST_SCENARIOS} scenarios")
-    estimates = tuple(map(estimate, scenarios))
+    estimates = tuple(_each(estimate, scenarios))
     return Comparison(
         estimates=estimates,
         fields=_differing([answer.scenario for answer in estimates]),
         quantities=_quantities(estimates),
     )
+
+
+def scenarios_from_objects(objects: Sequence[Any]) -> list[Scenario]:
+    """The Scenarios to compare, from what JSON says of each."""
+    return list(_each(Scenario.model_validate, objects))
+
+
+def _each(function: Callable[[Any], Any], scenarios: Sequence[Any]) -> Iterator[Any]:
+    """`function` of each scenario; what is wrong with one names it by its place, counted from 0."""
+    if not 1 <= len(scenarios) <= MOST_SCENARIOS:
+        raise ConfigError("scenarios", len(scenarios), f"should be 1 to {MOST_SCENARIOS} scenarios")
+    for index, scenario in enumerate(scenarios):
+        try:
+            yield function(scenario)
+        except ConfigError as error:
+            raise ConfigError(f"scenarios.{index}.{error.field}", error.value, error.expected) from None
 
 
 def _differing(scenarios: Sequence[Scenario]) -> dict[str, tuple[Any, ...]]:

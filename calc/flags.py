@@ -12,6 +12,7 @@ from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
+from .comparison import scenarios_from_objects
 from .errors import ConfigError
 from .json_file import STANDARD_INPUT, read_json_object
 from .scenario import Question, Scenario, scenario_from_strings
@@ -58,7 +59,7 @@ def scenario_from_options(options: argparse.Namespace) -> Scenario:
         return scenario_from_strings(given)
     if given:
         raise ConfigError(*given[0], "should be in the --scenario file, which holds the whole scenario")
-    return _scenario_in(options.scenario, "--scenario")
+    return Scenario.model_validate(read_json_object(options.scenario, "--scenario"))
 
 
 def scenarios_from_options(options: argparse.Namespace) -> list[Scenario]:
@@ -67,7 +68,7 @@ def scenarios_from_options(options: argparse.Namespace) -> list[Scenario]:
         if options.fields or options.scenario:
             name, value = options.fields[0] if options.fields else ("scenario", options.scenario)
             raise ConfigError(name, value, "needs --vary; files hold whole scenarios")
-        return [_scenario_in(path, "scenario") for path in _given_files(options)]
+        return scenarios_from_objects([read_json_object(path, "scenario") for path in _given_files(options)])
     if options.files or options.scenario:
         raise ConfigError("vary", "=".join(options.vary[0]), "varies one MODEL and its flags, not files")
     choices = [[(name, value) for value in values.split(",")] for name, values in options.vary]
@@ -80,10 +81,6 @@ def _given(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 def _given_files(options: argparse.Namespace) -> list[str]:
     return [options.model, *options.files] if options.model else []
-
-
-def _scenario_in(path: str, field: str) -> Scenario:
-    return Scenario.model_validate(read_json_object(path, field))
 
 
 def _variation(text: str) -> tuple[str, str]:

@@ -92,8 +92,8 @@ def test_a_large_body_of_unknown_length_is_refused_too(client):
         ("GET", "/nothing", 404),
         ("GET", "/v1/models/t-rex", 404),
         ("DELETE", "/v1/estimate", 405),
-        ("POST", "/v1/solve", 404),
-        ("POST", "/v1/compare", 404),
+        ("GET", "/v1/solve", 405),
+        ("GET", "/v1/compare", 405),
     ],
 )
 def test_what_is_not_there_is_a_problem(client, method, path, status):

@@ -4,7 +4,7 @@ import pytest
 
 import calc
 from calc import ConfigError, Scenario
-from calc.comparison import QUANTITIES
+from calc.comparison import QUANTITIES, scenarios_from_objects
 
 SMALL = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 97}
 
@@ -58,3 +58,10 @@ def test_configs_differ_field_by_field_a_name_and_a_config_as_a_whole() -> None:
 def test_one_to_four_scenarios_are_compared(count: int) -> None:
     with pytest.raises(ConfigError, match=f"scenarios = {count}: should be 1 to 4"):
         calc.compare([Scenario(model="gpt2")] * count)
+
+
+def test_what_is_wrong_with_one_scenario_names_it_by_its_place() -> None:
+    with pytest.raises(ConfigError, match=r"scenarios\.1\.sequence_length = 5000: should be at most 1024"):
+        calc.compare([asked(), asked(sequence_length=5000)])
+    with pytest.raises(ConfigError, match=r"scenarios\.2\.micro_batch_size = 0"):
+        scenarios_from_objects([{"model": "gpt2"}, {"model": "gpt2"}, {"model": "gpt2", "micro_batch_size": 0}])
