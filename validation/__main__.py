@@ -1,4 +1,4 @@
-"""python -m validation: trace, measure, regress, report."""
+"""python -m validation: trace, measure, operators, regress, report."""
 
 import argparse
 import json
@@ -10,7 +10,7 @@ DONE, WRONG_QUESTION = 0, 2
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; each imports only what it needs: regress no torch, measure nothing of calc."""
-    commands = {"trace": _trace, "measure": _measure, "regress": _regress, "report": _report}
+    commands = {"trace": _trace, "measure": _measure, "operators": _operators, "regress": _regress, "report": _report}
     parser = argparse.ArgumentParser(prog="python -m validation", description=__doc__)
     parser.add_argument("command", choices=commands)
     chosen = parser.parse_args(arguments[:1])
@@ -48,6 +48,12 @@ def _measure(arguments: Sequence[str]) -> int:
     from validation import measure
 
     return measure.main(arguments)
+
+
+def _operators(arguments: Sequence[str]) -> int:
+    from validation import operator_times
+
+    return operator_times.main(arguments)
 
 
 def _regress(arguments: Sequence[str]) -> int:
