@@ -34,15 +34,6 @@ def needed_bytes(estimate: calc.Estimate) -> int:
     return memory.peak_allocated_bytes + (memory.library_workspace_bytes or 0) + (memory.assumed_context_bytes or 0)
 
 
-def smallest_gpu_that_fits(scenario: calc.Scenario, estimate: calc.Estimate) -> str | None:
-    """The name of the catalogue's GPU with the least memory that holds the step."""
-    for gpu in sorted(calc.gpus(), key=lambda gpu: gpu.capacity_bytes):
-        may_fit = gpu.capacity_bytes >= estimate.memory.peak_allocated_bytes
-        if may_fit and calc.estimate(scenario.model_copy(update={"gpu": gpu.name})).memory.fits:
-            return gpu.name
-    return None
-
-
 def lora_rank(scenario: calc.Scenario) -> int:
     """The rank that the LoRA alternatives use."""
     return scenario.adapter.rank if scenario.adapter else DEFAULT_RANK

@@ -25,7 +25,7 @@ from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, STOPS, written
 from .views import answer_view
 from .words import LABELS, WORDS, Language, preferred_language
 
-PARTS = ("model-facts", "summary", "why", "curve", "advice", "breakdown", "snippet")
+PARTS = ("model-facts", "summary", "largest", "why", "curve", "advice", "breakdown", "snippet")
 """The pieces of the answer; each is a template and the id of the element it fills."""
 
 STATIC = Path(__file__).parent / "static"

@@ -5,21 +5,26 @@ from typing import Any
 from urllib.parse import urlencode
 
 import calc
+from calc.solution import Maximise, Minimise
 from calc.units import GIB, format_exact_bytes, format_gib
 
 from . import figures
 from .address import query_pairs
-from .comparison import Alternative, alternatives, lora_rank, nearest_that_fits, needed_bytes, smallest_gpu_that_fits
+from .comparison import Alternative, alternatives, lora_rank, nearest_that_fits, needed_bytes
 
 Words = Mapping[str, str]
 
 SMALLEST_SHOWN_BYTES = GIB // 20
 """Less rounds to 0.0 GiB."""
 
+SOUGHT = (Maximise.MICRO_BATCH_SIZE, Maximise.SEQUENCE_LENGTH)
+"""The sizes of which the page shows the largest that fits."""
+
 
 def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
     """Everything the answer's templates need for `scenario`."""
     estimate = calc.estimate(scenario)
+    asked = estimate.scenario
     answer = estimate.to_dict()
     memory = answer["memory"]
     phase_words = {"forward": words["forward"], "backward": words["backward"], "optimizer": words["optimizer_phase"]}
@@ -37,7 +42,8 @@ def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
         "accuracy": accuracy_text(answer["accuracy"], words),
         "advice": advice,
         "nearest": advice[rows.index(nearest)] if nearest else None,
-        "smallest_gpu": _smallest_gpu(scenario, estimate) if memory["fits"] is False else None,
+        "largest": [bound(scenario, asked, words, maximise=field) for field in SOUGHT] if scenario.gpu else [],
+        "smallest_gpu": bound(scenario, asked, words, minimise=Minimise.GPU),
         "ledger": ledger(answer),
         "snippet": python_snippet(scenario),
         "model_name": scenario.model if isinstance(scenario.model, str) else words["config_used"],
@@ -137,8 +143,14 @@ def python_snippet(scenario: calc.Scenario) -> str:
     return f"import calc\n\nestimate = {question}\nprint(estimate.memory.peak_allocated_bytes)\n"
 
 
-def _smallest_gpu(scenario: calc.Scenario, estimate: calc.Estimate) -> dict[str, str] | None:
-    name = smallest_gpu_that_fits(scenario, estimate)
-    if name is None:
-        return None
-    return {"name": name, "query": urlencode(query_pairs(scenario.model_copy(update={"gpu": name})))}
+def bound(scenario: calc.Scenario, asked: calc.Scenario, words: Words, **sought: Maximise | Minimise) -> dict[str, Any]:
+    """The largest or least that fits, as a change to `scenario`; `asked` is the scenario with its gaps filled in."""
+    solution = calc.solve(scenario, **sought)
+    field, value = solution.sought, solution.value
+    if value is None:
+        return {"text": words[f"bound_none.{field}"], "query": None}
+    changed = scenario.model_copy(update={field: value})
+    return {
+        "text": words[f"bound.{field}"].format(value=value if isinstance(value, str) else f"{value:,}"),
+        "query": None if value == getattr(asked, field) else urlencode(query_pairs(changed)),
+    }

@@ -128,6 +128,19 @@ def test_advice_is_one_click(page):
     expect(page.locator(".current")).to_have_count(1)
 
 
+def test_the_largest_that_fits_is_one_click(page):
+    page.goto("/?model=gpt2&gpu=rtx-4090")
+    links = page.locator("#largest a")
+    batch = links.first.inner_text().removeprefix("micro-batch ")
+    links.first.click()
+    expect(page.locator("#micro_batch_size")).to_have_value(batch)
+    answered(page, r"Fits\.")
+    expect(page.locator("#largest a")).to_have_count(2)
+    expect(page.locator("#largest")).to_contain_text(f"micro-batch {batch}")
+    page.fill("#micro_batch_size", str(int(batch) + 1))
+    answered(page, r"Does not fit\.")
+
+
 def test_why_opens_the_rows_behind_a_part_with_their_sum(page):
     page.goto("/")
     page.locator(".legend a[href='#why-gradients']").click()
@@ -264,7 +277,7 @@ def test_the_formulas_are_those_of_the_question(page):
 
 def test_the_documentation_works_offline(page):
     page.goto("/docs")
-    expect(page.locator(".opblock")).to_have_count(8)
+    expect(page.locator(".opblock")).to_have_count(10)
 
 
 @pytest.mark.parametrize("width", [1280, 390])

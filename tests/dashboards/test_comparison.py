@@ -1,5 +1,5 @@
 import calc
-from dashboards.comparison import DEFAULT_RANK, alternatives, nearest_that_fits, needed_bytes, smallest_gpu_that_fits
+from dashboards.comparison import DEFAULT_RANK, alternatives, nearest_that_fits
 
 
 def compared(**question):
@@ -44,18 +44,3 @@ def test_the_nearest_that_fits_is_the_first_that_does():
     assert nearest.estimate.memory.fits
     before = list(rows)[: list(rows).index(nearest.key)]
     assert not any(rows[key].estimate.memory.fits for key in before)
-
-
-def test_the_smallest_gpu_holds_it_and_none_smaller_does():
-    scenario, estimate, _ = compared(model="llama-3.1-8b", gpu="rtx-4090", precision="bf16")
-    name = smallest_gpu_that_fits(scenario, estimate)
-    smallest = next(gpu for gpu in calc.gpus() if gpu.name == name)
-    assert smallest.capacity_bytes >= needed_bytes(estimate)
-    smaller = [gpu.name for gpu in calc.gpus() if gpu.capacity_bytes < smallest.capacity_bytes]
-    assert smaller
-    assert not any(calc.estimate(scenario.model_copy(update={"gpu": gpu})).memory.fits for gpu in smaller)
-
-
-def test_what_no_gpu_holds_has_no_smallest_one():
-    scenario, estimate, _ = compared(model="gpt3-175b", gpu="rtx-4090")
-    assert smallest_gpu_that_fits(scenario, estimate) is None

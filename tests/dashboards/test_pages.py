@@ -1,5 +1,6 @@
 from html.parser import HTMLParser
 from itertools import chain
+from urllib.parse import parse_qsl
 
 import pytest
 from fastapi.testclient import TestClient
@@ -7,6 +8,7 @@ from fastapi.testclient import TestClient
 import calc
 from api.app import create_app
 from api.settings import Settings
+from dashboards.address import scenario_from_query
 from dashboards.form import CHOICES, FIELDS
 from dashboards.views import ledger
 
@@ -112,15 +114,46 @@ def test_a_config_too_long_for_an_address_is_posted(client):
     assert "Fits." in reply["slots"]["summary"]
 
 
+def applied(html):
+    """The links that change the question."""
+    return [attributes["href"] or "" for _, attributes in Elements(html).found if attributes.get("class") == "apply"]
+
+
 def test_does_not_fit_says_by_how_much_and_offers_what_does(client):
     query = {"model": "llama-3.1-8b", "gpu": "a100-sxm-80gb", "micro_batch_size": "4"}
-    summary = client.get("/answer", params=query).json()["slots"]["summary"]
-    assert "Does not fit." in summary
-    assert "too much" in summary
-    links = [attributes["href"] for tag, attributes in Elements(summary).found if attributes.get("class") == "apply"]
+    slots = client.get("/answer", params=query).json()["slots"]
+    assert "Does not fit." in slots["summary"]
+    assert "too much" in slots["summary"]
+    links = applied(slots["summary"]) + applied(slots["largest"])
     assert len(links) == 2
     for link in links:
         assert "Fits." in client.get(link).text
+
+
+@pytest.mark.parametrize("asked", [{}, {"micro_batch_size": "3", "sequence_length": "700"}])
+def test_the_largest_sizes_and_the_smallest_gpu_are_links_to_what_fits(client, asked):
+    query = {"model": "gpt2", "gpu": "h100-sxm-80gb", "recompute": "full", **asked}
+    links = applied(client.get("/answer", params=query).json()["slots"]["largest"])
+    scenario = scenario_from_query(query.items())
+    batch, sequence = (calc.solve(scenario, maximise=size).value for size in ("micro_batch_size", "sequence_length"))
+    gpu = calc.solve(scenario, minimise="gpu").value
+    changes = [{"micro_batch_size": batch}, *([{"sequence_length": sequence}] if asked else []), {"gpu": gpu}]
+    expected = [scenario.model_copy(update=change) for change in changes]
+    assert [scenario_from_query(parse_qsl(link.removeprefix("/?"))) for link in links] == expected
+    assert all("Fits." in client.get(link).text for link in links)
+
+
+def test_without_a_gpu_only_the_smallest_one_is_named(client):
+    slot = client.get("/answer", params={"model": "gpt2"}).json()["slots"]["largest"]
+    assert len(applied(slot)) == 1
+    assert "Largest that fits" not in slot
+
+
+def test_what_fits_nothing_has_no_link(client):
+    slot = client.get("/answer", params={"model": "gpt3-175b", "gpu": "rtx-4090"}).json()["slots"]["largest"]
+    assert applied(slot) == []
+    for words in ("no micro-batch", "no sequence", "none holds it"):
+        assert words in slot
 
 
 @pytest.mark.parametrize(
