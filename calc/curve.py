@@ -27,7 +27,10 @@ class Point(NamedTuple):
 
 
 def curve(timeline: Timeline) -> tuple[Point, ...]:
-    """For each part of the step its end, and its highest point where that is above both ends, in the step's order."""
+    """For each part of the step its end, and its highest point where that is above both ends, in the step's order.
+
+    Equal parts that only rise or only fall are one straight line: the last one's end draws it.
+    """
     points = [Point(phase=Phase.FORWARD, label="start", layer=None, allocated_bytes=timeline.base_bytes)]
     for span in timeline.spans:
         if span.stretch.program.steps:
@@ -39,7 +42,7 @@ def _points(span: Span) -> Iterator[Point]:
     stretch, net_bytes, highest_bytes = span.stretch, span.net_bytes, span.highest_bytes
     phase, label = stretch.phase, stretch.label
     has_summit = highest_bytes > max(0, net_bytes)
-    for part in _sampled(stretch.count):
+    for part in _sampled(stretch.count) if has_summit else (stretch.count - 1,):
         layer = None if stretch.first_layer is None else stretch.first_layer + part * stretch.layer_step
         start = span.start_bytes + part * net_bytes
         if has_summit:

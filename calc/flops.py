@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import mul
+from typing import NamedTuple
 
 from .ledger import Product, Row, Shape
 from .lifetimes import Lifetimes
@@ -13,8 +15,16 @@ SCALING_FLOPS = 1
 SOFTMAX_FLOPS = 3
 """Per score: the exponential, its share of the sum, the division."""
 
-Counts = tuple[tuple[Shape, int], ...]
-"""Shapes with how often each counts."""
+
+class Counts(NamedTuple):
+    """Shapes, and how often each counts."""
+
+    shapes: tuple[Shape, ...]
+    times: tuple[int, ...]
+
+    def summed(self, sizes: Sizes) -> int:
+        """The elements of all shapes, each as often as it counts."""
+        return sum(map(mul, map(sizes.__getitem__, self.shapes), self.times))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,29 +64,29 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
         recompute=_counts(Counter(product for row in life.rerun for product in row.products)),
         needed=_counts({product: count for product, count in needed.items() if not product.batch}),
         needed_core=_counts({product: count for product, count in needed.items() if product.batch}),
-        elementwise=tuple(elementwise.items()),
+        elementwise=Counts(tuple(elementwise), tuple(elementwise.values())),
     )
 
 
 def _counts(counted: dict[Product, int]) -> Counts:
-    return tuple((product.shape, count) for product, count in counted.items())
+    return Counts(tuple(product.shape for product in counted), tuple(counted.values()))
 
 
 def total_flops(counts: Counts, sizes: Sizes) -> int:
     """FLOPs of products: 2·batch·m·n·k each."""
-    return 2 * sum(count * sizes[shape] for shape, count in counts)
+    return 2 * counts.summed(sizes)
 
 
 def causal_flops(core: Counts, sizes: Sizes) -> int:
     """FLOPs of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on
     average."""
     length = sizes["S"]
-    return sum(count * sizes[shape] // length * (length + 1) for shape, count in core)
+    return sum(count * sizes[shape] // length * (length + 1) for shape, count in zip(*core, strict=True))
 
 
 def elementwise_flops(counts: Counts, sizes: Sizes) -> int:
     """Element-wise operations; softmax counts three per element, everything else one."""
-    return sum(count * sizes[shape] for shape, count in counts)
+    return counts.summed(sizes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,8 +126,8 @@ def attention_products(rows: Iterable[Row]) -> AttentionProducts:
                 counter.update(row.products)
     return AttentionProducts(
         qkv_projection=_counts(linears[QKV_MODULES]),
-        scores=tuple((product.shape, 1) for product in core[:1]),
-        values=tuple((product.shape, 1) for product in core[1:]),
+        scores=_counts(Counter(core[:1])),
+        values=_counts(Counter(core[1:])),
         output_projection=_counts(linears[OUTPUT_MODULES]),
     )
 

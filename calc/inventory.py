@@ -1,56 +1,86 @@
 """The tensors behind every sum of an Estimate."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
 
-from .dtype import DType
-from .ledger import Kind, Tensor
+from .ledger import Dimension, Kind, Tensor
 from .memory import StepMemory
 from .sizes import Sizes, storage_bytes
-from .timeline import Phase
+from .timeline import Phase, Surplus
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TensorEntry:
-    """Equal tensors of one step: what they are, how many, and how many of them are alive at the peak."""
+class Description(NamedTuple):
+    """What equal tensors are, whatever their sizes."""
 
     name: str
     kind: Kind
+    dtype: str
+    alive: str
+    """From when to when."""
+    formula: str
+    """`B·S·H × 2 bytes`: its shape is its formula."""
+    source: str
+    """What makes it, in which module of which library."""
+    dimensions: tuple[tuple[str, Dimension], ...]
+    """How each dimension is written, and what its size is found by."""
+
+
+class TensorEntry(NamedTuple):
+    """Equal tensors of one step: what they are, how many, and how many of them are alive at the peak.
+
+    A tuple, because a step has a hundred.
+    """
+
+    description: Description
     shape: tuple[tuple[str, int], ...]
     """(symbol, size) per dimension; a literal dimension is its own symbol."""
-    dtype: str
     bytes: int
     """Of one, as allocated."""
     count: int
     """How many there are in the step; of temporaries, how many at the peak."""
     count_at_peak: int
-    alive: str
-    """From when to when."""
-    source: str
-    """What makes it, in which module of which library."""
+
+    @property
+    def name(self) -> str:
+        return self.description.name
+
+    @property
+    def kind(self) -> Kind:
+        return self.description.kind
+
+    @property
+    def dtype(self) -> str:
+        return self.description.dtype
+
+    @property
+    def alive(self) -> str:
+        return self.description.alive
 
     @property
     def formula(self) -> str:
-        """`B·S·H × 2 bytes`: its shape is its formula."""
-        return f"{'·'.join(symbol for symbol, _ in self.shape) or '1'} × {ITEMSIZES[self.dtype]} bytes"
+        return self.description.formula
+
+    @property
+    def source(self) -> str:
+        return self.description.source
 
     def to_dict(self) -> dict[str, Any]:
+        described = self.description
         return {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": [list(dimension) for dimension in self.shape],
-            "dtype": self.dtype,
+            "name": described.name,
+            "kind": described.kind,
+            "shape": self.shape,
+            "dtype": described.dtype,
             "bytes": self.bytes,
             "count": self.count,
             "count_at_peak": self.count_at_peak,
-            "alive": self.alive,
-            "formula": self.formula,
-            "source": self.source,
+            "alive": described.alive,
+            "formula": described.formula,
+            "source": described.source,
         }
 
-
-ITEMSIZES = {dtype.label: dtype.itemsize for dtype in DType}
 
 ALIVE = {
     Kind.PARAMETERS: "always",
@@ -66,51 +96,70 @@ ALIVE = {
 
 def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
     """Every tensor that persists, is kept for backward, or is alive at the peak; the largest together first."""
-    counts: dict[tuple[Tensor, int], tuple[list[int], Sizes]] = {}
-
-    def note(tensor: Tensor, sizes: Sizes, total: int, at_peak: int) -> None:
-        entry, _ = counts.setdefault((tensor, storage_bytes(tensor, sizes)), ([0, 0], sizes))
-        entry[0] += total
-        entry[1] += at_peak
-
-    for tensor, count, sizes in memory.persistent():
-        note(tensor, sizes, count, count)
-    for tensor, sizes, count in _kept(memory):
-        note(tensor, sizes, count, 0)
-    for (tensor, size), count in memory.timeline.alive_at_peak().items():
-        if count:
-            sizes = next(run.sizes for run in memory.runs if storage_bytes(tensor, run.sizes) == size)
-            note(tensor, sizes, 0, count)
     origins = memory.step.origins
     entries = [
-        _entry(tensor, size, max(total, at_peak), at_peak, sizes, origins.get(tensor.name, ""), library)
-        for (tensor, size), ((total, at_peak), sizes) in counts.items()
-        if total or at_peak
+        _entry(tensor, size, each, library, origins.get(tensor.name))
+        for (tensor, size), each in _counted(memory).items()
+        if each.total or each.at_peak
     ]
     return tuple(sorted(entries, key=lambda entry: -entry.bytes * entry.count))
 
 
-def _kept(memory: StepMemory) -> Iterator[tuple[Tensor, Sizes, int]]:
+class _Count(NamedTuple):
+    sizes: Sizes
+    total: int
+    at_peak: int
+
+
+def _counted(memory: StepMemory) -> dict[tuple[Tensor, int], _Count]:
+    """By tensor and bytes: how many there are, and how many at the peak."""
+    persistent = list(memory.persistent())
+    total = _by_sizes([*persistent, *_kept(memory)])
+    at_peak = _by_sizes([*persistent, *memory.timeline.up_to_peak()])
+    counted: dict[tuple[Tensor, int], _Count] = {}
+    for key, (sizes, of_total) in total.items():
+        _, of_peak = at_peak[key]
+        for tensor in of_total | of_peak:
+            place = tensor, storage_bytes(tensor, sizes)
+            _, before, before_peak = counted.get(place, (sizes, 0, 0))
+            counted[place] = _Count(sizes, before + of_total[tensor], before_peak + of_peak[tensor])
+    return counted
+
+
+def _by_sizes(surpluses: Iterable[Surplus]) -> dict[int, tuple[Sizes, defaultdict[Tensor, int]]]:
+    """The tensors counted, apart for each set of sizes."""
+    sums: dict[int, tuple[Sizes, defaultdict[Tensor, int]]] = {}
+    for sizes, surplus, times in surpluses:
+        _, counts = sums.setdefault(id(sizes), (sizes, defaultdict(int)))
+        for tensor, count in surplus.items():
+            counts[tensor] += count * times
+    return sums
+
+
+def _kept(memory: StepMemory) -> Iterator[Surplus]:
     """What forward leaves for backward."""
     for span in memory.timeline.spans:
         if span.stretch.phase is not Phase.FORWARD:
             return
-        for tensor, count in span.stretch.program.net.items():
-            yield tensor, span.stretch.sizes, count * span.stretch.count
+        yield span.stretch.sizes, span.stretch.program.net, span.stretch.count
 
 
-def _entry(tensor: Tensor, size: int, count: int, at_peak: int, sizes: Sizes, origin: str, library: str) -> TensorEntry:
-    return TensorEntry(
+def _entry(tensor: Tensor, size: int, each: _Count, library: str, place: str | None) -> TensorEntry:
+    description = _described(tensor, library, place)
+    sizes, total, at_peak = each
+    shape = tuple([(symbol, sizes[dimension]) for symbol, dimension in description.dimensions])
+    return TensorEntry(description, shape, size, max(total, at_peak), at_peak)
+
+
+@lru_cache(maxsize=2**14)
+def _described(tensor: Tensor, library: str, place: str | None) -> Description:
+    symbols = tuple(map(str, tensor.shape))
+    return Description(
         name=tensor.name,
         kind=tensor.kind,
-        shape=tuple(
-            (str(dimension), dimension if isinstance(dimension, int) else sizes[dimension])
-            for dimension in tensor.shape
-        ),
         dtype=tensor.dtype.label,
-        bytes=size,
-        count=count,
-        count_at_peak=at_peak,
         alive=ALIVE[tensor.kind],
-        source=f"{library}, {origin}" if origin else library,
+        formula=f"{'·'.join(symbols) or '1'} × {tensor.dtype.itemsize} bytes",
+        source=f"{library}, {place}" if place else library,
+        dimensions=tuple(zip(symbols, tensor.shape, strict=True)),
     )

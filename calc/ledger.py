@@ -8,7 +8,7 @@ Everything else (memory over time, totals, FLOPs, explanations) is read off thes
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
 from typing import Any
@@ -77,10 +77,14 @@ class Tensor:
     kind: Kind = Kind.ACTIVATIONS
     trainable: bool = False
     """A parameter that is trained."""
+    _hash: int = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_hash", hash((self.name, self.shape)))
 
     def __hash__(self) -> int:
-        """Of what differs most: enums hash slowly, and tensors are looked up by the hundred in every answer."""
-        return hash((self.name, self.shape))
+        """Computed once, of what differs most: tensors are looked up by the hundred in every answer."""
+        return self._hash
 
     def numel(self, sizes: Symbols) -> Any:
         """Number of elements."""

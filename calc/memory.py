@@ -11,7 +11,7 @@ from .optimizers import uses_grad_scaler
 from .plan import Plan, Workload
 from .sizes import Sizes, storage_bytes
 from .step import Part, Step
-from .timeline import Phase, Program, Stretch, Timeline, timeline
+from .timeline import Phase, Program, Stretch, Surplus, Timeline, timeline
 
 GRAD_SCALER = tuple(
     Tensor(f"GradScaler.{name}", (), DType.FP32, Kind.BUFFERS) for name in ("_scale", "_growth_tracker")
@@ -51,13 +51,11 @@ class StepMemory:
     workload: Workload
     plan: Plan
 
-    def persistent(self) -> Iterator[tuple[Tensor, int, Sizes]]:
-        """Everything alive between steps: (tensor, how many, sizes)."""
+    def persistent(self) -> Iterator[Surplus]:
+        """Everything alive between steps."""
         for run in self.runs:
-            for tensor in run.part.persistent:
-                yield tensor, run.count, run.sizes
-        for tensor in (*self.buffers, *self.inputs):
-            yield tensor, 1, self.runs[0].sizes
+            yield run.sizes, dict.fromkeys(run.part.persistent, 1), run.count
+        yield self.runs[0].sizes, dict.fromkeys((*self.buffers, *self.inputs), 1), 1
 
     @cached_property
     def persistent_bytes(self) -> dict[Kind, int]:

@@ -6,16 +6,19 @@ with the number of layers.
 """
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
-from operator import neg
+from operator import attrgetter, neg
 
 from .ledger import Kind, Tensor
 from .lifetimes import Event
-from .sizes import Sizes, StorageClass, storage_bytes, storage_class
+from .sizes import Sizes, StorageClass, storage_class
+
+Surplus = tuple[Sizes, dict[Tensor, int], int]
+"""Sizes, tensors with a count each, and how many times that."""
 
 
 class Phase(StrEnum):
@@ -98,7 +101,7 @@ class Stretch:
         return -1 if self.phase is Phase.BACKWARD else 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Span:
     """A stretch with its bytes."""
 
@@ -109,6 +112,11 @@ class Span:
     highest_bytes: int
     """How far the first part rises above the start."""
     running: list[int]
+    peak_bytes: int = field(init=False)
+    """The highest point, the start included."""
+
+    def __post_init__(self) -> None:
+        self.peak_bytes = self.start_bytes + self.peak_part * self.net_bytes + self.highest_bytes
 
     @property
     def end_bytes(self) -> int:
@@ -118,11 +126,6 @@ class Span:
     def peak_part(self) -> int:
         """Which part has the highest point: the last, where parts add up."""
         return self.stretch.count - 1 if self.net_bytes > 0 else 0
-
-    @property
-    def peak_bytes(self) -> int:
-        """The highest point, the start included."""
-        return self.start_bytes + self.peak_part * self.net_bytes + self.highest_bytes
 
     @property
     def num_events_to_peak(self) -> int:
@@ -140,7 +143,7 @@ class Timeline:
     @cached_property
     def peak(self) -> Span:
         """The span with the highest point, the earliest of equals."""
-        return max(self.spans, key=lambda span: span.peak_bytes)
+        return max(self.spans, key=attrgetter("peak_bytes"))
 
     def phase_peak_bytes(self, phase: Phase) -> int:
         return max(span.peak_bytes for span in self.spans if span.stretch.phase is phase)
@@ -158,23 +161,16 @@ class Timeline:
                 return
             stretch.program.add_by_kind(totals, stretch.sizes, stretch.count)
 
-    def alive_at_peak(self) -> Counter[tuple[Tensor, int]]:
-        """The tensors allocated during the step that are alive at the peak, with their bytes: how many."""
-        alive: Counter[tuple[Tensor, int]] = Counter()
+    def up_to_peak(self) -> Iterator[Surplus]:
+        """What the step has allocated by its peak and not freed."""
         for span in self.spans:
-            program = span.stretch.program
+            stretch, program = span.stretch, span.stretch.program
             if span is self.peak:
                 top = span.num_events_to_peak
-                _add(alive, span, program.net, span.peak_part)
-                _add(alive, span, _surplus(program.tensors[:top], program.steps[:top]), 1)
-                break
-            _add(alive, span, program.net, span.stretch.count)
-        return alive
-
-
-def _add(alive: Counter, span: Span, surplus: dict[Tensor, int], times: int) -> None:
-    for tensor, count in surplus.items():
-        alive[tensor, storage_bytes(tensor, span.stretch.sizes)] += count * times
+                yield stretch.sizes, program.net, span.peak_part
+                yield stretch.sizes, _surplus(program.tensors[:top], program.steps[:top]), 1
+                return
+            yield stretch.sizes, program.net, stretch.count
 
 
 def timeline(base_bytes: int, stretches: Sequence[Stretch]) -> Timeline:

@@ -47,7 +47,11 @@ def test_layers_go_up_in_forward_and_down_in_backward() -> None:
 
     assert layers(Phase.FORWARD) == [0, 1, 2]
     assert layers(Phase.BACKWARD) == [2, 1, 0]
-    assert layers(Phase.OPTIMIZER) == [0, 1, 2]
+
+
+def test_equal_parts_that_only_rise_or_fall_are_one_line() -> None:
+    rising_then_falling = [point for point in answered(num_layers=40).timeline if point.phase is Phase.OPTIMIZER]
+    assert [point.layer for point in rising_then_falling if point.label == "layer"] == [0, 39, 0, 39, 0, 39]
 
 
 def test_many_layers_are_sampled_with_the_first_and_the_last() -> None:

@@ -1,7 +1,7 @@
 """FLOPs of a few rows, each product's four sizes a different prime."""
 
 from calc.dtype import DType
-from calc.flops import causal_flops, elementwise_flops, products, total_flops
+from calc.flops import Counts, causal_flops, elementwise_flops, products, total_flops
 from calc.ledger import Kind, Product, Region, Row, Section, Tensor
 from calc.lifetimes import Context, lifetimes
 from calc.operators import SCORES_PRODUCT, VALUES_PRODUCT
@@ -63,6 +63,6 @@ def test_elementwise_operations() -> None:
 
 
 def test_half_of_a_causal_core() -> None:
-    core = ((SCORES_PRODUCT.shape, 1), (VALUES_PRODUCT.shape, 1))
+    core = Counts((SCORES_PRODUCT.shape, VALUES_PRODUCT.shape), (1, 1))
     attended = 5 * (5 + 1) // 2  # token i attends to i tokens
     assert causal_flops(core, SIZES) == 2 * (2 * 3 * 2 * attended * 13)

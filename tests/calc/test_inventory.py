@@ -107,7 +107,7 @@ def test_one_entry() -> None:
     assert entry.to_dict() == {
         "name": "mlp.c_fc.weight",
         "kind": "parameters",
-        "shape": [["F", 384], ["H", 96]],
+        "shape": (("F", 384), ("H", 96)),
         "dtype": "fp32",
         "bytes": 384 * 96 * 4,
         "count": 5,
