@@ -1,4 +1,7 @@
-"""The pages, rendered on the server: `/`, `/formulas`, `/docs`, and `/answer`, which `/` asks after every change."""
+"""The pages, rendered on the server: `/`, `/formulas`, `/accuracy` with a page per record, `/docs`.
+
+`/` asks `/answer` after every change.
+"""
 
 from collections.abc import Iterable, Iterator
 from hashlib import blake2b
@@ -19,6 +22,7 @@ from calc.errors import shown
 from calc.explain import formulas
 
 from . import palette
+from .accuracy import accuracy_view, record_view
 from .address import gpu_names, model_names, query_pairs, scenario_from_query
 from .example import EXAMPLE
 from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, STOPS, written
@@ -85,7 +89,7 @@ def _complaint(error: calc.ConfigError) -> dict[str, Any]:
     }
 
 
-def _page(request: Request, name: str, context: dict[str, Any]) -> HTMLResponse:
+def _page(request: Request, name: str, context: dict[str, Any], status_code: int = 200) -> HTMLResponse:
     """The template `name` in the frame that all pages share."""
     query = request.query_params.multi_items()
     others = [(field, text) for field, text in query if field != "lang"]
@@ -96,7 +100,8 @@ def _page(request: Request, name: str, context: dict[str, Any]) -> HTMLResponse:
         "language_links": {language: f"?{urlencode([*others, ('lang', language)])}" for language in Language},
     }
     html = TEMPLATES.get_template(f"{name}.html").render(frame | context)
-    return HTMLResponse(html, status_code=422 if context["wrong"] else 200, headers={"Vary": "Accept-Language"})
+    status_code = 422 if context["wrong"] else status_code
+    return HTMLResponse(html, status_code=status_code, headers={"Vary": "Accept-Language"})
 
 
 @router.get("/")
@@ -152,10 +157,29 @@ def _formulas(question: Question, context: dict[str, Any]) -> Iterator[Any]:
         yield from formulas(calc.estimate(scenario_from_query(question.pairs)))
 
 
+@router.get("/accuracy")
+async def recorded_cases(request: Request) -> HTMLResponse:
+    context = _without_answer(request)
+    return _page(request, "accuracy", context | accuracy_view(context["w"]))
+
+
+@router.get("/accuracy/{key}")
+async def recorded_case(request: Request, key: str) -> HTMLResponse:
+    context = _without_answer(request)
+    record = record_view(key, context["w"])
+    status_code = 404 if record is None else 200
+    return _page(request, "record", context | {"key": key, "record": record}, status_code)
+
+
 @router.get("/docs")
 async def api_documentation(request: Request) -> HTMLResponse:
+    return _page(request, "docs", _without_answer(request))
+
+
+def _without_answer(request: Request) -> dict[str, Any]:
+    """What the template of a page needs that asks no question."""
     question = Question(request, request.query_params.multi_items())
-    return _page(request, "docs", {"w": question.words, "language": question.language, "wrong": None})
+    return {"w": question.words, "language": question.language, "wrong": None}
 
 
 @router.get(f"{STATIC_URL}/palette.css")

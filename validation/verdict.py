@@ -93,9 +93,10 @@ def counts(records: Iterable[Record], compared: Group, kind: Kind) -> dict[str, 
 
 
 def quantity_statistics(name: str, group: Group) -> dict[str, Any]:
-    """Of all cases, of those that formulas may be tuned on, of those held out; of the three peaks by knob too."""
+    """The bound; errors of all cases, of those formulas may be tuned on, of those held out; a peak's by knob too."""
     parts = {"all": group, "tuning": held_out(group, False), "holdout": held_out(group, True)}
-    result: dict[str, Any] = {part: statistics(cases) for part, cases in parts.items() if cases}
+    result: dict[str, Any] = {"bound": group[0].bound}
+    result |= {part: statistics(cases) for part, cases in parts.items() if cases}
     if name in PEAKS.values():
         result["by_knob"] = {
             knob: {value: statistics(cases) for value, cases in values.items()}
