@@ -22,8 +22,8 @@ def _trace(arguments: Sequence[str]) -> int:
     from calc.errors import ConfigError
     from calc.flags import add_scenario_flags, scenario_from_options
     from validation import tracing
-    from validation.cases import SUITES
     from validation.models import CannotRun
+    from validation.suites import SUITES
 
     parser = argparse.ArgumentParser(prog="python -m validation trace", description=_trace.__doc__)
     add_scenario_flags(parser)

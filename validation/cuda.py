@@ -6,21 +6,13 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import PreTrainedModel
 
 from validation.step import Phase
-
-BACKENDS = {
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "math": SDPBackend.MATH,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-}
-"""The Scenario's attention kernels that are scaled_dot_product_attention restricted to one backend."""
 
 BACKEND_OPERATORS = {
     "aten::_scaled_dot_product_flash_attention": "flash",
@@ -42,6 +34,10 @@ MATMULS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
 COUNTERS = ("allocated", "reserved", "requested")
 HISTORY_ENTRIES = 10**7
 
+LOSS = "loss"
+"""A part of forward."""
+ORDER = (Phase.FORWARD, LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
+
 
 def counters() -> dict[str, int]:
     """torch's counters: the peaks since they were reset, and now."""
@@ -53,29 +49,64 @@ def counters() -> dict[str, int]:
     }
 
 
+def highest(earlier: dict[str, int], later: dict[str, int]) -> dict[str, int]:
+    """The counters of two spans, one after the other: the higher peaks, the later end."""
+    return {
+        name: max(value, earlier.get(name, 0)) if name.startswith("peak") else value for name, value in later.items()
+    }
+
+
 class PhaseCounters:
     """Peak and end of every phase of one step; over micro-batches the highest peak and the last end."""
 
     def __init__(self) -> None:
-        self.phase: Phase | None = None
-        self.phases: dict[Phase, dict[str, int]] = {}
+        self.phases: dict[str, dict[str, int]] = {}
         self.first_forward_end_bytes = 0
+        self.before_inside: dict[str, int] = {}
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
-        self.phase = phase
+        torch.cuda.reset_peak_memory_stats()
+        self.before_inside = {}
+        yield
+        self._note(phase, highest(self.before_inside, counters()))
+        if not self.first_forward_end_bytes:
+            self.first_forward_end_bytes = self.phases[phase]["end_allocated_bytes"]
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """A part of a phase, which also counts in the phase."""
+        self.before_inside = highest(self.before_inside, counters())
         torch.cuda.reset_peak_memory_stats()
         yield
-        seen = counters()
-        if not self.first_forward_end_bytes:
-            self.first_forward_end_bytes = seen["end_allocated_bytes"]
-        for name, value in self.phases.get(phase, {}).items():
-            if name.startswith("peak"):
-                seen[name] = max(seen[name], value)
-        self.phases[phase] = seen
+        self._note(name, counters())
 
     def highest(self, counter: str) -> int:
         return max(phase[f"peak_{counter}_bytes"] for phase in self.phases.values())
+
+    def named(self) -> list[dict[str, Any]]:
+        """In the step's order."""
+        return [{"name": name} | self.phases[name] for name in ORDER if name in self.phases]
+
+    def _note(self, name: str, seen: dict[str, int]) -> None:
+        self.phases[name] = highest(self.phases.get(name, {}), seen)
+
+
+@contextmanager
+def loss_marked(model: torch.nn.Module, marks: PhaseCounters) -> Iterator[None]:
+    """`marks` counts the model's loss function apart; the logits it is given live on in the model's own frame."""
+    causal_lm: Any = next(module for module in model.modules() if isinstance(module, PreTrainedModel))
+    compute = causal_lm.loss_function
+
+    def marked(*args: Any, **kwargs: Any) -> torch.Tensor:
+        with marks.inside(LOSS):
+            return compute(*args, **kwargs)
+
+    causal_lm.loss_function = marked
+    try:
+        yield
+    finally:
+        causal_lm.loss_function = compute
 
 
 class PhaseTimes:
@@ -102,22 +133,44 @@ class PhaseTimes:
         return dict(totals)
 
 
-def restricted_to(attention: str) -> AbstractContextManager[Any]:
-    """scaled_dot_product_attention with one backend only, where the scenario names one."""
-    return sdpa_kernel(BACKENDS[attention]) if attention in BACKENDS else nullcontext()
+PRODUCTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "mm": lambda x: x @ x,
+    "linear with bias": lambda x: torch.nn.functional.linear(x, x, x[0]),
+    "bmm": lambda x: x[None] @ x[None],
+}
+"""One for each way to cuBLAS and cuBLASLt."""
+PRODUCT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def workspaces() -> dict[str, int]:
-    """Bytes of cuBLAS's workspaces, seen as what the first product in forward and in backward leaves allocated."""
-    before = torch.cuda.memory_allocated()
-    x = torch.zeros(64, 64, device="cuda", requires_grad=True)
-    y = x @ x
-    forward = torch.cuda.memory_allocated() - before - x.nbytes - y.nbytes
-    y.sum().backward()
-    x.grad = None
-    del x, y
-    both = torch.cuda.memory_allocated() - before
-    return {"forward_thread_bytes": forward, "autograd_thread_bytes": both - forward}
+def workspaces() -> dict[str, Any]:
+    """Bytes of cuBLAS's workspaces: what the first products leave allocated, in forward's thread and in autograd's.
+
+    `first_left_by`: by type and product, those that left something.
+    """
+    forward_bytes, autograd_bytes = 0, 0
+    left_by: dict[str, dict[str, int]] = {}
+    for dtype in PRODUCT_DTYPES:
+        x = torch.zeros(64, 64, dtype=dtype, device="cuda", requires_grad=True)
+        for name, product in PRODUCTS.items():
+            before = torch.cuda.memory_allocated()
+            product(x)
+            forward = torch.cuda.memory_allocated()
+            product(x).sum().backward()
+            x.grad = None
+            both = torch.cuda.memory_allocated()
+            if both != before:
+                left_by[f"{dtype}, {name}"] = {
+                    "forward_thread_bytes": forward - before,
+                    "autograd_thread_bytes": both - forward,
+                }
+            forward_bytes, autograd_bytes = forward_bytes + forward - before, autograd_bytes + both - forward
+    return {
+        "forward_thread_bytes": forward_bytes,
+        "autograd_thread_bytes": autograd_bytes,
+        "first_left_by": left_by,
+        "cublas_setting_bytes": torch.backends.cuda.cublas_workspace_size(),
+        "cublaslt_setting_bytes": torch.backends.cuda.cublaslt_workspace_size(),
+    }
 
 
 @contextmanager
@@ -160,35 +213,49 @@ def packed(history: list[int]) -> str:
 
 def profiled(step: Callable[[], None]) -> dict[str, Any]:
     """Kernel seconds by kind, matmul FLOPs and the attention backend of one step, as torch's profiler sees it."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    return summary(kineto_events(step, torch.profiler.ProfilerActivity.CUDA))
+
+
+def kineto_events(run: Callable[[], Any], *more: torch.profiler.ProfilerActivity) -> list[Any]:
+    """The profiler's own events of `run`, by start: its Python events take a minute for what these take a second."""
+    activities = [torch.profiler.ProfilerActivity.CPU, *more]
     with torch.profiler.profile(activities=activities, with_flops=True) as profile:
-        step()
-        torch.cuda.synchronize()
-    return summary(profile.events() or ())
+        run()
+        if more:
+            torch.cuda.synchronize()
+    found: Any = profile.profiler
+    return sorted(found.kineto_results.events(), key=lambda event: (event.start_ns(), -event.duration_ns()))
 
 
 def summary(events: Iterable[Any]) -> dict[str, Any]:
     """The numbers kept of a profile's events, which are operators (on the CPU) and kernels (on the GPU)."""
     seconds: dict[str, float] = defaultdict(float)
-    backends, matmul_flops = set(), 0
+    operators = []
     for event in events:
-        if event.device_type.name == "CUDA":
-            if not event.is_user_annotation:  # it spans kernels that have events of their own
-                seconds[kernel_kind(event.name)] += event.time_range.elapsed_us() / 1e6
-        elif event.name in BACKEND_OPERATORS:
-            backends.add(BACKEND_OPERATORS[event.name])
-        elif event.name in MATMULS and not is_cast_again(event):
-            matmul_flops += event.flops
+        if event.device_type().name == "CPU":
+            operators.append(event)
+        elif not event.is_user_annotation():  # it spans kernels that have events of their own
+            seconds[kernel_kind(event.name())] += event.duration_ns() / 1e9
     return {
         "kernel_seconds": dict(seconds),
-        "matmul_flops": matmul_flops,
-        "sdpa_backends": sorted(backends),
+        "matmul_flops": sum(event.flops() for event in outermost(operators) if event.name() in MATMULS),
+        "sdpa_backends": sdpa_backends(operators),
     }
 
 
-def is_cast_again(event: Any) -> bool:
-    """Autocast calls an operator again with cast inputs, and both calls are events."""
-    return event.cpu_parent is not None and event.cpu_parent.name == event.name
+def sdpa_backends(operators: Iterable[Any]) -> list[str]:
+    """The kernels that scaled_dot_product_attention was sent to."""
+    return sorted({BACKEND_OPERATORS[event.name()] for event in operators if event.name() in BACKEND_OPERATORS})
+
+
+def outermost(operators: Iterable[Any]) -> Iterator[Any]:
+    """Operators, by start, that are in no call of the same name: autocast calls them again with cast inputs."""
+    ends: dict[tuple[int, str], int] = {}
+    for event in operators:
+        place = event.start_thread_id(), event.name()
+        if event.end_ns() > ends.get(place, 0):
+            ends[place] = event.end_ns()
+            yield event
 
 
 def kernel_kind(name: str) -> str:

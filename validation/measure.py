@@ -1,8 +1,8 @@
-"""One training step measured on a CUDA device: `python -m validation measure`.
+"""Training steps measured on a CUDA device: `python -m validation measure`.
 
 Needs torch, transformers, peft and nvidia-ml-py, and nothing of calc. A worker process measures case after case, so
-that the GPU's time goes into steps and not into imports; after an out-of-memory a new one goes on. Cases that the
-records already hold for this GPU and these versions are left out, so a run that was stopped can be started again.
+that the GPU's time goes into steps and not into imports; after an out-of-memory a new one goes on. What the records
+already hold for this GPU and these versions is left out, so a run that was stopped can be started again.
 """
 
 import argparse
@@ -10,42 +10,36 @@ import gc
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
-from validation import cuda, nvml
-from validation.cases import SUITES, Case, as_object, config_of
+from validation import cuda
+from validation.attention_backends import restricted_to
+from validation.cases import Case, as_object, config_of
+from validation.machine import Machine, start
 from validation.models import Job, build_job, parameter_counts
-from validation.records import FOLDER, Record, file_of, installed_versions, read
-from validation.step import training_step
+from validation.questions import QUESTIONS, Question
+from validation.records import FOLDER, Record, file_of, read
+from validation.step import Phase, training_step
+from validation.suites import MEASURED
+
+Asked = Case | Question
+
+SUITES: dict[str, Sequence[Asked]] = {"questions": QUESTIONS, **MEASURED}
+"""The questions first: they ask for the context of a process that has done nothing else."""
 
 DONE, NO_CUDA, NEW_PROCESS = 0, 2, 75
 SEED = 0
 TIMED_STEPS = 5
-LARGEST_LEFTOVER_BYTES = 2**20
-"""A case that leaves more allocated than this would be counted in the next one."""
+LARGEST_LEFTOVER_BYTES = 64 * 2**20
+"""More than a library's workspace: a model was left behind, and would count in the next case."""
 FOREVER = float("inf")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """The GPU as this process found it."""
-
-    gpu_name: str
-    versions: dict[str, str | None]
-    used_before_context_bytes: int
-    workspaces: dict[str, int]
-    facts: dict[str, Any]
-
-    @property
-    def workspace_bytes(self) -> int:
-        return sum(self.workspaces.values())
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -55,14 +49,18 @@ def main(arguments: Sequence[str]) -> int:
     if not torch.cuda.is_available():
         print("measure needs a CUDA device, and torch sees none", file=sys.stderr)
         return NO_CUDA
-    return work(SUITES[options.suite][: options.limit], options.records, options.until)
+    names = [options.suite] if options.suite else list(SUITES)
+    suites = {name: [asked for asked in SUITES[name] if options.only in asked.id][: options.limit] for name in names}
+    return work(suites, options.records, options.until, again=options.again)
 
 
 def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog="python -m validation measure", description=__doc__)
-    options.add_argument("--suite", choices=SUITES, default="first", help="Which cases. Default: %(default)s.")
-    options.add_argument("--limit", type=int, help="Only this many cases, from the suite's start.")
-    options.add_argument("--minutes", type=float, default=FOREVER, help="Start no case after so many minutes.")
+    options.add_argument("--suite", choices=SUITES, help="Default: all, one after the other.")
+    options.add_argument("--only", default="", metavar="TEXT", help="Only what has TEXT in its id.")
+    options.add_argument("--limit", type=int, help="Only so many of each suite, from its start.")
+    options.add_argument("--minutes", type=float, default=FOREVER, help="Start nothing after so many minutes.")
+    options.add_argument("--again", action="store_true", help="Also what is recorded as an error.")
     options.add_argument("--records", type=Path, default=FOLDER, help="Folder to write to. Default: %(default)s.")
     options.add_argument("--until", type=float, help=argparse.SUPPRESS)
     return options
@@ -72,87 +70,110 @@ def supervise(arguments: Sequence[str], until: float) -> int:
     """Runs workers, one after the other, until one says that it is done."""
     command = [sys.executable, "-m", "validation", "measure", *arguments, f"--until={until}"]
     while (status := subprocess.run(command, check=False).returncode) == NEW_PROCESS:
-        pass
+        # What it recorded as an error is not asked a second time in one run.
+        command = [argument for argument in command if argument != "--again"]
     return status
 
 
-def work(cases: Sequence[Case], folder: Path, until: float) -> int:
-    """Measures the cases that are not recorded yet; NEW_PROCESS when another process should go on."""
+def work(suites: Mapping[str, Sequence[Asked]], folder: Path, until: float, *, again: bool = False) -> int:
+    """Measures what is not recorded yet; NEW_PROCESS when another process should go on."""
     machine = start()
-    path = folder / file_of(machine.gpu_name)
-    recorded = {record.id for record in read(path) if record.versions == machine.versions}
-    remaining = [case for case in cases if case.id not in recorded]
-    while remaining and time.time() < until:
-        case = remaining.pop(0)
-        record = measure(case, machine)
-        record.append_to(path)
-        print(outcome(record), flush=True)
-        leftover = torch.cuda.memory_allocated() - machine.workspace_bytes
-        if record.failed or leftover > LARGEST_LEFTOVER_BYTES:
+    gc.freeze()  # the imported libraries: the collection after every case should not walk them
+    waiting = [(name, asked) for name, suite in suites.items() for asked in not_recorded(suite, folder, machine, again)]
+    idle, measured = machine.idle(), 0
+    while waiting and time.time() < until:
+        _, asked = waiting.pop(0)
+        began = time.time()
+        record = measure(asked, machine, {"measured_before": measured, **idle})
+        record.append_to(file_for(asked, folder, machine))
+        print(outcome(record, time.time() - began), flush=True)
+        if (idle := idle_after(record, machine)) is None:
             return NEW_PROCESS
-    print(f"{len(remaining)} of {len(cases)} cases remain")
+        measured += 1
+    for name, suite in suites.items():
+        print(f"{name}: {sum(of == name for of, _ in waiting)} of {len(suite)} remain")
     return DONE
 
 
-def start() -> Machine:
-    """Makes the CUDA context and cuBLAS's workspaces, and sees what they take."""
-    before = nvml.used_bytes()
-    torch.zeros(1, device="cuda")
-    after = nvml.used_bytes()
-    reserved = torch.cuda.memory_reserved()
-    properties = torch.cuda.get_device_properties(0)
-    return Machine(
-        gpu_name=properties.name,
-        versions={**installed_versions(), "cuda": torch.version.cuda, "driver": nvml.driver_version()},
-        used_before_context_bytes=before,
-        workspaces=cuda.workspaces(),
-        facts={
-            "compute_capability": f"{properties.major}.{properties.minor}",
-            "usable_memory_bytes": properties.total_memory,
-            **nvml.total_bytes(),
-            "used_before_context_bytes": before,
-            "used_after_context_bytes": after,
-            "context_bytes": after - before - reserved,
-        },
-    )
+def not_recorded(suite: Sequence[Asked], folder: Path, machine: Machine, again: bool) -> list[Asked]:
+    """What this GPU's records with these versions lack; with `again` also what they hold as an error."""
+    recorded = {
+        record.id
+        for path in {file_for(asked, folder, machine) for asked in suite}
+        for record in read(path)
+        if record.versions == machine.versions and not (again and "error" in record.measured)
+    }
+    return [asked for asked in suite if asked.id not in recorded]
 
 
-def measure(case: Case, machine: Machine) -> Record:
-    """The record of one case; of one that runs out of memory the counters when it did, of one that cannot run why."""
-    measured: dict[str, Any] = {"gpu": machine.facts | {"workspaces": machine.workspaces}, "seed": SEED}
+def file_for(asked: Asked, folder: Path, machine: Machine) -> Path:
+    """Answers to questions lie apart: there is no Estimate to compare them with."""
+    return (folder / "questions" if isinstance(asked, Question) else folder) / file_of(machine.gpu_name)
+
+
+def idle_after(record: Record, machine: Machine) -> dict[str, int] | None:
+    """What the process holds after a case; None where a new one should go on."""
+    if "out_of_memory" in record.measured:
+        return None
     try:
-        run(case, machine, measured)
+        idle = machine.idle()
+    except torch.AcceleratorError:  # the case's error has spoilt the context
+        return None
+    leftover = idle["allocated_bytes"] - machine.workspace_bytes
+    return idle if leftover <= LARGEST_LEFTOVER_BYTES else None
+
+
+def measure(asked: Asked, machine: Machine, process: dict[str, int]) -> Record:
+    """The record of one case or question; of one that runs out of memory the counters when it did, of one that cannot
+    run why.
+
+    `process`: how many this process measured before, and what it held when this one began.
+    """
+    measured: dict[str, Any] = {
+        "gpu": machine.facts | {"workspaces": machine.workspaces},
+        "process": process,
+        "seed": SEED,
+    }
+    torch.manual_seed(SEED)
+    try:
+        if isinstance(asked, Question):
+            measured["answer"] = asked.answer(machine)
+        else:
+            run(asked, machine, measured)
     except torch.OutOfMemoryError:
         measured["out_of_memory"] = cuda.counters()
-    except RuntimeError as error:
-        measured["error"] = f"{type(error).__name__}: {error}".splitlines()[0]
-    # The job holds itself in cycles; what it cached would count in the next case.
-    gc.collect()
-    torch.cuda.empty_cache()
+    except Exception as error:  # whatever it is, the other cases should run
+        measured["error"] = in_one_line(error)
     return Record(
         kind="measurement",
-        id=case.id,
-        scenario=case.scenario,
-        holdout=case.holdout,
+        id=asked.id,
+        scenario=asked.scenario,
+        holdout=asked.holdout,
         gpu_name=machine.gpu_name,
         versions=machine.versions,
         measured=measured,
     )
 
 
+def in_one_line(error: Exception) -> str:
+    """Type, first line and place of an error."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    message = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {message} ({Path(place.filename).name}:{place.lineno})"
+
+
 def run(case: Case, machine: Machine, measured: dict[str, Any]) -> None:
     """Fills `measured`: the first step, the second, which is the steady one, then times, then a profile."""
     scenario = as_object(case.scenario)
-    torch.manual_seed(SEED)
-    with cuda.restricted_to(scenario.attention):
+    with restricted_to(scenario.attention):
         with cuda.history(case.history, measured):
             kernel = "eager" if scenario.attention == "eager" else "sdpa"
             job = build_job(scenario, config_of(case.scenario), "cuda", kernel)
             prevent_skipped_steps(job)
             first, before = counted_step(job), torch.cuda.memory_allocated()
-            steady, used = counted_step(job), nvml.used_bytes()
+            steady, own = counted_step(job), machine.own_bytes()
         measured["parameters"] = parameter_counts(job.model)
-        measured["memory"] = memory(machine, first, before, steady, used)
+        measured["memory"] = memory(machine, first, before, steady, own)
         measured["time"] = times([timed_step(job) for _ in range(TIMED_STEPS)])
         measured["profile"] = cuda.profiled(lambda: training_step(job, lambda _: nullcontext()))
     if scenario.attention == "eager":  # all its products are matmuls, the only ones the profiler counts
@@ -167,7 +188,8 @@ def prevent_skipped_steps(job: Job) -> None:
 
 def counted_step(job: Job) -> cuda.PhaseCounters:
     marks = cuda.PhaseCounters()
-    training_step(job, marks.during)
+    with cuda.loss_marked(job.model, marks):
+        training_step(job, marks.during)
     return marks
 
 
@@ -178,21 +200,20 @@ def timed_step(job: Job) -> dict[str, float]:
 
 
 def memory(
-    machine: Machine, first: cuda.PhaseCounters, before: int, steady: cuda.PhaseCounters, used: int
+    machine: Machine, first: cuda.PhaseCounters, before: int, steady: cuda.PhaseCounters, own: int
 ) -> dict[str, Any]:
     """The Estimate's names. torch's counters are as torch gives them: allocated with the libraries' workspaces.
 
-    `before`: allocated between the steps; `used`: NVML's bytes after the steady step, which are those at its peak,
-    since the allocator returns nothing.
+    `before`: allocated between the steps; `own`: this process's bytes of the device after the steady step, which are
+    those at its peak, since the allocator returns nothing.
     """
-    own = used - machine.used_before_context_bytes
     return {
         "saved_activation_bytes": steady.first_forward_end_bytes - before,
-        "phases": [{"name": str(phase)} | counters for phase, counters in steady.phases.items()],
-        "first_step_phases": [{"name": str(phase)} | counters for phase, counters in first.phases.items()],
+        "phases": steady.named(),
+        "first_step_phases": first.named(),
         "first_step_peak_allocated_bytes": first.highest("allocated"),
         **{f"peak_{counter}_bytes": steady.highest(counter) for counter in cuda.COUNTERS},
-        "peak_phase": str(max(steady.phases, key=lambda phase: steady.phases[phase]["peak_allocated_bytes"])),
+        "peak_phase": max(Phase, key=lambda phase: steady.phases[phase]["peak_allocated_bytes"]),
         "library_workspace_bytes": machine.workspace_bytes,
         "device_bytes": own,
         "context_bytes": own - torch.cuda.memory_reserved(),
@@ -206,9 +227,11 @@ def times(steps: Sequence[dict[str, float]]) -> dict[str, Any]:
     return {"steps": len(steps)} | medians
 
 
-def outcome(record: Record) -> str:
-    """One line for who watches."""
-    if record.failed:
-        return f"{record.failed}  {record.id}"
-    step, peak = record.measured["time"]["step_seconds"], record.measured["memory"]["peak_allocated_bytes"]
-    return f"{peak / 2**30:8.2f} GiB {step * 1000:9.1f} ms  {record.id}"
+def outcome(record: Record, seconds: float) -> str:
+    """One line for who watches; `seconds`: what it took of the GPU's time."""
+    if record.failed or "answer" in record.measured:
+        found = record.failed or "answered"
+    else:
+        step, peak = record.measured["time"]["step_seconds"], record.measured["memory"]["peak_allocated_bytes"]
+        found = f"{peak / 2**30:8.2f} GiB {step * 1000:9.1f} ms"
+    return f"{seconds:6.1f} s  {found}  {record.id}"

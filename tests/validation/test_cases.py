@@ -1,29 +1,19 @@
-"""The cases that are traced and measured."""
+"""What a case is."""
 
 from copy import deepcopy
-from urllib.parse import parse_qsl
-
-import pytest
 
 from calc import Adapter, Scenario, estimate
-from calc.scenario import scenario_from_strings
 from validation.cases import (
     ADAPTER,
-    FIRST,
-    HOLDOUT,
     STEP,
-    SUITES,
-    TRACES,
-    Case,
     as_object,
     case,
     case_id,
     config_of,
     cut,
+    retied,
 )
 from validation.models import build_job
-
-EVERY_CASE = [each for suite in SUITES.values() for each in suite]
 
 
 def test_left_out_fields_mean_the_scenarios_defaults() -> None:
@@ -32,34 +22,20 @@ def test_left_out_fields_mean_the_scenarios_defaults() -> None:
     assert Adapter().model_dump(mode="json") == ADAPTER
 
 
-@pytest.mark.parametrize("suite", SUITES)
-def test_no_case_is_asked_twice_in_a_suite(suite: str) -> None:
-    ids = [each.id for each in SUITES[suite]]
-    assert len(set(ids)) == len(ids)
-
-
-def test_the_holdout_shares_no_case_with_what_formulas_are_tuned_on() -> None:
-    assert {each.id for each in HOLDOUT}.isdisjoint(each.id for each in FIRST + TRACES)
-    assert all(each.holdout for each in HOLDOUT)
-    assert not any(each.holdout for each in FIRST)
-
-
-@pytest.mark.parametrize("asked", EVERY_CASE, ids=lambda each: each.id)
-def test_the_formulas_answer_every_case(asked: Case) -> None:
-    assert estimate(Scenario(**asked.scenario)).memory.peak_allocated_bytes > 0
-
-
-@pytest.mark.parametrize("asked", [each for each in EVERY_CASE if isinstance(each.scenario["model"], str)])
-def test_an_id_is_the_scenario_as_an_address_has_it(asked: Case) -> None:
-    model, _, query = asked.id.partition("?")
-    assert scenario_from_strings([("model", model), *parse_qsl(query)]) == Scenario(**asked.scenario)
-
-
 def test_a_cut_model_says_so() -> None:
     short = cut("llama-3.1-8b", 8)
     assert short["num_hidden_layers"] == 8
     assert case(short, 1, 16).id == "llama-3.1-8b-8-of-32-layers?micro_batch_size=1&sequence_length=16"
     assert config_of({"model": "llama-3.1-8b"})["num_hidden_layers"] == 32
+
+
+def test_a_model_without_its_tie_has_an_embedding_more_and_says_so() -> None:
+    apart, shared = retied("gpt2"), retied(cut("llama-3.1-8b", 1))
+    assert case(apart, 1, 16).id.startswith("gpt2-untied?")
+    assert case(shared, 1, 16).id.startswith("llama-3.1-8b-1-of-32-layers-tied?")
+    gpt2, untied = (estimate(Scenario(model=model, sequence_length=16)).parameters.total for model in ("gpt2", apart))
+    assert untied - gpt2 == 50257 * 768
+    assert retied(retied("gpt2"))["tie_word_embeddings"]
 
 
 def test_an_id_does_not_depend_on_the_order_of_fields() -> None:

@@ -4,8 +4,10 @@ import base64
 import json
 import subprocess
 import sys
+import weakref
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +16,14 @@ from typing import Any
 import pytest
 import torch
 
-from validation import cuda, measure, nvml
+from validation import cuda, machine, measure, nvml
+from validation.attention_backends import restricted_to
 from validation.cases import Case, as_object, case
+from validation.machine import Machine
 from validation.models import build_job
+from validation.questions import Question
 from validation.records import Record, read
-from validation.step import Phase
+from validation.step import Phase, forward
 
 MIB = 2**20
 TINY = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
@@ -26,6 +31,7 @@ EAGER = case(TINY, 2, 8, attention="eager")
 OTHER = case(TINY, 1, 8, attention="eager")
 ACCUMULATED = case(TINY, 1, 8, attention="eager", gradient_accumulation_steps=2)
 WORKSPACES = {"forward_thread_bytes": 32 * MIB, "autograd_thread_bytes": 32 * MIB}
+FRESH = {"measured_before": 0, "allocated_bytes": 0, "reserved_bytes": 0, "context_bytes": 0}
 
 
 @dataclass
@@ -82,7 +88,7 @@ class FakeCuda:
         return Event()
 
 
-MACHINE = measure.Machine(
+MACHINE = Machine(
     gpu_name="NVIDIA Fake 80GB",
     versions={"torch": "2.13.0", "cuda": "13.0", "driver": "600.1"},
     used_before_context_bytes=1000 * MIB,
@@ -107,7 +113,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def measured(asked: Case) -> dict[str, Any]:
-    return measure.measure(asked, MACHINE).measured
+    return measure.measure(asked, MACHINE, FRESH).measured
 
 
 # --- one case ------------------------------------------------------------------------------------------------------
@@ -115,19 +121,48 @@ def measured(asked: Case) -> dict[str, Any]:
 
 def test_each_phase_has_its_own_peak_and_the_first_step_is_apart(fake: FakeCuda) -> None:
     memory = measured(EAGER)["memory"]
-    # Read once per phase: 3 phases of the first step, then 3 of the steady one.
-    assert [phase["peak_allocated_bytes"] for phase in memory["phases"]] == [(100 + n) * MIB for n in (4, 5, 6)]
-    assert [phase["name"] for phase in memory["phases"]] == ["forward", "backward", "optimizer"]
-    assert memory["first_step_peak_allocated_bytes"] == 103 * MIB
-    assert memory["peak_allocated_bytes"] == 106 * MIB
-    assert memory["peak_requested_bytes"] == 106 * MIB - 7
-    assert memory["peak_reserved_bytes"] == 212 * MIB
+    # Read before the loss and at each end: 5 times in the first step, then 5 times in the steady one.
+    assert [phase["peak_allocated_bytes"] for phase in memory["phases"]] == [(100 + n) * MIB for n in (8, 7, 9, 10)]
+    assert [phase["name"] for phase in memory["phases"]] == ["forward", "loss", "backward", "optimizer"]
+    assert [phase["name"] for phase in memory["first_step_phases"]] == ["forward", "loss", "backward", "optimizer"]
+    assert memory["first_step_peak_allocated_bytes"] == 105 * MIB
+    assert memory["peak_allocated_bytes"] == 110 * MIB
+    assert memory["peak_requested_bytes"] == 110 * MIB - 7
+    assert memory["peak_reserved_bytes"] == 220 * MIB
     assert memory["peak_phase"] == "optimizer"
-    assert fake.resets >= 6
+    assert fake.resets >= 8
+
+
+def test_a_peak_before_the_loss_is_forwards(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    names, readings = list(fake.memory_stats()), iter([9, 3, 5])
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda: dict.fromkeys(names, next(readings)))
+    marks = cuda.PhaseCounters()
+    with marks.during(Phase.FORWARD), marks.inside("loss"):
+        pass
+    forward, loss = marks.named()
+    assert (forward["peak_allocated_bytes"], forward["end_allocated_bytes"]) == (9, 5)
+    assert (loss["peak_allocated_bytes"], loss["end_allocated_bytes"]) == (3, 3)
+
+
+@pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 2}])
+def test_the_loss_is_computed_inside_its_mark_and_only_while_it_is_marked(adapter: dict[str, Any] | None) -> None:
+    job = build_job(as_object(case(TINY, 1, 8, adapter=adapter).scenario), TINY, "cpu", "eager")
+    computed: list[str] = []
+
+    class Marks(cuda.PhaseCounters):
+        @contextmanager
+        def inside(self, name: str) -> Iterator[None]:
+            yield
+            computed.append(name)
+
+    with cuda.loss_marked(job.model, Marks()):
+        assert forward(job).loss.requires_grad
+    forward(job)
+    assert computed == ["loss"]
 
 
 def test_saved_activations_are_what_the_forward_adds_to_what_lives_between_steps(fake: FakeCuda) -> None:
-    assert measured(EAGER)["memory"]["saved_activation_bytes"] == 4  # the fourth reading: allocated + 4
+    assert measured(EAGER)["memory"]["saved_activation_bytes"] == 8  # the eighth reading: allocated + 8
 
 
 def test_device_bytes_leave_out_what_others_use_and_context_what_torch_reserves(fake: FakeCuda) -> None:
@@ -139,9 +174,9 @@ def test_device_bytes_leave_out_what_others_use_and_context_what_torch_reserves(
 
 def test_micro_batches_give_the_highest_peak_and_the_last_end(fake: FakeCuda) -> None:
     phases = measured(ACCUMULATED)["memory"]["phases"]
-    # The steady step reads 6 to 10: forward, backward, forward, backward, optimizer.
-    assert [phase["peak_allocated_bytes"] for phase in phases] == [(100 + n) * MIB for n in (8, 9, 10)]
-    assert [phase["end_allocated_bytes"] for phase in phases] == [100 * MIB + n for n in (8, 9, 10)]
+    # Each step reads 9 times: forward 3, backward 1, forward 3, backward 1, optimizer 1.
+    assert [phase["peak_allocated_bytes"] for phase in phases] == [(100 + n) * MIB for n in (16, 15, 17, 18)]
+    assert [phase["end_allocated_bytes"] for phase in phases] == [100 * MIB + n for n in (16, 15, 17, 18)]
 
 
 def test_times_are_medians_of_five_steps(fake: FakeCuda) -> None:
@@ -167,19 +202,43 @@ def test_an_out_of_memory_is_recorded_with_the_counters(fake: FakeCuda, monkeypa
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(measure, "training_step", raise_out_of_memory)
-    record = measure.measure(EAGER, MACHINE)
+    record = measure.measure(EAGER, MACHINE, FRESH)
     assert record.measured["out_of_memory"]["peak_allocated_bytes"] == 101 * MIB
     assert record.failed == "out of memory"
     assert "memory" not in record.measured
-    assert fake.emptied == 1
 
 
-def test_what_cannot_run_is_recorded_with_its_reason(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [RuntimeError, TypeError, ImportError])
+def test_what_cannot_run_is_recorded_with_its_reason_and_place(
+    fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
     def raise_error(*_: object) -> None:
-        raise RuntimeError("No available kernel. Aborting execution.\nmore")
+        raise error("No available kernel.\nmore")
 
     monkeypatch.setattr(measure, "training_step", raise_error)
-    assert measure.measure(EAGER, MACHINE).failed == "RuntimeError: No available kernel. Aborting execution."
+    failed = measure.measure(EAGER, MACHINE, FRESH).failed
+    assert failed.startswith(f"{error.__name__}: No available kernel. (test_measure.py:")
+
+
+def test_a_measured_case_leaves_no_model_behind(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[weakref.ref[Any]] = []
+
+    def build_and_note(*arguments: Any) -> Any:
+        job = build_job(arguments[0], arguments[1], "cpu", arguments[3])
+        jobs.append(weakref.ref(job.model))
+        return job
+
+    monkeypatch.setattr(measure, "build_job", build_and_note)
+    measure.measure(EAGER, MACHINE, FRESH)
+    MACHINE.idle()
+    assert [job() for job in jobs] == [None]
+
+
+def test_a_record_says_what_it_was_measured_with(fake: FakeCuda) -> None:
+    found = measured(EAGER)
+    assert found["gpu"] == MACHINE.facts | {"workspaces": WORKSPACES}
+    assert found["process"] == FRESH
+    assert found["seed"] == measure.SEED
 
 
 def test_the_scaler_cannot_skip_the_step_that_makes_the_states() -> None:
@@ -193,8 +252,8 @@ def test_the_scaler_cannot_skip_the_step_that_makes_the_states() -> None:
 # --- the worker, its records, and going on -------------------------------------------------------------------------
 
 
-def fake_measure(*out_of_memory: Case) -> Callable[[Case, measure.Machine], Record]:
-    def measured_record(asked: Case, machine: measure.Machine) -> Record:
+def fake_measure(*out_of_memory: Case) -> Callable[[measure.Asked, Machine, dict[str, int]], Record]:
+    def measured_record(asked: measure.Asked, machine: Machine, process: dict[str, int]) -> Record:
         found = {"out_of_memory": {}} if asked in out_of_memory else {"memory": {"peak_allocated_bytes": 1}}
         return Record(
             kind="measurement",
@@ -203,7 +262,7 @@ def fake_measure(*out_of_memory: Case) -> Callable[[Case, measure.Machine], Reco
             holdout=asked.holdout,
             gpu_name=machine.gpu_name,
             versions=machine.versions,
-            measured=found | {"time": {"step_seconds": 0.1}},
+            measured=found | {"time": {"step_seconds": 0.1}, "process": process},
         )
 
     return measured_record
@@ -215,8 +274,16 @@ def idle(fake: FakeCuda) -> FakeCuda:
     return fake
 
 
+def recorded(folder: Path) -> list[Record]:
+    return list(read(folder / "nvidia-fake-80gb.jsonl"))
+
+
 def ids(folder: Path) -> list[str]:
-    return [record.id for record in read(folder / "nvidia-fake-80gb.jsonl")]
+    return [record.id for record in recorded(folder)]
+
+
+def work(cases: Sequence[measure.Asked], folder: Path, until: float = measure.FOREVER, **options: bool) -> int:
+    return measure.work({"some": cases}, folder, until, **options)
 
 
 def test_a_new_process_goes_on_after_an_out_of_memory(
@@ -224,37 +291,118 @@ def test_a_new_process_goes_on_after_an_out_of_memory(
 ) -> None:
     monkeypatch.setattr(measure, "measure", fake_measure(EAGER))
     cases = [EAGER, OTHER, ACCUMULATED]
-    assert measure.work(cases, tmp_path, measure.FOREVER) == measure.NEW_PROCESS
+    assert work(cases, tmp_path) == measure.NEW_PROCESS
     assert ids(tmp_path) == [EAGER.id]
-    assert measure.work(cases, tmp_path, measure.FOREVER) == measure.DONE
+    assert work(cases, tmp_path) == measure.DONE
     assert ids(tmp_path) == [each.id for each in cases]
-    assert capsys.readouterr().out.endswith("0 of 3 cases remain\n")
+    assert capsys.readouterr().out.endswith("some: 0 of 3 remain\n")
 
 
-def test_a_case_that_leaves_memory_behind_ends_its_process(
-    fake: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_case_that_leaves_a_model_behind_ends_its_process(
+    idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    idle.allocated += measure.LARGEST_LEFTOVER_BYTES + 1
+    monkeypatch.setattr(measure, "measure", fake_measure())
+    assert work([EAGER, OTHER], tmp_path) == measure.NEW_PROCESS
+    assert ids(tmp_path) == [EAGER.id]
+
+
+def test_an_error_that_spoils_the_context_ends_its_process(
+    idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def measure_and_spoil(*arguments: Any) -> Record:
+        monkeypatch.setattr(torch.cuda, "empty_cache", raise_device_error)
+        return fake_measure()(*arguments)
+
+    def raise_device_error() -> None:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(measure, "measure", measure_and_spoil)
+    assert work([EAGER, OTHER], tmp_path) == measure.NEW_PROCESS
+    assert ids(tmp_path) == [EAGER.id]
+
+
+def test_each_record_knows_what_its_process_held_before(
+    idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(measure, "measure", fake_measure())
-    assert measure.work([EAGER, OTHER], tmp_path, measure.FOREVER) == measure.NEW_PROCESS
-    assert ids(tmp_path) == [EAGER.id]
+    work([EAGER, OTHER], tmp_path)
+    held = {
+        "allocated_bytes": 64 * MIB,
+        "reserved_bytes": 128 * MIB,
+        "context_bytes": idle.context_bytes,
+    }
+    process = [record.measured["process"] for record in recorded(tmp_path)]
+    assert process == [{"measured_before": 0} | held, {"measured_before": 1} | held]
+    assert idle.emptied == 3
 
 
 def test_other_versions_are_measured_again(idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(measure, "measure", fake_measure())
-    assert measure.work([EAGER], tmp_path, measure.FOREVER) == measure.DONE
+    assert work([EAGER], tmp_path) == measure.DONE
     newer = replace(MACHINE, versions=MACHINE.versions | {"driver": "601.0"})
     monkeypatch.setattr(measure, "start", lambda: newer)
-    assert measure.work([EAGER], tmp_path, measure.FOREVER) == measure.DONE
+    assert work([EAGER], tmp_path) == measure.DONE
     assert ids(tmp_path) == [EAGER.id, EAGER.id]
 
 
-def test_no_case_starts_after_the_time_is_up(
+def test_errors_are_measured_again_only_when_asked(
+    idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*arguments: Any) -> Record:
+        return replace(fake_measure()(*arguments), measured={"error": "TypeError: a mistake"})
+
+    monkeypatch.setattr(measure, "measure", fail)
+    work([EAGER], tmp_path)
+    monkeypatch.setattr(measure, "measure", fake_measure())
+    work([EAGER], tmp_path)
+    assert len(recorded(tmp_path)) == 1
+    for _ in range(2):  # what has succeeded since is not asked again
+        work([EAGER], tmp_path, again=True)
+    assert [bool(record.failed) for record in recorded(tmp_path)] == [True, False]
+
+
+def test_nothing_starts_after_the_time_is_up(
     idle: FakeCuda, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(measure, "measure", fake_measure())
-    assert measure.work([EAGER, OTHER], tmp_path, until=0.0) == measure.DONE
+    assert work([EAGER, OTHER], tmp_path, until=0.0) == measure.DONE
     assert ids(tmp_path) == []
-    assert capsys.readouterr().out == "2 of 2 cases remain\n"
+    assert capsys.readouterr().out == "some: 2 of 2 remain\n"
+
+
+def test_answers_to_questions_lie_apart(idle: FakeCuda, tmp_path: Path) -> None:
+    asked = Question(id="how-many", answer=lambda machine: {"gpus": machine.gpu_name})
+    assert work([asked], tmp_path) == measure.DONE
+    [record] = read(tmp_path / "questions" / "nvidia-fake-80gb.jsonl")
+    assert (record.id, record.measured["answer"]) == ("how-many", {"gpus": "NVIDIA Fake 80GB"})
+    assert ids(tmp_path) == []
+
+
+def asked_for(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, list[str]]:
+    """The suites and ids that a worker with these arguments is given."""
+    given: dict[str, list[str]] = {}
+
+    def work(suites: dict[str, list[measure.Asked]], *_: Any, **options: bool) -> int:
+        given.update({name: [asked.id for asked in suite] for name, suite in suites.items()})
+        return measure.DONE
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(measure, "work", work)
+    measure.main([*arguments, "--until=1"])
+    return given
+
+
+def test_without_a_suite_all_are_measured_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = asked_for(monkeypatch)
+    assert list(given) == ["questions", "alone", "pairs", "sizes", "holdout"]
+    assert given == {name: [asked.id for asked in suite] for name, suite in measure.SUITES.items()}
+
+
+def test_a_suite_can_be_chosen_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert list(asked_for(monkeypatch, "--suite", "holdout")) == ["holdout"]
+    assert [len(ids) for ids in asked_for(monkeypatch, "--limit", "2").values()] == [2] * 5
+    assert set(asked_for(monkeypatch, "--only", "rotary")["questions"]) == {"rotary"}
 
 
 def test_the_supervisor_starts_workers_until_one_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,9 +415,10 @@ def test_the_supervisor_starts_workers_until_one_is_done(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(measure.time, "time", lambda: 1000.0)
-    assert measure.main(["--suite", "holdout", "--minutes", "8"]) == measure.DONE
+    assert measure.main(["--suite", "holdout", "--minutes", "8", "--again"]) == measure.DONE
     assert len(commands) == 3
     assert {command[-1] for command in commands} == {"--until=1480.0"}
+    assert ["--again" in command for command in commands] == [True, False, False]
 
 
 # --- the boundary: what torch and the driver are asked --------------------------------------------------------------
@@ -326,20 +475,28 @@ def test_kernels_by_kind(kernel: str, kind: str) -> None:
     assert cuda.kernel_kind(kernel) == kind
 
 
-def event(name: str, device: str, seconds: float = 0.0, flops: int = 0, annotation: bool = False) -> Any:
+def event(
+    name: str, device: str, start: int = 0, seconds: float = 0.0, flops: int = 0, annotation: bool = False
+) -> Any:
+    """A profiler's event, as its C++ class has it."""
+    length = round(seconds * 1e9)
     return SimpleNamespace(
-        name=name,
-        device_type=SimpleNamespace(name=device),
-        time_range=SimpleNamespace(elapsed_us=lambda: seconds * 1e6),
-        flops=flops,
-        is_user_annotation=annotation,
-        cpu_parent=None,
+        name=lambda: name,
+        device_type=lambda: SimpleNamespace(name=device),
+        start_thread_id=lambda: 1,
+        start_ns=lambda: start,
+        end_ns=lambda: start + length,
+        duration_ns=lambda: length,
+        flops=lambda: flops,
+        is_user_annotation=lambda: annotation,
     )
 
 
 def test_a_profile_sums_kernels_once_and_names_the_backend() -> None:
     events = [
         event("aten::mm", "CPU", seconds=9.0, flops=100),
+        event("aten::mm", "CPU", seconds=8.0, flops=100, start=1),  # autocast's second call
+        event("aten::mm", "CPU", seconds=1.0, flops=50, start=10**10),
         event("aten::mul", "CPU", flops=7),
         event("aten::_scaled_dot_product_flash_attention", "CPU"),
         event("nvjet_a", "CUDA", seconds=1.0),
@@ -349,28 +506,57 @@ def test_a_profile_sums_kernels_once_and_names_the_backend() -> None:
     ]
     assert cuda.summary(events) == {
         "kernel_seconds": {"matmul": 3.0, "copies": 0.5},
-        "matmul_flops": 100,
+        "matmul_flops": 150,
         "sdpa_backends": ["flash"],
     }
 
 
 def test_a_named_backend_is_the_only_one_that_may_run() -> None:
     q = torch.zeros(1, 1, 8, 8)
-    with cuda.restricted_to("math"):
+    with restricted_to("math"):
         assert torch.backends.cuda.math_sdp_enabled()
         assert not torch.backends.cuda.flash_sdp_enabled()
         torch.nn.functional.scaled_dot_product_attention(q, q, q)
-    with cuda.restricted_to("auto"):
+    with restricted_to("auto"):
         assert torch.backends.cuda.flash_sdp_enabled()
 
 
 def test_workspaces_are_what_the_first_products_leave(monkeypatch: pytest.MonkeyPatch) -> None:
-    matrix = 64 * 64 * 4
-    readings = iter([1000, 1000 + 2 * matrix + 32, 1000 + 32 + 8])
+    # Before, after forward and after backward of three products in each of three types.
+    readings = iter([100, 132, 140, *[140] * 6, 140, 141, 143, *[143] * 15])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: next(readings))
+    monkeypatch.setattr(torch.backends.cuda, "cublas_workspace_size", lambda: 32)
+    monkeypatch.setattr(torch.backends.cuda, "cublaslt_workspace_size", lambda: 1)
     zeros = torch.zeros
     monkeypatch.setattr(torch, "zeros", lambda *size, device, **options: zeros(*size, **options))
-    assert cuda.workspaces() == {"forward_thread_bytes": 32, "autograd_thread_bytes": 8}
+    assert cuda.workspaces() == {
+        "forward_thread_bytes": 33,
+        "autograd_thread_bytes": 10,
+        "first_left_by": {
+            "torch.float32, mm": {"forward_thread_bytes": 32, "autograd_thread_bytes": 8},
+            "torch.bfloat16, mm": {"forward_thread_bytes": 1, "autograd_thread_bytes": 2},
+        },
+        "cublas_setting_bytes": 32,
+        "cublaslt_setting_bytes": 1,
+    }
+    assert next(readings, None) is None
+
+
+def test_a_worker_starts_by_seeing_its_context(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    readings = iter([1000, 1000 + 500 * MIB + 2 * fake.allocated])
+    monkeypatch.setattr(nvml, "used_bytes", lambda: next(readings))
+    monkeypatch.setattr(nvml, "driver_version", lambda: "600.1")
+    monkeypatch.setattr(nvml, "total_bytes", lambda: {"total_bytes": 80})
+    monkeypatch.setattr(torch, "zeros", lambda *_, device: None)
+    monkeypatch.setattr(cuda, "workspaces", lambda: WORKSPACES)
+    properties = SimpleNamespace(name="NVIDIA Fake 80GB", major=9, minor=0, total_memory=79)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    found = machine.start()
+    assert found.used_before_context_bytes == 1000
+    assert found.facts["context_bytes"] == 500 * MIB
+    assert found.facts["environment"] == {"CUBLAS_WORKSPACE_CONFIG": ":16:8"}
+    assert found.versions["driver"] == "600.1"
 
 
 def test_the_driver_is_asked_for_the_visible_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -428,7 +614,7 @@ def test_measuring_needs_neither_calc_nor_pydantic() -> None:
 
 @pytest.mark.gpu
 def test_a_real_step_is_measured() -> None:
-    found = measure.measure(case("gpt2", 1, 128, attention="flash", history=True), measure.start()).measured
+    found = measure.measure(case("gpt2", 1, 128, attention="flash", history=True), machine.start(), FRESH).measured
     assert found["memory"]["peak_allocated_bytes"] > found["memory"]["saved_activation_bytes"] > 0
     assert found["profile"]["sdpa_backends"] == ["flash"]
     assert found["allocator_history"]
