@@ -1,11 +1,15 @@
-"""The formulas against every record: a line for each quantity, and whether all is within the stated bounds."""
+"""The formulas against every record: a line for each quantity, and whether all is within the stated bounds.
 
-from collections import defaultdict
+Recorded allocator histories are replayed too; there the simulation's counters should be torch's, to the byte.
+"""
+
 from collections.abc import Iterable
 
 from calc.errors import ConfigError
 from validation.compare import Comparison, compare
 from validation.records import Record, read_all
+from validation.replay import Replayed, replayed
+from validation.verdict import KINDS, by_quantity, counts, of_kind, record_key
 
 PASSED, FAILED = 0, 1
 
@@ -14,14 +18,20 @@ def regress(records: Iterable[Record]) -> int:
     """Prints one line per quantity, then what is beyond its bound; returns the exit status."""
     records = list(records)
     comparisons, refusals = compared(records)
-    for kind in ("trace", "measurement"):
-        of_kind = [each for each in comparisons if each.record.kind == kind]
-        failed = sum(record.kind == kind and bool(record.failed) for record in records)
-        print(f"{len({each.record.id for each in of_kind})} {kind}s compared, {failed} that did not run")
-        print(*table(of_kind), sep="\n")
-    beyond = [each for each in comparisons if not each.is_within]
-    print(*refusals, *map(complaint, beyond), sep="\n")
-    return FAILED if beyond or refusals else PASSED
+    for kind in KINDS:
+        cases = of_kind(comparisons, kind)
+        number = counts(records, cases, kind)
+        print(f"{number['cases']} {kind}s compared, {number['did_not_run']} that did not run")
+        print(*table(cases), sep="\n")
+    counters = [each for record in records for each in replayed(record)]
+    print(replay_line(counters))
+    complaints = [
+        *refusals,
+        *(complaint(each) for each in comparisons if not each.is_within),
+        *(f"DIFFERS  {each}" for each in counters if not each.is_exact),
+    ]
+    print(*complaints, sep="\n")
+    return FAILED if complaints else PASSED
 
 
 def compared(records: Iterable[Record]) -> tuple[list[Comparison], list[str]]:
@@ -38,14 +48,18 @@ def compared(records: Iterable[Record]) -> tuple[list[Comparison], list[str]]:
 
 def table(comparisons: Iterable[Comparison]) -> list[str]:
     """Quantity, cases, how many are exact, largest error, its bound."""
-    by_quantity: dict[str, list[Comparison]] = defaultdict(list)
-    for each in comparisons:
-        by_quantity[each.quantity].append(each)
     return [
         f"  {quantity:<60} {len(group):>4} cases {sum(each.relative_error == 0 for each in group):>4} exact"
         f"   largest error {max(abs(each.relative_error) for each in group):8.4%} of at most {group[0].bound:.0%}"
-        for quantity, group in sorted(by_quantity.items())
+        for quantity, group in sorted(by_quantity(comparisons).items())
     ]
+
+
+def replay_line(counters: list[Replayed]) -> str:
+    """How many histories were replayed, and how many of the allocator's counters came out exact."""
+    histories = len({record_key(each.record) for each in counters})
+    exact = sum(each.is_exact for each in counters)
+    return f"{histories} allocator histories replayed, {exact} of {len(counters)} counters exact"
 
 
 def complaint(beyond: Comparison) -> str:

@@ -68,7 +68,9 @@ def readme_table(records: Sequence[Record], comparisons: Sequence[Comparison]) -
         lines += [f"Against {of_what}: {counted(records, cases, kind)}", ""]
         if cases:
             lines += [*peaks(cases), "", exact_or_not(cases), ""]
-    return "\n".join([*lines, "More in [docs/accuracy.md](docs/accuracy.md).", ""])
+    return "\n".join(
+        [*lines, "More in [docs/accuracy.md](docs/accuracy.md); every record is a mark on the page `/accuracy`.", ""]
+    )
 
 
 def counted(records: Sequence[Record], cases: Sequence[Comparison], kind: Kind) -> str:

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from calc import Scenario, estimate
+from validation import regress as regress_module
 from validation.compare import Comparison, bound, compare, leaves
 from validation.records import Kind, Record, read_all
 from validation.regress import FAILED, PASSED, compared, regress
+from validation.replay import Replayed
 
 SCENARIO = {"model": "gpt2", "micro_batch_size": 2, "sequence_length": 64, "attention": "eager"}
 ANSWER = estimate(Scenario(**SCENARIO))
@@ -86,6 +88,19 @@ def test_torchs_allocated_bytes_include_the_workspaces() -> None:
 def test_a_record_of_an_out_of_memory_is_counted_and_not_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert regress([record("measurement", out_of_memory={"peak_allocated_bytes": 1})]) == PASSED
     assert "0 measurements compared, 1 that did not run" in capsys.readouterr().out
+
+
+def test_a_replayed_history_that_is_not_exact_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passing = peak("measurement", 1.0)
+    for simulated, status in ((2**20, PASSED), (2**21, FAILED)):
+        counter = Replayed(record=passing, quantity="peak_reserved_bytes", simulated=simulated, measured=2**20)
+        monkeypatch.setattr(regress_module, "replayed", lambda _, counter=counter: [counter])
+        assert regress([passing]) == status
+        printed = capsys.readouterr().out
+        assert f"1 allocator histories replayed, {int(status == PASSED)} of 1 counters exact" in printed
+        assert (f"DIFFERS  {counter}" in printed) is (status == FAILED)
 
 
 def test_zero_against_something_is_infinitely_off() -> None:
