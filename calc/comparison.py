@@ -50,9 +50,13 @@ class Comparison:
 
 def compare(scenarios: Sequence[Scenario]) -> Comparison:
     """The answers to one to four `scenarios` and their differences. Raises ConfigError for more or none."""
-    estimates = tuple(_each(estimate, scenarios))
+    return compared(list(_each(estimate, scenarios)))
+
+
+def compared(estimates: Sequence[Estimate]) -> Comparison:
+    """Answers that are there already, compared."""
     return Comparison(
-        estimates=estimates,
+        estimates=tuple(estimates),
         fields=_differing([answer.scenario for answer in estimates]),
         quantities=_quantities(estimates),
     )

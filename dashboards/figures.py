@@ -29,6 +29,9 @@ SMALLEST_VISIBLE_PERCENT = 0.02
 ROOM_IN_SIGHT = 2.5
 """The curve shows the line of the GPU's room unless it lies further above the peak than this factor."""
 
+LABEL_PERCENT = (8, 14)
+"""How wide and how high a label at a peak is, in percent of the drawing."""
+
 MOST_TICKS = 5
 
 
@@ -50,11 +53,12 @@ def parts(memory: dict[str, Any]) -> dict[str, int]:
     return {part: sizes[part] for part in PARTS if sizes[part]}
 
 
-def bar(memory: dict[str, Any]) -> dict[str, Any]:
-    """The stacked bar: segments, what is free or missing, and the capacity line."""
+def bar(memory: dict[str, Any], scale: float | None = None) -> dict[str, Any]:
+    """The stacked bar: segments, what is free or missing, and the capacity line. `scale` are the bytes of its whole
+    width; bars that share one can be compared."""
     sizes = parts(memory)
     needed, capacity = sum(sizes.values()), memory["gpu_memory_bytes"]
-    scale = max(needed, (capacity or 0) * MARGIN)
+    scale = scale or bar_scale(memory)
     start = 0
     segments = []
     for part, size in sizes.items():
@@ -75,12 +79,16 @@ def bar(memory: dict[str, Any]) -> dict[str, Any]:
     return {"segments": segments, "needed_bytes": needed, "capacity": line}
 
 
-def curve(memory: dict[str, Any]) -> dict[str, Any]:
-    """Allocated bytes through the step: the line, its phases, ticks, the peak and the room there is for tensors."""
-    points, peak_bytes = memory["timeline"], memory["peak_allocated_bytes"]
-    room = _room_for_tensors(memory)
-    shown_room = room if room is not None and room <= ROOM_IN_SIGHT * peak_bytes else None
-    top = LABEL_MARGIN * max(peak_bytes, shown_room or 0)
+def bar_scale(memory: dict[str, Any]) -> float:
+    """The bytes that a bar of its own is wide."""
+    return max(sum(parts(memory).values()), (memory["gpu_memory_bytes"] or 0) * MARGIN)
+
+
+def curve(memory: dict[str, Any], top: float | None = None) -> dict[str, Any]:
+    """Allocated bytes through the step: the line, its phases, ticks, the peak and the room there is for tensors. `top`
+    are the bytes of its whole height; curves that share one can be compared."""
+    points, shown_room = memory["timeline"], _room_in_sight(memory)
+    top = top or curve_top(memory)
     groups = [list(group) for _, group in groupby(points, key=lambda point: point["phase"])]
     phases = _phases(groups)
     positions = list(_positions(groups, phases))
@@ -99,6 +107,46 @@ def curve(memory: dict[str, Any]) -> dict[str, Any]:
         "peak": {"x": positions[peak], "y": heights[peak], **points[peak]},
         "room": None if shown_room is None else {"bytes": shown_room, "y": 100 - 100 * shown_room / top},
     }
+
+
+def curve_top(memory: dict[str, Any]) -> float:
+    """The bytes that a curve of its own is high."""
+    return LABEL_MARGIN * max(memory["peak_allocated_bytes"], _room_in_sight(memory) or 0)
+
+
+def overlay(memories: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several curves on one scale. Phases are marked where all have the same, the room where all have the same room."""
+    top = max(map(curve_top, memories))
+    curves = [curve(memory, top) for memory in memories]
+    first = curves[0]
+    return {
+        "lines": [drawn["line"] for drawn in curves],
+        "peaks": _labelled_peaks([drawn["peak"] for drawn in curves]),
+        "ticks": first["ticks"],
+        "phases": first["phases"] if all(drawn["phases"] == first["phases"] for drawn in curves) else [],
+        "room": first["room"] if all(drawn["room"] == first["room"] for drawn in curves) else None,
+    }
+
+
+def _labelled_peaks(peaks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Each curve's peak; those too near each other to be labelled apart share the label of the first of them."""
+    placed: list[dict[str, Any]] = []
+    for index, peak in enumerate(peaks):
+        near = (other for other in placed if other["labels"] and _is_near(other, peak))
+        beside = next(near, None)
+        if beside is not None:
+            beside["labels"].append(index)
+        placed.append({"x": peak["x"], "y": peak["y"], "labels": [index] if beside is None else []})
+    return placed
+
+
+def _is_near(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return abs(one["x"] - other["x"]) < LABEL_PERCENT[0] and abs(one["y"] - other["y"]) < LABEL_PERCENT[1]
+
+
+def _room_in_sight(memory: dict[str, Any]) -> int | None:
+    room = _room_for_tensors(memory)
+    return room if room is not None and room <= ROOM_IN_SIGHT * memory["peak_allocated_bytes"] else None
 
 
 def _room_for_tensors(memory: dict[str, Any]) -> int | None:

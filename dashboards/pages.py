@@ -1,4 +1,4 @@
-"""The pages, rendered on the server: `/`, `/formulas`, `/accuracy` with a page per record, `/docs`.
+"""The pages, rendered on the server: `/`, `/compare`, `/formulas`, `/accuracy` with a page per record, `/docs`.
 
 `/` asks `/answer` after every change.
 """
@@ -26,6 +26,7 @@ from .accuracy import accuracy_view, record_view
 from .address import gpu_names, model_names, query_pairs, scenario_from_query
 from .example import EXAMPLE
 from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, STOPS, written
+from .side_by_side import compare_view
 from .views import answer_view
 from .words import LABELS, WORDS, Language, preferred_language
 
@@ -143,6 +144,23 @@ def _answer(question: Question) -> Response:
     slots = {part: TEMPLATES.get_template(f"parts/{part}.html").render(context) for part in PARTS}
     resolved = {"sequence_length": context["resolved_sequence_length"]}
     return JSONResponse({"problem": None, "slots": slots, "resolved": resolved})
+
+
+@router.get("/compare")
+async def compare(request: Request) -> HTMLResponse:
+    items = [(name, text) for name, text in request.query_params.multi_items() if name != "lang"]
+    question = Question(request, request.query_params.multi_items())
+    view = compare_view(items, question.words)
+    and_lang = f"&lang={question.language}" if "lang" in request.query_params else ""
+    context = {
+        "w": question.words,
+        "language": question.language,
+        "models": model_names(),
+        "gpus": ("", *gpu_names()),
+        "and_lang": and_lang,
+        "query": f"?{view['first_query']}{and_lang}",
+    }
+    return _page(request, "compare", context | view)
 
 
 @router.get("/formulas")

@@ -283,7 +283,12 @@ def test_the_documentation_works_offline(page):
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_screen(page, width):
     page.set_viewport_size({"width": width, "height": 844})
-    for path in ("/", "/formulas", "/?model=llama-3.1-8b&gpu=a100-sxm-80gb&micro_batch_size=4&adapter.kind=lora"):
+    for path in (
+        "/",
+        "/formulas",
+        "/compare",
+        "/?model=llama-3.1-8b&gpu=a100-sxm-80gb&micro_batch_size=4&adapter.kind=lora",
+    ):
         page.goto(path)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
@@ -324,3 +329,61 @@ def test_axe_finds_nothing(page, path, scheme):
             page.click(f"{details} > summary")
     found = Axe().run(page)
     assert found.violations_count == 0, found.generate_report()
+
+
+COMPARED = "/compare?a.model=gpt2&a.gpu=rtx-4090&b.model=gpt2&b.gpu=rtx-4090&b.recompute=full"
+
+
+def test_scenarios_are_compared_from_the_question(page):
+    page.goto("/?model=gpt2&gpu=rtx-4090&micro_batch_size=4")
+    page.click("text=Compare")
+    expect(page.locator("#heads th")).to_have_count(3)
+    expect(page.locator("[name='a.micro_batch_size']")).to_have_value("4")
+    expect(page.locator("#overlay .line")).to_have_count(3)
+    page.locator("#heads a", has_text="remove").last.click()
+    expect(page.locator("#heads th")).to_have_count(2)
+    page.locator("#additions a", has_text="selective").click()
+    expect(page.locator("[name='c.recompute']")).to_have_value("selective")
+    page.locator("#heads a", has_text="open").last.click()
+    answered(page, "Fits")
+    assert "recompute=selective" in page.url
+
+
+def test_a_change_in_a_column_changes_its_answer_and_the_address(page):
+    page.goto(COMPARED)
+    needs = page.locator("#verdicts .figures")
+    before = needs.all_inner_texts()
+    page.fill("[name='b.micro_batch_size']", "8")
+    expect(needs.nth(1)).not_to_have_text(before[1])
+    expect(needs.nth(0)).to_have_text(before[0])
+    expect(page.locator("[name='b.micro_batch_size']")).to_be_focused()
+    assert "b.micro_batch_size=8" in page.url
+    expect(page.locator("#fields tr", has_text="Micro-batch").locator(".differ")).to_be_visible()
+    page.select_option("[name='b.adapter.kind']", "lora")
+    expect(page.locator("[name='b.adapter.rank']")).to_be_visible()
+    expect(page.locator("[name='a.adapter.rank']")).to_be_hidden()
+    shown = needs.all_inner_texts()
+    page.reload()
+    assert needs.all_inner_texts() == shown
+    page.fill("[name='a.sequence_length']", "5000")
+    expect(page.locator("#verdicts .problem")).to_contain_text("should be at most 1024")
+    expect(page.locator("#overlay .line")).to_have_count(1)
+
+
+def test_the_comparison_speaks_chinese_and_stays_so(page):
+    page.goto(COMPARED)
+    page.click("text=中文")
+    expect(page.locator("h1")).to_have_text("并排对比")
+    expect(page.locator("[name='b.recompute']")).to_have_value("full")
+    page.locator("#heads a", has_text="移除").first.click()
+    expect(page.locator("h1")).to_have_text("并排对比")
+    expect(page.locator("#heads th")).to_have_count(1)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_in_a_comparison(page, scheme):
+    page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
+    for path in (COMPARED, "/compare?lang=zh&model=llama-3.1-8b"):
+        page.goto(path)
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()

@@ -31,7 +31,9 @@ def client():
         yield client
 
 
-@pytest.mark.parametrize("path", ["/", "/formulas", "/docs", "/?lang=zh", "/?model=gpt2&micro_batch_size=-1"])
+@pytest.mark.parametrize(
+    "path", ["/", "/compare", "/formulas", "/docs", "/?lang=zh", "/?model=gpt2&micro_batch_size=-1"]
+)
 def test_pages_keep_the_policy_and_load_nothing_from_elsewhere(client, path):
     html = client.get(path).text
     for tag, attributes in Elements(html).found:

@@ -1,0 +1,197 @@
+"""Up to four scenarios as columns: their questions in one address, and what the page shows of their answers.
+
+The address holds the contract's dotted fields behind the column's letter: `a.model=gpt2&b.model=gpt2&b.recompute=full`.
+Fields without a letter are one scenario; two usual remedies then stand beside it.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import calc
+from calc.comparison import MOST_SCENARIOS, Comparison, compared
+from calc.errors import shown
+
+from . import figures
+from .address import CONFIG, query_pairs, scenario_from_query
+from .comparison import alternatives, lora_rank
+from .example import EXAMPLE
+from .form import CHOICES, written
+
+LETTERS = "abcd"[:MOST_SCENARIOS]
+
+ASKED = (
+    "micro_batch_size",
+    "sequence_length",
+    "gradient_accumulation_steps",
+    "precision",
+    "optimizer",
+    "attention",
+    "recompute",
+    "adapter.kind",
+    "adapter.rank",
+)
+"""The fields that every column shows beside model and GPU; the others are shown where they differ."""
+
+BESIDE = ("full", "lora", "full_training")
+"""The alternatives that stand beside a single scenario, as many of them as there are, up to NUM_BESIDE."""
+NUM_BESIDE = 2
+
+Pairs = list[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """One scenario of the address, with its answer or what is wrong with it."""
+
+    pairs: Pairs
+    scenario: calc.Scenario | None = None
+    estimate: calc.Estimate | None = None
+    wrong: dict[str, Any] | None = None
+
+
+def columns_of(items: Iterable[tuple[str, str]]) -> list[Column]:
+    """The columns that an address describes."""
+    by_letter: dict[str, Pairs] = {}
+    for name, text in items:
+        letter, dot, field = name.partition(".")
+        is_lettered = dot and letter in LETTERS
+        by_letter.setdefault(letter if is_lettered else "", []).append((field if is_lettered else name, text))
+    alone = written(by_letter.pop("", []))
+    if by_letter:
+        # A field without a letter beside lettered ones belongs to nobody: the first column's answer says so.
+        first = min(by_letter)
+        return [
+            _column(written(pairs) + (alone if letter == first else [])) for letter, pairs in sorted(by_letter.items())
+        ]
+    column = _column(alone or query_pairs(EXAMPLE))
+    return [column, *map(_column, _remedies(column))]
+
+
+def _column(pairs: Pairs) -> Column:
+    try:
+        scenario = scenario_from_query(pairs)
+        return Column(pairs=pairs, scenario=scenario, estimate=calc.estimate(scenario))
+    except calc.ConfigError as error:
+        wrong = {"field": error.field, "message": f"{shown(error.value)}: {error.expected}", "text": str(error)}
+        return Column(pairs=pairs, wrong=wrong)
+
+
+def _remedies(column: Column) -> list[Pairs]:
+    if column.scenario is None or column.estimate is None:
+        return []
+    rows = {row.key: row for row in alternatives(column.scenario, column.estimate)}
+    usual = [rows[key].scenario for key in BESIDE if not rows[key].is_current]
+    return [query_pairs(scenario) for scenario in usual[:NUM_BESIDE]]
+
+
+def address(columns: Sequence[Pairs]) -> str:
+    """The query string that holds `columns`."""
+    lettered = zip(LETTERS, columns, strict=False)
+    return urlencode([(f"{letter}.{name}", text) for letter, pairs in lettered for name, text in pairs])
+
+
+def compare_view(items: Iterable[tuple[str, str]], words: Mapping[str, str]) -> dict[str, Any]:
+    """Everything the template needs for an address."""
+    columns = columns_of(items)
+    answered = [index for index, column in enumerate(columns) if column.estimate]
+    comparison = compared([column.estimate for column in columns if column.estimate]) if answered else None
+    memories = [answer.to_dict()["memory"] for answer in comparison.estimates] if comparison else []
+    scale = max(map(figures.bar_scale, memories), default=0)
+    shown_bars = dict(zip(answered, (figures.bar(memory, scale) for memory in memories), strict=True))
+    return {
+        "columns": [_column_view(columns, index, shown_bars.get(index)) for index in range(len(columns))],
+        "marked": _marked(comparison, answered),
+        "asked_fields": ASKED,
+        "other_fields": _other_fields(comparison, answered, len(columns)),
+        "quantities": _quantities(comparison, answered, len(columns)),
+        "overlay": figures.overlay(memories) if memories else None,
+        "drawn_letters": [LETTERS[index] for index in answered],
+        "additions": _additions(columns, words),
+        "choices": CHOICES,
+        "wrong": None if answered else columns[0].wrong,
+        "first_query": urlencode(columns[0].pairs),
+    }
+
+
+def _column_view(columns: Sequence[Column], index: int, bar: dict[str, Any] | None) -> dict[str, Any]:
+    column = columns[index]
+    values = dict(column.pairs)
+    others = [other.pairs for number, other in enumerate(columns) if number != index]
+    asked = {"model", CONFIG, "gpu", *ASKED}
+    return {
+        "letter": LETTERS[index],
+        "values": values,
+        "kept": [(name, text) for name, text in column.pairs if name not in asked],
+        "open": urlencode(column.pairs),
+        "without": address(others) if others else None,
+        "wrong": column.wrong,
+        "memory": column.estimate.memory if column.estimate else None,
+        "sequence_length": column.estimate.scenario.sequence_length if column.estimate else "",
+        "bar": bar,
+    }
+
+
+def _marked(comparison: Comparison | None, answered: Sequence[int]) -> dict[str, set[int]]:
+    """The fields that differ, and the columns in which they differ from the first that is answered."""
+    return {
+        name: {index for index, value in zip(answered, values, strict=True) if value != values[0]}
+        for name, values in _fields(comparison).items()
+    }
+
+
+def _fields(comparison: Comparison | None) -> dict[str, tuple[Any, ...]]:
+    """The fields that differ; an adapter's only where adapters differ, not where there is none."""
+    fields = comparison.fields if comparison else {}
+    return {name: values for name, values in fields.items() if not _is_only_without(name, values)}
+
+
+def _is_only_without(name: str, values: Sequence[Any]) -> bool:
+    given = [value for value in values if value is not None]
+    return name.startswith("adapter.") and name != "adapter.kind" and all(value == given[0] for value in given)
+
+
+def _other_fields(comparison: Comparison | None, answered: Sequence[int], num_columns: int) -> list[dict[str, Any]]:
+    """The fields that differ and have no row of their own."""
+    rows = []
+    for name, values in _fields(comparison).items():
+        if name not in ("model", "gpu", *ASKED) and not name.startswith("model."):
+            by_column = dict(zip(answered, values, strict=True))
+            rows.append({"name": name, "values": [by_column.get(index) for index in range(num_columns)]})
+    return rows
+
+
+def _quantities(
+    comparison: Comparison | None, answered: Sequence[int], num_columns: int
+) -> dict[str, list[tuple[int, int] | None]]:
+    """Per quantity and column: its value, and how much more it is than the first answered column's."""
+    if comparison is None:
+        return {}
+    quantities: dict[str, Sequence[int]] = dict(comparison.quantities)
+    for phase in comparison.estimates[0].memory.phases:
+        quantities[f"phase.{phase.name}"] = [_phase_peak(answer, phase.name) for answer in comparison.estimates]
+    columns = {}
+    for name, values in quantities.items():
+        by_column = {index: (value, value - values[0]) for index, value in zip(answered, values, strict=True)}
+        columns[name] = [by_column.get(index) for index in range(num_columns)]
+    return columns
+
+
+def _phase_peak(answer: calc.Estimate, name: str) -> int:
+    return next(phase.peak_allocated_bytes for phase in answer.memory.phases if phase.name == name)
+
+
+def _additions(columns: Sequence[Column], words: Mapping[str, str]) -> list[dict[str, str]]:
+    """What can stand beside the columns there are: the first one's alternatives, and a copy of it."""
+    first, taken = columns[0], [column.pairs for column in columns]
+    if len(columns) == MOST_SCENARIOS or first.scenario is None or first.estimate is None:
+        return []
+    scenarios = {
+        words[f"alternative.{row.key}"].format(rank=lora_rank(row.scenario)): row.scenario
+        for row in alternatives(first.scenario, first.estimate)
+    }
+    there = [column.scenario for column in columns]
+    choices = {title: query_pairs(scenario) for title, scenario in scenarios.items() if scenario not in there}
+    choices = {words["compare_copy"]: first.pairs, **choices}
+    return [{"title": title, "query": address([*taken, pairs])} for title, pairs in choices.items()]
