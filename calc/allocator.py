@@ -50,13 +50,15 @@ class Block:
 
     __slots__ = ("address", "after", "before", "key", "pool", "requested_bytes", "size_bytes")
 
-    def __init__(self, pool: Pool, address: int, size_bytes: int, before: "Block | None" = None) -> None:
+    def __init__(
+        self, pool: Pool, address: int, size_bytes: int, before: "Block | None" = None, after: "Block | None" = None
+    ) -> None:
         self.pool = pool
         self.address = address
         self.size_bytes = size_bytes
         self.requested_bytes = 0
         self.before = before
-        self.after: Block | None = None
+        self.after = after
         self.key = 0
         """Its place among the free blocks; 0 while it is handed out."""
 
@@ -149,11 +151,10 @@ def replay(history: Iterable[int], allocator: Allocator) -> None:
 
 def _split(block: Block, size_bytes: int) -> None:
     """The front of `block` stays; the rest becomes a free block behind it."""
-    rest = Block(block.pool, block.address + size_bytes, block.size_bytes - size_bytes, before=block)
-    rest.after = block.after
-    if rest.after is not None:
-        rest.after.before = rest
-    block.after = rest
+    after = block.after
+    block.after = rest = Block(block.pool, block.address + size_bytes, block.size_bytes - size_bytes, block, after)
+    if after is not None:
+        after.before = rest
     block.size_bytes = size_bytes
     block.pool.add(rest)
 
