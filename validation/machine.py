@@ -29,19 +29,18 @@ class Machine:
     workspaces: dict[str, Any]
     facts: dict[str, Any]
 
-    @property
-    def workspace_bytes(self) -> int:
-        """cuBLAS's workspaces, of forward's thread and of autograd's."""
-        return self.workspaces["forward_thread_bytes"] + self.workspaces["autograd_thread_bytes"]
-
     def own_bytes(self) -> int:
         """What this process takes of the device now, by the driver's count."""
         return nvml.used_bytes() - self.used_before_context_bytes
 
     def idle(self) -> dict[str, int]:
         """What is left when nothing runs: allocated and reserved by torch, and the context, which grows as kernels are
-        first used."""
+        first used.
+
+        cuBLAS's workspaces are given back, so that the next step makes them when a plain script's first step would.
+        """
         gc.collect()  # a job holds itself in cycles
+        torch._C._cuda_clearCublasWorkspaces()
         torch.cuda.empty_cache()
         reserved = torch.cuda.memory_reserved()
         return {

@@ -3,6 +3,7 @@
 Bytes are torch's requested bytes, which no rounding and no free block changes.
 """
 
+import gc
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -83,10 +84,12 @@ def context_now(machine: Machine) -> dict[str, int]:
 
 
 def cublas_workspaces(machine: Machine) -> dict[str, Any]:
-    """What the first products left, and what whole steps left beside it."""
+    """What the first products left, and what is left allocated when whole steps have gone."""
+    machine.idle()
     for asked in WARM_STEPS:
         training_step(job_of(asked), lambda _: nullcontext())
-    return machine.workspaces | {"left_by_steps_bytes": machine.idle()["allocated_bytes"] - machine.workspace_bytes}
+    gc.collect()
+    return machine.workspaces | {"left_by_steps_bytes": torch.cuda.memory_allocated()}
 
 
 # --- gradients that meet ------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@
 import base64
 import json
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from calc.allocator import Allocator, replay
@@ -31,7 +30,8 @@ class Replayed:
 
 
 def replayed(record: Record) -> list[Replayed]:
-    """The counters after the whole history, which is that of the model, the first and the second step.
+    """The counters after the whole history, which is that of the model, the first and the second step, cuBLAS's
+    workspaces included.
 
     Nothing for a record without a history, and for one whose allocator had to return segments and try again: that is
     not simulated.
@@ -40,7 +40,6 @@ def replayed(record: Record) -> list[Replayed]:
     if history is None or record.failed or record.measured["memory"]["allocation_retries"]:
         return []
     allocator = Allocator()
-    replay(_workspaces(record), allocator)
     replay(unpacked(history), allocator)
     simulated = {
         "peak_reserved_bytes": allocator.reserved_bytes,
@@ -58,12 +57,6 @@ def replayed(record: Record) -> list[Replayed]:
 def unpacked(history: str) -> list[int]:
     """What validation.cuda.packed packed."""
     return json.loads(zlib.decompress(base64.b64decode(history)))
-
-
-def _workspaces(record: Record) -> Iterator[int]:
-    """cuBLAS's, which were there before: of each kind of product the forward thread's, then autograd's."""
-    for left in record.measured["gpu"]["workspaces"]["first_left_by"].values():
-        yield from filter(None, (left["forward_thread_bytes"], left["autograd_thread_bytes"]))
 
 
 def _counters(record: Record) -> dict[str, int]:

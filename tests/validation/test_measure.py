@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -44,6 +45,7 @@ class FakeCuda:
     seconds: float = 0.0
     context_bytes: int = 500 * MIB
     emptied: int = 0
+    workspaces: int = 64 * MIB
     history: list[str | None] = field(default_factory=list)
 
     def memory_stats(self) -> dict[str, int]:
@@ -64,6 +66,10 @@ class FakeCuda:
 
     def memory_allocated(self) -> int:
         return self.allocated
+
+    def clear_workspaces(self) -> None:
+        self.allocated -= self.workspaces
+        self.workspaces = 0
 
     def memory_reserved(self) -> int:
         return 2 * self.allocated
@@ -102,6 +108,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     fake = FakeCuda()
     for name in ("memory_stats", "reset_peak_memory_stats", "memory_allocated", "memory_reserved", "empty_cache"):
         monkeypatch.setattr(torch.cuda, name, getattr(fake, name))
+    monkeypatch.setattr(torch._C, "_cuda_clearCublasWorkspaces", fake.clear_workspaces, raising=False)
     monkeypatch.setattr(torch.cuda, "Event", fake.event)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(nvml, "used_bytes", fake.used_bytes)
@@ -169,7 +176,44 @@ def test_device_bytes_leave_out_what_others_use_and_context_what_torch_reserves(
     memory = measured(EAGER)["memory"]
     assert memory["device_bytes"] == fake.context_bytes + fake.memory_reserved()
     assert memory["context_bytes"] == fake.context_bytes
-    assert memory["library_workspace_bytes"] == 64 * MIB
+
+
+def test_workspaces_are_what_is_allocated_when_the_model_has_gone(fake: FakeCuda) -> None:
+    assert measured(EAGER)["memory"]["library_workspace_bytes"] == fake.allocated
+
+
+@pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 2}])
+def test_what_persists_is_allocated_again_in_a_plain_scripts_order(
+    fake: FakeCuda, adapter: dict[str, Any] | None
+) -> None:
+    config = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2}
+    config |= {"num_hidden_layers": 1, "tie_word_embeddings": True}
+    job = build_job(as_object(case(config, 2, 8, adapter=adapter).scenario), config, "cpu", "eager")
+    tensors = [*job.model.parameters(), *job.model.buffers(), job.input_ids]
+    shapes, buffers = [x.shape for x in tensors], [x.clone() for x in job.model.buffers()]
+    lay_out = measure.taken_apart(job)
+    assert [x.nbytes for x in tensors] == [0] * len(tensors)
+    assert fake.emptied == 1
+    made: list[int] = []
+    with patch.object(torch.Tensor, "new_empty", note_shape(made)):
+        lay_out()
+    assert made == [shape.numel() for shape in shapes]
+    assert [x.shape for x in tensors] == shapes
+    assert all(torch.equal(x, before) for x, before in zip(job.model.buffers(), buffers, strict=True))
+    assert 1 < len(job.input_ids.unique()) <= 16
+    loss = forward(job).loss
+    loss.backward()
+    assert loss.isfinite()
+
+
+def note_shape(made: list[int]) -> Callable[..., torch.Tensor]:
+    new_empty = torch.Tensor.new_empty
+
+    def noted(x: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+        made.append(shape.numel())
+        return new_empty(x, shape)
+
+    return noted
 
 
 def test_micro_batches_give_the_highest_peak_and_the_last_end(fake: FakeCuda) -> None:
@@ -270,7 +314,7 @@ def fake_measure(*out_of_memory: Case) -> Callable[[measure.Asked, Machine, dict
 
 @pytest.fixture
 def idle(fake: FakeCuda) -> FakeCuda:
-    fake.allocated = MACHINE.workspace_bytes  # what a finished case leaves
+    fake.allocated = fake.workspaces  # what a finished case leaves
     return fake
 
 
@@ -328,8 +372,8 @@ def test_each_record_knows_what_its_process_held_before(
     monkeypatch.setattr(measure, "measure", fake_measure())
     work([EAGER, OTHER], tmp_path)
     held = {
-        "allocated_bytes": 64 * MIB,
-        "reserved_bytes": 128 * MIB,
+        "allocated_bytes": 0,
+        "reserved_bytes": 0,
         "context_bytes": idle.context_bytes,
     }
     process = [record.measured["process"] for record in recorded(tmp_path)]

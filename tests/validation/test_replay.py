@@ -11,12 +11,13 @@ from validation.replay import replayed, unpacked
 
 MIB = 2**20
 WORKSPACE = 8_519_680
-HISTORY = [11 * MIB, 3 * MIB, 700, -1, 30 * MIB, -4, 10 * MIB]
-"""A block with a tail of 1 MiB, one of 20 MiB's segment, a small one that is freed; then the first one's is reused."""
+HISTORY = [WORKSPACE, WORKSPACE, 11 * MIB, 3 * MIB, 700, -1, 30 * MIB, -4, 10 * MIB]
+"""Two workspaces; a block with a tail of 1 MiB, one of 20 MiB's segment, a small one that is freed; then the first
+one's is reused."""
 
 
 def record_of(history: list[int] | None, **memory: int) -> Record:
-    """A record with two workspaces, and the counters that the rules give by hand for HISTORY.
+    """A record, and the counters that the rules give by hand for HISTORY.
 
     Segments: 20 MiB with the workspaces (8.125 MiB each) and 3 MiB in its rest of 3.75 MiB, of which 0.75 MiB is too
     little to split off; 12 MiB; 2 MiB; 30 MiB. The last block finds the 12 MiB, and 2 MiB of it are split off.
@@ -28,9 +29,7 @@ def record_of(history: list[int] | None, **memory: int) -> Record:
         "end_allocated_bytes": 20 * MIB + 30 * MIB + 10 * MIB,
     }
     lower = dict.fromkeys(counters, 0)
-    left = {"forward_thread_bytes": WORKSPACE, "autograd_thread_bytes": WORKSPACE}
     measured: dict[str, Any] = {
-        "gpu": {"workspaces": {"first_left_by": {"torch.float32, mm": left}}},
         "memory": {
             "first_step_phases": [{"name": "forward"} | lower],
             "phases": [{"name": "forward"} | lower, {"name": "optimizer"} | counters | memory],
