@@ -11,6 +11,7 @@ from .memory import GRAD_SCALER, Run, StepMemory
 from .operators import AttentionCore
 from .optimizers import uses_grad_scaler
 from .plan import Plan, Workload
+from .recomputation import layers_in_a_row
 from .scenario import Attention, Implementation
 from .sizes import Sizes
 from .step import Step, StepFacts, step
@@ -21,14 +22,20 @@ FLASH_HEAD_LIMIT, FLASH_HEAD_LARGEST = 224, 256
 """What flash_api.cpp's mha_bwd rounds its temporaries' sizes up to; from the limit on heads take the largest."""
 
 
+Unit = tuple[Layer, ...]
+"""Layers in a row that repeat as one."""
+
+
 def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> StepMemory:
     """The step of `plan` on `architecture` with the sizes of `workload`."""
     if plan.implementation is Implementation.MEGATRON:
         architecture = as_megatron(architecture, plan)
-    sections = list(_layer_sections(architecture, adapted=plan.adapter is not None))
+    sections = list(_layer_sections(architecture, plan))
     facts = StepFacts(
         model=_model_facts(architecture, workload, plan),
-        layers=tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer, _ in sections),
+        layers=tuple(
+            tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer in unit) for unit, _ in sections
+        ),
         plan=replace(plan, adapter=None),
         adapter=adapter_facts(plan.adapter, architecture.wiring, plan.numerics) if plan.adapter else None,
     )
@@ -44,33 +51,50 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     )
 
 
-def _runs(built: Step, sections: list[tuple[Layer, int]], common: dict[str, int]) -> Iterator[Run]:
+def _runs(built: Step, sections: list[tuple[Unit, int]], common: dict[str, int]) -> Iterator[Run]:
     """The step's parts with their counts and sizes. Embedding and head know the sizes of the layer beside them."""
     embedding, *layers, head = built.parts
-    sizes = {layer: Sizes(common | layer_sizes(layer)) for layer, _ in sections}
-    yield Run(embedding, 1, sizes[sections[0][0]])
+    sizes = {unit[0]: Sizes(common | layer_sizes(unit[0])) for unit, _ in sections}
+    yield Run(embedding, 1, sizes[sections[0][0][0]])
     done = 0
-    for part, (layer, count) in zip(layers, sections, strict=True):
-        yield Run(part, count, sizes[layer], first_layer=done)
-        done += count
-    yield Run(head, 1, sizes[sections[-1][0]])
+    for part, (unit, count) in zip(layers, sections, strict=True):
+        yield Run(part, count, sizes[unit[0]], first_layer=done)
+        done += count * len(unit)
+    yield Run(head, 1, sizes[sections[-1][0][0]])
 
 
-def _layer_sections(architecture: Architecture, *, adapted: bool) -> Iterator[tuple[Layer, int]]:
-    """Runs of equal layers. Those that free what later ones share, because backward ends with them, stand alone: the
+def _layer_sections(architecture: Architecture, plan: Plan) -> Iterator[tuple[Unit, int]]:
+    """Runs of equal units. Those that free what later ones share, because backward ends with them, stand alone: the
     first of each kind (its mask), and in an adapted model the second of all, the first whose input needs a gradient
     (the rotary tables). The input of the very first is held outside."""
-    standing_alone = 2 if adapted else 1
-    seen: set[Layer] = set()
+    standing_alone = 2 if plan.adapter else 1
+    seen: set[Unit] = set()
     done = 0
-    for layer, count in architecture.layers:
-        while count and (layer not in seen or done < standing_alone):
-            seen.add(layer)
-            yield layer, 1
+    for unit, count in _units(architecture.layers, layers_in_a_row(plan)):
+        while count and (unit not in seen or done < standing_alone):
+            seen.add(unit)
+            yield unit, 1
             done, count = done + 1, count - 1
         if count:
-            yield layer, count
+            yield unit, count
             done += count
+
+
+def _units(layers: tuple[tuple[Layer, int], ...], length: int) -> Iterator[tuple[Unit, int]]:
+    """`length` layers in a row each, with how often they repeat; what is left over at the end is shorter."""
+    begun: Unit = ()
+    for layer, count in layers:
+        if begun:
+            taken = min(count, length - len(begun))
+            begun, count = begun + (layer,) * taken, count - taken
+            if len(begun) == length:
+                yield begun, 1
+                begun = ()
+        if count >= length:
+            yield (layer,) * length, count // length
+        begun += (layer,) * (count % length)
+    if begun:
+        yield begun, 1
 
 
 def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:

@@ -261,9 +261,11 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
 
 
 def _saved_per_layer(step: StepMemory, architecture: Architecture) -> int | list[int]:
-    """Of the last layer of each run of equal layers; one number where there is one run."""
+    """Of the last layer of each run of equal layers, or of the unit of recomputation it ends in; one number where
+    there is one run."""
     by_end = step.saved_per_layer_bytes
-    each = [by_end[end] for end in accumulate(count for _, count in architecture.layers)]
+    ends = accumulate(count for _, count in architecture.layers)
+    each = [next(saved for end, saved in by_end.items() if end >= last) for last in ends]
     return each[0] if len(each) == 1 else each
 
 

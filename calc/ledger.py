@@ -7,8 +7,8 @@ writes, what each gradient needs kept, what it needs for a moment. A section is 
 Everything else (memory over time, totals, FLOPs, explanations) is read off these three.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from enum import StrEnum
 from math import prod
 from typing import Any
@@ -165,6 +165,19 @@ class Row:
     source: str = ""
 
 
+def with_tensors(row: Row, change: Callable[[Tensor], Tensor]) -> Row:
+    """`row` with every tensor of it changed."""
+
+    def changed(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return change(value)
+        if isinstance(value, Gradient):
+            return replace(value, **{name: changed(getattr(value, name)) for name in ("of", "needs", "unreduced")})
+        return tuple(map(changed, value)) if isinstance(value, tuple) else value
+
+    return replace(row, **{field.name: changed(getattr(row, field.name)) for field in fields(row)})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """Rows start..stop-1 are checkpointed: only what they read from outside is kept, and they run again in backward."""
@@ -172,7 +185,7 @@ class Region:
     start: int
     stop: int
     arguments: tuple[Tensor, ...] = ()
-    """Inputs without a gradient that are passed by position: checkpoint saves them as autograd does; others its
+    """Inputs that are passed by position: checkpoint saves them as autograd does; others without a gradient its
     closure holds."""
 
 
@@ -193,6 +206,8 @@ class Section:
     """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model."""
     held: tuple[Tensor, ...] = ()
     """Tensors the model's own frame holds until it returns."""
+    num_layers: int = 1
+    """How many layers in a row it holds, where it holds layers."""
 
     def parameters(self) -> list[tuple[Tensor, Component]]:
         """The parameters of one part, each once, in the order of `model.parameters()`."""

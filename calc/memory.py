@@ -102,8 +102,9 @@ class StepMemory:
 
     @property
     def saved_per_layer_bytes(self) -> dict[int, int]:
-        """What a layer adds to what forward leaves for backward, by how many layers there are up to its run's end."""
-        ends = accumulate(run.count for run in self.runs[1:-1])
+        """What each part of a run adds to what forward leaves for backward, by how many layers there are up to the
+        run's end."""
+        ends = accumulate(run.count * run.part.section.num_layers for run in self.runs[1:-1])
         spans = zip(ends, self._layer_spans(0), self._layer_spans(1), strict=True)
         return {end: made.net_bytes + dropped.net_bytes for end, made, dropped in spans}
 
@@ -157,7 +158,7 @@ class StepMemory:
 def _stretch(phase: Phase, run: Run, program: Program) -> Stretch:
     first = run.first_layer
     if first is not None and phase is Phase.BACKWARD:
-        first += run.count - 1
+        first += (run.count - 1) * run.part.section.num_layers
     return Stretch(
         phase=phase,
         label=run.part.section.name,
@@ -165,4 +166,5 @@ def _stretch(phase: Phase, run: Run, program: Program) -> Stretch:
         sizes=run.sizes,
         count=run.count,
         first_layer=first,
+        num_layers=run.part.section.num_layers,
     )

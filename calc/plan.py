@@ -50,11 +50,17 @@ SUPPORTED = {
     "attention": {Attention.AUTO, Attention.FLASH, Attention.EAGER},
     "loss": {Loss.CROSS_ENTROPY},
     "num_gpus": {1},
-    "recompute_interval": {1},
-    "recompute_group_size": {1},
     "target_length": {None},
 }
 """Fields with values that come later, and those that are built."""
+
+RECOMPUTES = {
+    "recompute_interval": {Recompute.FULL, Recompute.SELECTIVE},
+    "recompute_group_size": {Recompute.FULL},
+}
+"""What a unit of several layers goes with."""
+MOST_LAYERS_IN_A_ROW = 128
+"""The ledger of a unit is written out layer by layer."""
 
 INFERENCE_FIELDS = ("batch_size", "prompt_length", "output_length", "weight_dtype", "kv_cache_dtype", "page_size")
 
@@ -76,6 +82,10 @@ class Plan:
     optimizer: Optimizer = Optimizer.ADAMW
     attention: Attention = Attention.FLASH
     recompute: Recompute = Recompute.NONE
+    recompute_interval: int = 1
+    """Of so many layers in a row the first is checkpointed (transformers' `every_n_layers`)."""
+    recompute_group_size: int = 1
+    """So many layers in a row are one checkpointed region."""
     implementation: Implementation = Implementation.TRANSFORMERS
     adapter: Adapter | None = None
 
@@ -107,6 +117,8 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         optimizer=_optimizer(scenario),
         attention=_attention(scenario, architecture, workload.sequence_length),
         recompute=scenario.recompute,
+        recompute_interval=_layers_in_a_row(scenario, "recompute_interval", architecture),
+        recompute_group_size=_layers_in_a_row(scenario, "recompute_group_size", architecture),
         implementation=scenario.implementation,
         adapter=scenario.adapter,
     )
@@ -151,6 +163,23 @@ def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
             "sequence_length", length, f"should be at most {longest}: the model has that many learned positions"
         )
     return length
+
+
+def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture) -> int:
+    """`field` of `scenario`: how many layers make one unit of recomputation."""
+    count: int = getattr(scenario, field)
+    if count == 1:
+        return count
+    if scenario.recompute not in RECOMPUTES[field]:
+        raise ConfigError(field, count, f"should be 1 unless recompute is {_listed(RECOMPUTES[field])}")
+    if scenario.recompute_interval > 1 and scenario.recompute_group_size > 1:
+        raise ConfigError(field, count, "should be 1: either every n-th layer is recomputed, or groups of layers are")
+    longest = min(architecture.num_layers, MOST_LAYERS_IN_A_ROW)
+    if count > longest:
+        raise ConfigError(field, count, f"should be at most {longest}")
+    if len({replace(layer, sliding_window=None) for layer, _ in architecture.layers}) > 1:
+        raise ConfigError(field, count, "is not supported yet for a model whose layers differ in size")
+    return count
 
 
 def _optimizer(scenario: Scenario) -> Optimizer:

@@ -1,10 +1,11 @@
-"""Recomputation as a transformation of the ledger: which rows of a layer are checkpointed."""
+"""Recomputation as a transformation of the ledger: which rows of a layer, or of several in a row, are checkpointed."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from .ledger import Region, Section
+from .ledger import Kind, Region, Row, Section, Tensor, with_tensors
 from .operators import CORE_MODULE, POSITION_IDS
+from .plan import Plan
 from .scenario import Recompute
 
 
@@ -15,7 +16,8 @@ def unchanged(section: Section) -> Section:
 
 def full(section: Section) -> Section:
     """torch.utils.checkpoint(layer, use_reentrant=False): only the layer's input is kept."""
-    return replace(section, regions=(Region(start=0, stop=len(section.rows), arguments=section.arguments),))
+    x = () if section.input is None else (section.input,)
+    return replace(section, regions=(Region(start=0, stop=len(section.rows), arguments=(*x, *section.arguments)),))
 
 
 def selective(section: Section) -> Section:
@@ -33,3 +35,72 @@ RECOMPUTATIONS: dict[Recompute, Callable[[Section], Section]] = {
     Recompute.FULL: full,
     Recompute.SELECTIVE: selective,
 }
+
+
+def layers_in_a_row(plan: Plan) -> int:
+    """How many layers repeat as one."""
+    return max(plan.recompute_interval, plan.recompute_group_size)
+
+
+def makes_leaves(plan: Plan) -> bool:
+    """transformers' own checkpointing of layers makes a frozen model's embeddings require a gradient."""
+    return plan.recompute is Recompute.FULL and plan.recompute_group_size == 1
+
+
+def recomputed(layers: Sequence[Section], plan: Plan) -> Section:
+    """Layers in a row as one section: together one region, or the first of them with what is recomputed of it."""
+    recompute = RECOMPUTATIONS[plan.recompute]
+    if plan.recompute_group_size > 1:
+        return recompute(joined(layers))
+    first, *others = layers
+    return joined([recompute(first), *others])
+
+
+def joined(layers: Sequence[Section]) -> Section:
+    """Layers in a row as one section: each one's output is the next one's input, and a number tells their tensors
+    apart."""
+    first, *others = layers
+    if not others:
+        return first
+    rows: list[Row] = []
+    regions: list[Region] = []
+    x = first.input
+    for index, layer in enumerate(layers):
+        passed_on = layer.output if index == len(others) else _numbered(layer.output, index)
+        name = _Names(layer, index, {layer.input: x, layer.output: passed_on})
+        regions += [_moved(region, len(rows), name) for region in layer.regions]
+        rows += [with_tensors(row, name) for row in layer.rows]
+        x = passed_on
+    modules = tuple(f"{index}.{module}" for index, layer in enumerate(layers) for module in layer.modules)
+    return replace(
+        first,
+        rows=tuple(rows),
+        output=others[-1].output,
+        regions=tuple(regions),
+        modules=modules,
+        num_layers=len(layers),
+    )
+
+
+def _numbered(tensor: Tensor, index: int) -> Tensor:
+    return replace(tensor, name=f"{index}.{tensor.name}")
+
+
+class _Names:
+    """What the joined section calls a tensor of one of its layers; what comes from outside keeps its name."""
+
+    def __init__(self, layer: Section, index: int, passed_on: dict[Tensor | None, Tensor | None]) -> None:
+        made = {tensor for row in layer.rows for tensor in row.writes}
+        read = {tensor for row in layer.rows for tensor in row.reads if tensor.kind is not Kind.PARAMETERS}
+        self.index = index
+        self.known = {tensor: tensor for tensor in read - made} | passed_on
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        if tensor not in self.known:
+            self.known[tensor] = _numbered(tensor, self.index)
+        return self.known[tensor]
+
+
+def _moved(region: Region, num_rows: int, name: Callable[[Tensor], Tensor]) -> Region:
+    arguments = tuple(map(name, region.arguments))
+    return Region(start=num_rows + region.start, stop=num_rows + region.stop, arguments=arguments)

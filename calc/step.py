@@ -18,8 +18,7 @@ from .megatron import megatron_layer
 from .operators import Numerics
 from .optimizers import Loop, Update, loop, persistent_gradient, states, update, uses_grad_scaler
 from .plan import Plan
-from .recomputation import RECOMPUTATIONS
-from .scenario import Recompute
+from .recomputation import makes_leaves, recomputed
 from .sizes import StorageClass, storage_class
 from .timeline import Program
 
@@ -43,8 +42,8 @@ class StepFacts:
     """All that a step's ledger depends on beside sizes."""
 
     model: ModelFacts
-    layers: tuple[LayerFacts, ...]
-    """One per section of layers."""
+    layers: tuple[tuple[LayerFacts, ...], ...]
+    """Per section of layers, those that follow each other in it."""
     plan: Plan
     """Without the adapter, whose facts stand apart from its sizes."""
     adapter: AdapterFacts | None
@@ -137,16 +136,15 @@ def _logits(last: Section) -> Tensor:
 
 
 def _sections(facts: StepFacts) -> list[Section]:
-    recompute = RECOMPUTATIONS[facts.plan.recompute]
     embedding = EMBEDDINGS[facts.model.wiring](facts.model, facts.plan.numerics)
-    layers = {layer: LAYERS[layer.wiring](layer, facts.plan.numerics) for layer in facts.layers}
+    layers = {layer: LAYERS[layer.wiring](layer, facts.plan.numerics) for unit in facts.layers for layer in unit}
     last = head(facts.model, facts.plan.numerics, embedding.held)
     if facts.adapter is not None:
         check_targets([embedding, *layers.values(), last], facts.adapter)
         embedding, last = (adapt(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))
         layers = {layer: adapt(section, facts.adapter, facts.plan.numerics) for layer, section in layers.items()}
-    layers = {layer: recompute(section) for layer, section in layers.items()}
-    return [embedding, *(layers[layer] for layer in facts.layers), last]
+    units = {unit: recomputed([layers[layer] for layer in unit], facts.plan) for unit in facts.layers}
+    return [embedding, *(units[unit] for unit in facts.layers), last]
 
 
 def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
@@ -154,7 +152,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     embedding, *layers, last = sections
     made = frozenset(tensor for row in embedding.rows for tensor in row.writes)
     required = requires_gradient(embedding.rows)
-    leaves = frozenset(embedding.leaves if facts.plan.recompute is Recompute.FULL and not required else ())
+    leaves = frozenset(embedding.leaves if makes_leaves(facts.plan) and not required else ())
     required = requires_gradient(embedding.rows, leaves)
     own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
     held = embedding.output if embedding.output in embedding.held else None
@@ -245,5 +243,5 @@ def _part(section: Section, context: Context, parameters: tuple[tuple[Tensor, Co
         },
         saved_classes=tuple(map(storage_class, life.saved)),
         products=products(section.rows, life),
-        attention=attention_products(section.rows),
+        attention=attention_products(section.rows[: len(section.rows) // section.num_layers]),
     )

@@ -93,12 +93,14 @@ class Stretch:
     sizes: Sizes
     count: int = 1
     first_layer: int | None = None
-    """The index of the layer its first program belongs to."""
+    """The index of the layer its first program belongs to, or begins with."""
+    num_layers: int = 1
+    """How many layers each program is of."""
 
     @property
     def layer_step(self) -> int:
         """Backward goes down the layers."""
-        return -1 if self.phase is Phase.BACKWARD else 1
+        return -self.num_layers if self.phase is Phase.BACKWARD else self.num_layers
 
 
 @dataclass(slots=True, eq=False)

@@ -54,7 +54,6 @@ ONLY = {
     "task": "training",
     "implementation": "transformers",
     "loss": "cross-entropy",
-    "recompute_group_size": 1,
 }
 """Fields of which one value is run here."""
 
@@ -102,7 +101,9 @@ def build_job(
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(hf_config, dtype=precision, attn_implementation=kernel)
-        if scenario.recompute == "full":
+        if scenario.recompute_group_size > 1:
+            group_layers(model, scenario.recompute_group_size, checkpoint_options)
+        elif scenario.recompute == "full":
             model.activation_checkpointing_enable(checkpoint_options, scenario.recompute_interval)
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter)
@@ -151,6 +152,31 @@ def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps [in, out] weights
     )
     return peft.get_peft_model(model, lora, autocast_adapter_dtype=adapter.dtype == "fp32")
+
+
+class CheckpointedGroup(torch.nn.ModuleList):
+    """Layers in a row that are one checkpointed region; the model calls it like one of them."""
+
+    def __init__(self, layers: Iterable[torch.nn.Module], options: dict[str, Any]) -> None:
+        super().__init__(layers)
+        self.options = options
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(partial(self.in_a_row, **kwargs), hidden_states, *args, **self.options)
+
+    def in_a_row(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        for layer in self:
+            hidden_states = layer(hidden_states, *args, **kwargs)
+        return hidden_states
+
+
+def group_layers(model: Any, size: int, options: dict[str, Any]) -> None:
+    """Put `size` layers in a row into one checkpointed group each; transformers has no such option."""
+    decoder = model.get_decoder()
+    name = "h" if hasattr(decoder, "h") else "layers"
+    layers = getattr(decoder, name)
+    groups = (layers[start : start + size] for start in range(0, len(layers), size))
+    setattr(decoder, name, torch.nn.ModuleList(CheckpointedGroup(group, options) for group in groups))
 
 
 def checkpointed(kernel: str, interval: int, options: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from calc import Adapter, Estimate, Scenario, estimate
+from calc import Adapter, ConfigError, Estimate, Scenario, estimate
 from calc.scenario import Recompute
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 4, "vocab_size": 97, "n_positions": 128}
@@ -150,3 +150,67 @@ def test_a_note_says_so(model: str, precision: str, attention: str) -> None:
     case = {"model": MODELS[model], "precision": precision, "attention": attention}
     notes = answered(MODELS[model], "selective", precision=precision, attention=attention).notes
     assert any("selective keeps more" in each for each in notes) == keeps_more(case)
+
+
+# --- of several layers in a row -------------------------------------------------------------------------------------
+
+SEVEN = {"gpt2": GPT2 | {"n_layer": 7}, "llama": LLAMA | {"num_hidden_layers": 7}}
+
+
+@pytest.mark.parametrize("model", SEVEN)
+@pytest.mark.parametrize("recompute", ["full", "selective"])
+def test_every_nth_layer_is_computed_again(model: str, recompute: str) -> None:
+    """Layers 0, 3 and 6 of seven are checkpointed."""
+    plain, every, third = (
+        answered(SEVEN[model], kind, attention="eager", precision="bf16", **choice)
+        for kind, choice in (("none", {}), (recompute, {}), (recompute, {"recompute_interval": 3}))
+    )
+    assert third.flops.recompute * 7 == every.flops.recompute * 3
+    of_four_layers = third.memory.saved_activation_bytes - every.memory.saved_activation_bytes
+    kept, kept_with_recomputation = (each.memory.saved_activation_bytes_per_layer for each in (plain, every))
+    assert of_four_layers == 4 * (kept - kept_with_recomputation)
+    assert third.parameters == plain.parameters
+    assert third.flops.attention == plain.flops.attention
+
+
+@pytest.mark.parametrize("model", SEVEN)
+def test_a_group_keeps_one_input(model: str) -> None:
+    """Seven layers in groups of three: three inputs are kept, not seven."""
+    single, groups = (
+        answered(SEVEN[model], "full", attention="eager", precision="bf16", dropout=0.0, recompute_group_size=size)
+        for size in (1, 3)
+    )
+    spared = single.memory.saved_activation_bytes - groups.memory.saved_activation_bytes
+    assert spared == (7 - 3) * rounded(2 * B * S * H)
+    # Only a region's own last product is spared by the early stop: of three groups, not of seven layers.
+    assert groups.flops.recompute > single.flops.recompute
+    assert groups.parameters == single.parameters
+
+
+def test_tensors_of_layers_in_a_row_are_told_apart() -> None:
+    rows = answered(SEVEN["llama"], "full", recompute_group_size=3).step.runs[1].part.section.rows
+    written = [tensor.name for row in rows for tensor in row.writes]
+    assert len(written) == len(set(written))
+    assert {"0.mlp.up_proj.weight", "2.mlp.up_proj.weight"} < {tensor.name for row in rows for tensor in row.reads}
+
+
+@pytest.mark.parametrize(
+    ("choices", "field", "expected"),
+    [
+        ({"recompute_interval": 2}, "recompute_interval", "unless recompute is full, selective"),
+        ({"recompute": "selective", "recompute_group_size": 2}, "recompute_group_size", "unless recompute is full"),
+        ({"recompute": "full", "recompute_group_size": 8}, "recompute_group_size", "at most 7"),
+        ({"recompute": "full", "recompute_interval": 2, "recompute_group_size": 2}, "recompute_interval", "either"),
+    ],
+)
+def test_what_cannot_be(choices: dict[str, Any], field: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        answered(SEVEN["llama"], **{"recompute": "none"} | choices)
+    assert refusal.value.field == field
+    assert expected in refusal.value.expected
+
+
+def test_a_million_layers_in_groups() -> None:
+    tall = answered(LLAMA | {"num_hidden_layers": 10**6}, "full", recompute_group_size=64)
+    assert len(tall.step.runs) == 4
+    assert tall.parameters.total > 10**10

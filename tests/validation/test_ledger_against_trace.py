@@ -105,6 +105,19 @@ def adapters(draw: st.DrawFn, linears: tuple[str, ...]) -> Adapter:
 
 
 @st.composite
+def recomputations(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    """Of every layer, of every n-th, or of groups."""
+    recompute = draw(st.sampled_from(Recompute))
+    in_a_row = draw(st.integers(1, config.get("n_layer") or config["num_hidden_layers"]))
+    fields = {
+        Recompute.NONE: [],
+        Recompute.SELECTIVE: ["recompute_interval"],
+        Recompute.FULL: ["recompute_interval", "recompute_group_size"],
+    }
+    return {"recompute": recompute} | {field: in_a_row for field in draw(st.permutations(fields[recompute]))[:1]}
+
+
+@st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     config = draw(gpt2_configs() | llama_like_configs())
     precision = draw(st.sampled_from(PRECISIONS))
@@ -119,7 +132,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         precision=precision,
         optimizer=draw(st.sampled_from(OPTIMIZERS)),
         attention=draw(st.sampled_from(kernels)),
-        recompute=draw(st.sampled_from(Recompute)),
+        **draw(recomputations(config)),
         adapter=draw(st.none() | adapters(linears)),
     )
 

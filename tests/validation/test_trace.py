@@ -373,7 +373,6 @@ def test_gpt2_124m(dropout: float | None, forward_gib: float, backward_gib: floa
         ("optimizer", {"optimizer": "lion"}),
         ("implementation", {"implementation": "megatron"}),
         ("parallel", {"parallel": {"tensor": 2}}),
-        ("recompute_group_size", {"recompute": "full", "recompute_group_size": 2}),
         ("adapter.kind", {"adapter": {"kind": "qlora"}}),
     ],
 )
