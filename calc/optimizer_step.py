@@ -1,0 +1,216 @@
+"""What the optimizer phase allocates and frees: clipping, `step()`, the averaged weights, `zero_grad()`.
+
+Sources (torch 2.13.0): torch/optim, torch/nn/utils/clip_grad.py, torch/optim/swa_utils.py; lion_pytorch/lion_pytorch.py
+(0.2.5). An 8-bit AdamW makes nothing outside its kernels.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from . import grad_scaler
+from .dtype import DType
+from .frames import Frame
+from .ledger import Kind, Tensor
+from .lifetimes import Event, gradient_of
+from .optimizer_loops import LOOPS, Update, temporary
+from .optimizers import gradients_persist, optimizer_of, states
+from .plan import Plan
+from .recipes import State
+from .scenario import Optimizer
+from .timeline import Program
+
+Parts = Sequence[Sequence[Tensor]]
+"""Parameters by the part of the model they belong to, in its order."""
+
+NUM_GRADIENTS = "gradients"
+"""The symbol for the number of gradients that are clipped."""
+
+
+def norm_chunks(dtype: DType) -> str:
+    """The symbol for the partial norms of the gradients of one type."""
+    return f"chunks of {dtype.label} gradients"
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One way over all parts of the model in order, then `end`."""
+
+    parts: tuple[tuple[Program, Program], ...] = ()
+    """Per part the programs of its first and of its later repetitions; empty where no part has a share."""
+    end: Program | None = None
+
+    @property
+    def does_something(self) -> bool:
+        programs = (program for pair in self.parts for program in pair)
+        return any(program.steps for program in (*programs, *([self.end] if self.end else [])))
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerStep:
+    """The optimizer phase: of the first step, whose `step()` makes the states, and of all later ones."""
+
+    first: tuple[Pass, ...]
+    steady: tuple[Pass, ...]
+
+
+def optimizer_step(trained: Parts, in_layers: Sequence[bool], plan: Plan) -> OptimizerStep:
+    """The optimizer phase of `plan` on the parameters `trained`; `in_layers` tells which parts are layers."""
+    shares = dict(_shares(trained, in_layers, plan))
+    steady = tuple(_phase(trained, shares, plan, is_first=False))
+    starts_without_states = plan.recipe is None
+    return OptimizerStep(
+        tuple(_phase(trained, shares, plan, is_first=True)) if starts_without_states else steady, steady
+    )
+
+
+def _shares(trained: Parts, in_layers: Sequence[bool], plan: Plan) -> Iterator[tuple[Optimizer, Parts]]:
+    """Each optimizer that has anything to do, and its parameters. AdamW takes what Muon leaves."""
+    for optimizer in dict.fromkeys((plan.optimizer, Optimizer.ADAMW)):
+        parts = [
+            [tensor for tensor in tensors if optimizer_of(tensor, plan, in_layer=in_layer) is optimizer]
+            for tensors, in_layer in zip(trained, in_layers, strict=True)
+        ]
+        if any(parts):
+            yield optimizer, parts
+
+
+def _phase(trained: Parts, shares: dict[Optimizer, Parts], plan: Plan, *, is_first: bool) -> Iterator[Pass]:
+    """Passes that do something, and zero_grad, which ends the phase whatever it does."""
+    *before, zero_grad = _passes(trained, shares, plan, is_first=is_first)
+    yield from (each for each in before if each.does_something)
+    yield zero_grad
+
+
+def _passes(trained: Parts, shares: dict[Optimizer, Parts], plan: Plan, *, is_first: bool) -> Iterator[Pass]:
+    clips = plan.max_grad_norm is not None
+    if clips:
+        yield _once(grad_scaler.unscale(shares, plan))
+        yield from _clip(trained)
+    for optimizer, parts in shares.items():
+        before, after = grad_scaler.around_step(optimizer, plan, unscaled=clips)
+        yield _once(before)
+        yield from _step(optimizer, parts, plan, is_first=is_first)
+        yield _once(after)
+    yield _once(grad_scaler.update(shares, plan))
+    if plan.weight_ema and not is_first:
+        yield _once(_moment(Tensor("ema.n_averaged on the device", (), DType.INT64, Kind.TEMPORARIES)))
+    yield _every(trained, lambda tensor: () if gradients_persist(plan) else _freed([gradient_of(tensor)]))
+
+
+def _step(optimizer: Optimizer, parts: Parts, plan: Plan, *, is_first: bool) -> Iterator[Pass]:
+    """`step()` of one optimizer. SGD, the fused and the 8-bit AdamW make nothing for a moment."""
+
+    def made(tensor: Tensor) -> tuple[Tensor, ...]:
+        return states(tensor, optimizer) if is_first else ()
+
+    written = [[_written(tensor, plan) for tensor in tensors] for tensors in parts]
+    if optimizer is Optimizer.LION:  # which makes each state when its turn comes
+        yield _loop(LOOPS[optimizer], written, made)
+        return
+    yield _every(parts, lambda tensor: _allocated(made(tensor)))
+    if optimizer is Optimizer.ADAMW:
+        yield from _adamw(written)
+    elif optimizer in LOOPS:
+        yield _loop(LOOPS[optimizer], written)
+
+
+def _written(parameter: Tensor, plan: Plan) -> Tensor:
+    """The tensor that `step()` writes: the weight, or a recipe's fp32 master copy of it."""
+    return parameter if plan.recipe is None else replace(parameter, dtype=plan.recipe.states[State.MASTER_WEIGHTS])
+
+
+def _adamw(parts: Parts) -> Iterator[Pass]:
+    """_multi_tensor_adam: the square roots of all second moments of one type together; those of the type before are
+    still held."""
+    previous: DType | None = None
+    for dtype in _types(parts):
+        yield _every(parts, lambda tensor, dtype=dtype: _allocated(_roots(tensor, dtype)))
+        if previous is not None:
+            yield _every(parts, lambda tensor, dtype=previous: _freed(_roots(tensor, dtype)))
+        previous = dtype
+    yield _every(parts, lambda tensor: _freed(_roots(tensor, previous)))
+
+
+def _roots(parameter: Tensor, dtype: DType | None) -> list[Tensor]:
+    return [temporary(parameter, "exp_avg_sq.sqrt()")] if parameter.dtype is dtype else []
+
+
+def _types(parts: Parts) -> list[DType]:
+    """The types of the parameters: foreach takes tensors of one type together."""
+    return list(dict.fromkeys(tensor.dtype for tensors in parts for tensor in tensors))
+
+
+def _clip(parts: Parts) -> Iterator[Pass]:
+    """clip_grad_norm_: a norm per gradient, by way of its chunks' (foreach_tensor_norm_cuda); the norm of the norms."""
+    for dtype in _types(parts):
+        chunks = Tensor("norms of chunks", (norm_chunks(dtype),), DType.FP32, Kind.TEMPORARIES)
+        yield _once(Program(_allocated([chunks])))
+        yield _every(parts, lambda tensor, dtype=dtype: _allocated(_norms(tensor, dtype)))
+        yield _once(Program(_freed([chunks])))
+    frame = Frame()
+    dtype = max(_types(parts), key=lambda dtype: dtype.itemsize)
+    frame.make("stack", Tensor("norms", (NUM_GRADIENTS,), dtype, Kind.TEMPORARIES))
+    frame.make("total_norm", _clip_scalar("total_norm"))
+    frame.drop("stack")
+    yield _once(frame.program())
+    for dtype in _types(parts):
+        yield _every(parts, lambda tensor, dtype=dtype: _freed(_norms(tensor, dtype)))
+    for name in ("total_norm + 1e-6", "its reciprocal", "clip_coef"):  # max_norm / (total_norm + 1e-6)
+        frame.make(name, _clip_scalar(name))
+    frame.drop("total_norm + 1e-6", "its reciprocal")
+    frame.make("clip_coef_clamped", _clip_scalar("clip_coef_clamped"))
+    frame.drop_all()
+    yield _once(frame.program())
+
+
+def _norms(parameter: Tensor, dtype: DType) -> list[Tensor]:
+    return [replace(temporary(parameter, "grad.norm"), shape=())] if parameter.dtype is dtype else []
+
+
+def _clip_scalar(name: str) -> Tensor:
+    return Tensor(f"clip_grad_norm_.{name}", (), DType.FP32, Kind.TEMPORARIES)
+
+
+def _no_states(_: Tensor) -> tuple[Tensor, ...]:
+    return ()
+
+
+def _loop(update: Update, parts: Parts, made: Callable[[Tensor], Iterable[Tensor]] = _no_states) -> Pass:
+    """One parameter after another, in one frame; `made` are the states that are made when it is its turn.
+
+    Where layers of different sizes follow each other, what one leaves is freed with the next one's sizes.
+    """
+    frame = Frame()
+    programs = []
+    for tensors in parts:
+        both = []
+        for _ in range(2):
+            for tensor in tensors:
+                frame.keep(made(tensor))
+                update(frame, tensor)
+            both.append(frame.program())
+        programs.append((both[0], both[1]))
+    frame.drop_all()
+    return Pass(tuple(programs), frame.program())
+
+
+def _every(parts: Parts, events: Callable[[Tensor], Iterable[Event]]) -> Pass:
+    """The same events for each parameter, whichever layer it belongs to."""
+    programs = (Program([event for tensor in tensors for event in events(tensor)]) for tensors in parts)
+    return Pass(tuple((program, program) for program in programs))
+
+
+def _once(program: Program) -> Pass:
+    return Pass(end=program)
+
+
+def _moment(tensor: Tensor) -> Program:
+    return Program([(tensor, True), (tensor, False)])
+
+
+def _allocated(tensors: Iterable[Tensor]) -> list[Event]:
+    return [(tensor, True) for tensor in tensors]
+
+
+def _freed(tensors: Iterable[Tensor]) -> list[Event]:
+    return [(tensor, False) for tensor in tensors]
