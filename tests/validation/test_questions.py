@@ -1,7 +1,9 @@
 """The probes, run on a CPU: real where types and names are asked, traced where bytes are."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,6 +19,7 @@ from validation.questions import QUESTIONS, bytes_of
 from validation.step import Phase
 from validation.trace import StepRecorder, as_on_cuda, only_reference_counting
 
+DOCUMENTATION = Path(__file__).parents[2] / "docs" / "validation.md"
 MACHINE: Any = None
 """Most probes do not look at it."""
 SMALL = questions.WIDE_VOCABULARY | {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 2}
@@ -201,3 +204,8 @@ def test_the_context_is_asked_first() -> None:
         "attention-kernels",
         "layer-norm",
     ]
+
+
+def test_the_documentation_has_a_line_for_each_question() -> None:
+    documented = re.findall(r"^\| `([a-z-]+)` \| .*\?", DOCUMENTATION.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(documented) == sorted(question.id for question in QUESTIONS)
