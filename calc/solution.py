@@ -1,9 +1,10 @@
 """What is the largest, or the cheapest, that still fits: one field of a scenario is sought, its others stay."""
 
-from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from .architecture import Architecture
@@ -143,27 +144,48 @@ class _Trials(dict[int, Estimate | ConfigError]):
         trial = self[size]
         return isinstance(trial, Estimate) and bool(trial.memory.fits)
 
+    def answered(self) -> dict[int, Estimate]:
+        """The sizes that were tried and have an answer."""
+        return {size: trial for size, trial in self.items() if isinstance(trial, Estimate)}
+
 
 def _maximise(scenario: Scenario, sought: Maximise) -> Solution:
     _check_gpu(scenario)
     architecture = load_model(scenario.model)
     trials = _Trials(_setter(scenario, sought))
-    smallest = trials[1]
-    if isinstance(smallest, ConfigError):
-        raise smallest
-    value = _largest(trials.fits, _regime_starts(sought, architecture), _first_guess(scenario, sought, architecture))
+    value = _largest(trials.fits, _growing(sought, architecture), _first_guess(scenario, sought, architecture))
+    if value is None:
+        return _nothing_fits(sought, trials)
     if value == LARGEST_SIZE:
         limit, beyond, reason = Limit.LARGEST_SIZE, None, f"{sought} is at most {LARGEST_SIZE:,}"
     else:
-        limit, beyond, reason = _stopped_by(sought, (value or 0) + 1, trials)
-    answer = smallest if value is None else trials[value]
-    assert isinstance(answer, Estimate)
+        limit, beyond, reason = _stopped_by(sought, value + 1, trials)
     return Solution(
         sought=sought,
         value=value,
-        estimate=answer,
+        estimate=trials.answered()[value],
         limit=limit,
-        next_value=None if value == LARGEST_SIZE else (value or 0) + 1,
+        next_value=None if value == LARGEST_SIZE else value + 1,
+        next_estimate=beyond,
+        reason=reason,
+    )
+
+
+def _nothing_fits(sought: Maximise, trials: _Trials) -> Solution:
+    """The least there is, which is too much; where no size has an answer, the refusal of the smallest."""
+    answered = trials.answered()
+    if not answered:
+        refusal = trials[1]
+        assert isinstance(refusal, ConfigError)
+        raise refusal
+    size = min(answered)
+    limit, beyond, reason = _stopped_by(sought, size, trials)
+    return Solution(
+        sought=sought,
+        value=None,
+        estimate=answered[size],
+        limit=limit,
+        next_value=size,
         next_estimate=beyond,
         reason=reason,
     )
@@ -203,18 +225,20 @@ def with_num_layers(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     return changed
 
 
-def _regime_starts(sought: Maximise, architecture: Architecture) -> list[int]:
-    """The sizes from which on the step is another one, ascending.
+def _growing(sought: Maximise, architecture: Architecture) -> list[range]:
+    """All sizes, in ranges within which memory never falls; the largest sizes first.
 
-    Between two of them every size runs the same operations on tensors that only grow, so memory never falls; from one
-    regime to the next it may. One sequence needs fewer copies than several; a sequence as long as a sliding window
-    needs a mask, and kernels that take one. More layers only add tensors.
+    In each the step is the same operations on tensors that only grow; from one range to the next it may be others. One
+    sequence needs fewer copies than several; a sequence as long as a sliding window needs a mask, and kernels that take
+    one. More layers only add tensors.
     """
+    starts = {1}
     if sought is Maximise.MICRO_BATCH_SIZE:
-        return [1, 2]
+        starts.add(2)
     if sought is Maximise.SEQUENCE_LENGTH:
-        return sorted({1, *(layer.sliding_window for layer, _ in architecture.layers if layer.sliding_window)})
-    return [1]
+        starts.update(layer.sliding_window for layer, _ in architecture.layers if layer.sliding_window)
+    ascending = [*sorted(starts), LARGEST_SIZE + 1]
+    return [range(first, after) for first, after in pairwise(ascending)][::-1]
 
 
 def _first_guess(scenario: Scenario, sought: Maximise, architecture: Architecture) -> int:
@@ -228,30 +252,33 @@ def _first_guess(scenario: Scenario, sought: Maximise, architecture: Architectur
     return given[sought]
 
 
-def _largest(fits: Callable[[int], bool], starts: Sequence[int], guess: int) -> int | None:
-    """The largest size that fits, where within a regime none fits above one that does not; None where none does."""
-    ends = [*(start - 1 for start in starts[1:]), LARGEST_SIZE]
-    for first, last in zip(reversed(starts), reversed(ends), strict=True):
-        if fits(first):
-            return _largest_between(fits, first, last, guess=min(max(guess, first), last))
-    return None
+def _largest(fits: Callable[[int], bool], ranges: Iterable[range], guess: int) -> int | None:
+    """The largest size of `ranges` that fits, where in none of them one fits above one that does not; None where none
+    does."""
+    best = None
+    for sizes in ranges:
+        larger = sizes if best is None else sizes[bisect_right(sizes, best) :]
+        if larger and fits(larger[0]):
+            best = _last_that_fits(fits, larger, bisect_left(larger, guess))
+    return best
 
 
-def _largest_between(fits: Callable[[int], bool], good: int, last: int, guess: int) -> int:
-    """The same from `good`, which fits, to `last`: doubling from `guess` on, then bisection."""
-    bad = last + 1
-    while fits(guess):
-        if guess == last:
-            return last
-        good, guess = guess, min(2 * guess, last)
+def _last_that_fits(fits: Callable[[int], bool], sizes: range, guess: int) -> int:
+    """The last of `sizes` that fits, of which the first does: doubling from the place `guess` on, then bisection."""
+    good, bad = 0, len(sizes)
+    guess = min(guess, bad - 1)
+    while fits(sizes[guess]):
+        good, guess = guess, min(2 * guess + 1, bad - 1)
+        if good == guess:
+            return sizes[good]
     bad = guess
     while bad - good > 1:
         middle = (good + bad) // 2
-        if fits(middle):
+        if fits(sizes[middle]):
             good = middle
         else:
             bad = middle
-    return good
+    return sizes[good]
 
 
 # ---- Choices

@@ -10,9 +10,10 @@ import pytest
 
 import calc
 from calc import ConfigError, Scenario, hardware
-from calc.model_source import load_config
+from calc.model_source import load_config, load_model
+from calc.plan import SUPPORTED
 from calc.scenario import LARGEST_SIZE, Precision, Recompute
-from calc.solution import Limit, Maximise, needed_bytes, with_num_layers
+from calc.solution import Limit, Maximise, _growing, _largest, needed_bytes, with_num_layers
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -124,17 +125,30 @@ def test_trying_every_size_finds_the_same(sought: str, seed: int, gpu_of: Callab
         assert solution.estimate.memory.fits is (solution.value is not None)
 
 
+@pytest.mark.parametrize("attention", sorted(SUPPORTED["attention"]))
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("sought", ["micro_batch_size", "sequence_length"])
-def test_the_step_changes_only_where_a_regime_starts(model: str, sought: str) -> None:
-    """Between two starts all sizes share one ledger, so memory cannot fall."""
-    from calc.solution import _regime_starts
-
-    scenario = asked(model=MODELS[model], micro_batch_size=2, sequence_length=10, attention="eager")
+def test_all_sizes_of_a_range_share_one_ledger(model: str, sought: str, attention: str) -> None:
+    """So between them memory cannot fall."""
+    scenario = asked(model=MODELS[model], micro_batch_size=2, sequence_length=10, precision="bf16", attention=attention)
     answers = all_answers(scenario, sought)
-    changes = [size for size in answers if size == 1 or answers[size].step.step is not answers[size - 1].step.step]
-    starts = _regime_starts(Maximise(sought), answers[1].architecture)
-    assert set(changes) <= set(starts)
+    assert answers
+    for sizes in _growing(Maximise(sought), load_model(scenario.model)):
+        assert len({id(answers[size].step.step) for size in sizes[:LARGEST_TRIED] if size in answers}) <= 1
+
+
+@pytest.mark.parametrize("optimizer", sorted(SUPPORTED["optimizer"]))
+@pytest.mark.parametrize("sought", list(Maximise))
+def test_in_a_range_memory_never_falls(sought: str, optimizer: str) -> None:
+    for model, precision in (("llama", "bf16-autocast"), ("later layers slide", "bf16")):
+        scenario = asked(
+            model=MODELS[model], optimizer=optimizer, precision=precision, sequence_length=10, attention="eager",
+            adapter={"rank": 4} if sought == "adapter.rank" else None,
+        )  # fmt: skip
+        answers = all_answers(scenario, sought)
+        for sizes in _growing(Maximise(sought), load_model(scenario.model)):
+            peaks = [answers[size].memory.peak_allocated_bytes for size in sizes[:LARGEST_TRIED] if size in answers]
+            assert peaks == sorted(peaks)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -150,29 +164,37 @@ def test_more_layers_never_need_less(model: str, recompute: Recompute, adapter: 
         assert len(peaks) == (4 if model == "listed" else LARGEST_TRIED)
 
 
-def test_a_regime_that_needs_less_is_found_above_one_that_needs_more() -> None:
-    from calc.solution import _largest
-
-    fitting = {1, 2, 3, 10, 11, 12, 13}
-    assert _largest(fitting.__contains__, [1, 10], guess=2) == 13
-    assert _largest({1, 2, 3}.__contains__, [1, 10], guess=500) == 3
-    assert _largest(set[int]().__contains__, [1, 10], guess=1) is None
+def test_a_range_that_needs_less_is_found_above_one_that_needs_more() -> None:
+    below, above = range(1, 10), range(10, 1000)
+    for ranges in ([above, below], [below, above]):
+        assert _largest({1, 2, 3, 10, 11, 12, 13}.__contains__, ranges, guess=2) == 13
+        assert _largest({1, 2, 3}.__contains__, ranges, guess=500) == 3
+        assert _largest(set[int]().__contains__, ranges, guess=1) is None
 
 
 @pytest.mark.parametrize("guess", [1, 6, 7, 8, 100, LARGEST_SIZE])
 def test_where_the_search_begins_changes_no_answer(guess: int) -> None:
-    from calc.solution import _largest
-
     for largest in (1, 6, 7, 8, 1000, LARGEST_SIZE):
-        assert _largest(lambda size, largest=largest: size <= largest, [1, 2], guess) == largest
+        ranges = [range(2, LARGEST_SIZE + 1), range(1, 2)]
+        assert _largest(lambda size, largest=largest: size <= largest, ranges, guess) == largest
+
+
+def test_ranges_may_interleave() -> None:
+    evens, odds = range(2, LARGEST_SIZE + 1, 2), range(1, LARGEST_SIZE + 1, 2)
+    for last_even, last_odd in ((10, 7), (10, 9), (10, 11), (10, 333)):
+        for ranges in ([evens, odds], [odds, evens]):
+
+            def fits(size: int, last: tuple[int, int] = (last_even, last_odd)) -> bool:
+                return size <= last[size % 2]
+
+            assert _largest(fits, ranges, guess=1) == max(last_even, last_odd)
 
 
 def test_a_search_takes_few_answers() -> None:
-    from calc.solution import _largest
-
     for largest in (1, 1000, 10**6, LARGEST_SIZE):
         asked = set()
-        _largest(lambda size, asked=asked, largest=largest: not asked.add(size) and size <= largest, [1, 2], guess=1)
+        ranges = [range(2, LARGEST_SIZE + 1), range(1, 2)]
+        _largest(lambda size, asked=asked, largest=largest: not asked.add(size) and size <= largest, ranges, guess=1)
         assert len(asked) <= 60
 
 
