@@ -179,7 +179,7 @@ def history(wanted: bool, into: dict[str, Any]) -> Iterator[None]:
     if not wanted:
         yield
         return
-    torch.cuda.memory._record_memory_history("all", context=None, max_entries=HISTORY_ENTRIES)
+    torch.cuda.memory._record_memory_history("all", context=None, clear_history=True, max_entries=HISTORY_ENTRIES)
     try:
         yield
         events: Any = torch.cuda.memory._snapshot().get("device_traces")
@@ -191,7 +191,7 @@ def history(wanted: bool, into: dict[str, Any]) -> Iterator[None]:
 def compact(events: Iterable[dict[str, Any]]) -> list[int]:
     """Requested bytes of each allocation in order; −d where the d-th latest allocation is freed.
 
-    Distances, because those of equal layers are equal and so compress.
+    Distances, because those of equal layers are equal and so compress. Left out: frees of what was there before.
     """
     compacted: list[int] = []
     alive: dict[int, int] = {}
@@ -201,7 +201,7 @@ def compact(events: Iterable[dict[str, Any]]) -> list[int]:
             allocations += 1
             alive[event["addr"]] = allocations
             compacted.append(event["size"])
-        elif event["action"] == "free_completed":
+        elif event["action"] == "free_completed" and event["addr"] in alive:
             compacted.append(alive.pop(event["addr"]) - allocations - 1)
     return compacted
 

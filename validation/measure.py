@@ -192,12 +192,13 @@ def run_steps(case: Case, machine: Machine, measured: dict[str, Any]) -> None:
 
 def taken_apart(job: Job) -> Callable[[], None]:
     """Frees the model's memory and the input's; what is given allocates them again, in the order of a plain script's
-    `model.to("cuda")`: parameters, buffers, the input.
+    `model.to("cuda")`: parameters, buffers, those of the averaged copy, the input.
 
     Building a model on the GPU leaves the allocator's blocks in another order, with gaps where temporaries were. The
     weights are random again, and so is the input: equal tokens would make the embedding's backward another one.
     """
-    tensors = [*job.model.parameters(), *job.model.buffers(), job.input_ids]
+    models = [job.model] if job.weight_ema is None else [job.model, job.weight_ema.module]
+    tensors = [*(x for model in models for x in (*model.parameters(), *model.buffers())), job.input_ids]
     values = [(x.shape, None if isinstance(x, torch.nn.Parameter) else x.to("cpu", copy=True)) for x in tensors]
     vocabulary = next(job.model.parameters()).shape[0]
     for x in tensors:

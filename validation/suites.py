@@ -104,6 +104,18 @@ EVERY_KNOB: list[dict[str, Any]] = [
 ]
 """Each changes one thing of the first, or two where the precision forbids flash."""
 
+MORE_OPTIONS: list[dict[str, Any]] = [
+    {"optimizer": "adafactor"},
+    {"optimizer": "muon"},
+    {"optimizer": "sgd-nesterov"},
+    {"max_grad_norm": 1.0},
+    {"zero_grad_set_to_none": False},
+    {"weight_ema": True},
+    {"recompute": "full", "recompute_interval": 2},
+    {"recompute": "full", "recompute_group_size": 2},
+]
+"""What torch alone can run; 8-bit AdamW and Lion need libraries that a machine with a GPU often lacks."""
+
 LLAMA = cut("llama-3.2-1b", 4)
 QWEN3 = cut("qwen3-0.6b", 8)
 UNGROUPED = cut("smollm2-1.7b", 4)
@@ -123,6 +135,9 @@ ALONE = [
     case(QWEN3, 4, 1024, attention="flash", dropout=0.1),
     *(case(retied(model), batch, 1024, attention="flash") for model, batch in (("gpt2", 8), (LLAMA, 4), (QWEN3, 4))),
     case(LLAMA, 4, 1024, attention="flash", adapter=WIDE_LORA),
+    *(case(LLAMA, 4, 1024, **FLASH, **option) for option in MORE_OPTIONS),
+    case("gpt2", 8, 1024, **FLASH, max_grad_norm=1.0, optimizer="adamw-fused"),
+    case("gpt2", 8, 1024, **FLASH, max_grad_norm=1.0, precision="fp16-autocast"),
 ]
 
 # --- measured: knobs in pairs -------------------------------------------------------------------------------------

@@ -182,14 +182,13 @@ def test_workspaces_are_what_is_allocated_when_the_model_has_gone(fake: FakeCuda
     assert measured(EAGER)["memory"]["library_workspace_bytes"] == fake.allocated
 
 
-@pytest.mark.parametrize("adapter", [None, {"kind": "lora", "rank": 2}])
-def test_what_persists_is_allocated_again_in_a_plain_scripts_order(
-    fake: FakeCuda, adapter: dict[str, Any] | None
-) -> None:
+@pytest.mark.parametrize("fields", [{}, {"adapter": {"kind": "lora", "rank": 2}}, {"weight_ema": True}])
+def test_what_persists_is_allocated_again_in_a_plain_scripts_order(fake: FakeCuda, fields: dict[str, Any]) -> None:
     config = {"model_type": "llama", "vocab_size": 64, "hidden_size": 16, "num_attention_heads": 2}
     config |= {"num_hidden_layers": 1, "tie_word_embeddings": True}
-    job = build_job(as_object(case(config, 2, 8, adapter=adapter).scenario), config, "cpu", "eager")
-    tensors = [*job.model.parameters(), *job.model.buffers(), job.input_ids]
+    job = build_job(as_object(case(config, 2, 8, **fields).scenario), config, "cpu", "eager")
+    averaged = [*job.weight_ema.module.parameters(), *job.weight_ema.module.buffers()] if job.weight_ema else []
+    tensors = [*job.model.parameters(), *job.model.buffers(), *averaged, job.input_ids]
     shapes, buffers = [x.shape for x in tensors], [x.clone() for x in job.model.buffers()]
     lay_out = measure.taken_apart(job)
     assert [x.nbytes for x in tensors] == [0] * len(tensors)
@@ -477,6 +476,7 @@ def test_history_keeps_sizes_and_order() -> None:
         {"action": "free_completed", "addr": 0, "size": 512},
         {"action": "alloc", "addr": 0, "size": 100},
         {"action": "free_completed", "addr": 512, "size": 700},
+        {"action": "free_completed", "addr": 4096, "size": 700},  # allocated before
     ]
     compact = cuda.compact(events)
     assert compact == [512, 700, -2, 100, -2]  # the second latest is freed, twice
