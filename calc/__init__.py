@@ -11,21 +11,26 @@ from .scenario import Adapter, Parallel, Scenario
 
 if TYPE_CHECKING:
     from . import closed_forms
+    from .advice import Advice, advise
     from .catalogue import models
     from .comparison import Comparison, compare
     from .estimation import Estimate, estimate, estimate_plan
     from .hardware import gpus
     from .model_source import load_model
     from .solution import Solution, solve
+    from .tradeoff import Tradeoff, recompute_tradeoffs
 
 __all__ = [
     "Adapter",
+    "Advice",
     "Comparison",
     "ConfigError",
     "Estimate",
     "Parallel",
     "Scenario",
     "Solution",
+    "Tradeoff",
+    "advise",
     "closed_forms",
     "compare",
     "estimate",
@@ -33,19 +38,24 @@ __all__ = [
     "gpus",
     "load_model",
     "models",
+    "recompute_tradeoffs",
     "solve",
 ]
 
 _HOMES = {
+    "Advice": ".advice",
     "Comparison": ".comparison",
     "Estimate": ".estimation",
     "Solution": ".solution",
+    "Tradeoff": ".tradeoff",
+    "advise": ".advice",
     "compare": ".comparison",
     "estimate": ".estimation",
     "estimate_plan": ".estimation",
     "gpus": ".hardware",
     "load_model": ".model_source",
     "models": ".catalogue",
+    "recompute_tradeoffs": ".tradeoff",
     "solve": ".solution",
 }
 

@@ -5,11 +5,12 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
+from .advice import advise
 from .catalogue import models
 from .comparison import compare
 from .errors import ConfigError
@@ -25,7 +26,10 @@ from .flags import (
     scenarios_from_options,
 )
 from .hardware import gpus
+from .inventory import largest_at_peak
+from .scenario import Scenario
 from .solution import Maximise, Minimise, solve
+from .tradeoff import recompute_tradeoffs
 
 ANSWERED, DOES_NOT_FIT, WRONG_QUESTION = 0, 1, 2
 
@@ -36,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # A terminal that cannot show a character gets a question mark, not a traceback.
         sys.stdout.reconfigure(errors="replace")
     try:
-        options, unknown = _parser().parse_known_args(arguments)
+        options, unknown = _parser().parse_known_args(_topic_as_flag(sys.argv[1:] if arguments is None else arguments))
         if unknown:
             raise _unknown_argument(unknown[0])
         status = options.run(options)
@@ -71,7 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     for each in (estimating, solving):
         each.add_argument("--fail-if-oom", action="store_true", help="Exit with status 1 when it does not fit.")
     comparing = command("compare", _compare, "Up to four scenarios side by side, with their differences.")
-    explaining = command("explain", _explain, "The closed formulas with this scenario's numbers, beside the ledger.")
+    explaining = command("explain", _explain, "Where the numbers come from, and what would change them.")
+    explaining.add_argument("--topic", choices=TOPICS, default="formulas", help=_topics())
     listings = [
         command("models", _models, "The catalogue's models."),
         command("gpus", _gpus, "The catalogue's GPUs."),
@@ -81,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     for each in (estimating, solving, comparing, explaining):
         each.usage = f"{each.prog} MODEL [--FLAG VALUE ...] [--json]"
         add_scenario_flags(each)
+    explaining.usage = f"{explaining.prog} [{' | '.join(TOPICS)}] MODEL [--FLAG VALUE ...] [--json]"
     solving.usage = f"{solving.prog} MODEL (--maximise FIELD | --minimise FIELD) [--FLAG VALUE ...] [--json]"
     comparing.usage = (
         f"{comparing.prog} MODEL --vary FIELD=VALUE,... [--FLAG VALUE ...] [--json]\n"
@@ -126,14 +132,65 @@ def _compare(options: argparse.Namespace) -> int:
     return ANSWERED
 
 
-def _explain(options: argparse.Namespace) -> int:
-    answer = formulas(estimate(scenario_from_options(options)))
-    if options.json:
-        _write_json([asdict(formula) for formula in answer])
-    else:
-        from .report import print_formulas
+def _topic_as_flag(arguments: Sequence[str]) -> list[str]:
+    """`explain recompute MODEL` is `explain --topic recompute MODEL`: argparse cannot leave out the first of two."""
+    if arguments[:1] == ["explain"] and arguments[1:2] and arguments[1] in TOPICS:
+        return ["explain", "--topic", *arguments[1:]]
+    return list(arguments)
 
-        print_formulas(answer)
+
+def _topics() -> str:
+    return "; ".join(f"{name}: {topic.text}" for name, topic in TOPICS.items()) + ". Default: %(default)s."
+
+
+@dataclass(frozen=True, slots=True)
+class _Topic:
+    """What `explain` can be asked: in words, the answer's parts, and how each is written and printed."""
+
+    text: str
+    answer: Callable[[Scenario], Sequence[Any]]
+    to_object: Callable[[Any], dict[str, Any]]
+    printer: str
+    """The function of `report`, which is imported when it prints."""
+
+
+TOPICS = {
+    "formulas": _Topic(
+        "the closed formulas with this scenario's numbers, beside the ledger",
+        lambda scenario: formulas(estimate(scenario)),
+        asdict,
+        "print_formulas",
+    ),
+    "peak": _Topic(
+        "the largest tensors alive at the peak",
+        lambda scenario: largest_at_peak(estimate(scenario).tensors),
+        lambda entry: entry.to_dict(),
+        "print_tensors",
+    ),
+    "recompute": _Topic(
+        "what each way of recomputation keeps and what it computes again",
+        recompute_tradeoffs,
+        lambda tradeoff: tradeoff.to_dict(),
+        "print_tradeoffs",
+    ),
+    "advice": _Topic(
+        "what would lower the peak, and what that costs",
+        advise,
+        lambda advice: advice.to_dict(),
+        "print_advice",
+    ),
+}
+
+
+def _explain(options: argparse.Namespace) -> int:
+    topic = TOPICS[options.topic]
+    answer = topic.answer(scenario_from_options(options))
+    if options.json:
+        _write_json(list(map(topic.to_object, answer)))
+    else:
+        from . import report
+
+        getattr(report, topic.printer)(answer)
     return ANSWERED
 
 

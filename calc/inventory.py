@@ -105,6 +105,12 @@ def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
     return tuple(sorted(entries, key=lambda entry: -entry.bytes * entry.count))
 
 
+def largest_at_peak(tensors: Iterable[TensorEntry], count: int = 10) -> list[TensorEntry]:
+    """The `count` entries of `tensors` that take most at the peak."""
+    alive = [entry for entry in tensors if entry.count_at_peak]
+    return sorted(alive, key=lambda entry: -entry.bytes * entry.count_at_peak)[:count]
+
+
 class _Count(NamedTuple):
     sizes: Sizes
     total: int

@@ -9,14 +9,17 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .advice import Advice
 from .catalogue import CatalogueModel
 from .comparison import Comparison
 from .estimation import Estimate
 from .explain import Formula
 from .hardware import Gpu
+from .inventory import TensorEntry
 from .model_source import load_model
 from .solution import Minimise, Solution
 from .timeline import Phase
+from .tradeoff import Tradeoff
 from .units import GIB, format_bytes, format_count, format_flops, format_gib, format_gigabytes
 
 BAR_WIDTH = 24
@@ -193,6 +196,69 @@ def print_formulas(formulas: Iterable[Formula]) -> None:
         console.print()
 
 
+def print_tensors(entries: Iterable[TensorEntry]) -> None:
+    """One line per entry: its formula with its numbers, and what there is of it at the peak."""
+    rows = (
+        (
+            entry.name,
+            _words(entry.kind),
+            f"{entry.count_at_peak} ×" if entry.count_at_peak > 1 else "",
+            entry.formula,
+            f"[{', '.join(f'{size:,}' for _, size in entry.shape)}] {entry.dtype}",
+            format_bytes(entry.bytes * entry.count_at_peak),
+        )
+        for entry in entries
+    )
+    columns = ("tensor", "for", "count", "each", "shape", "together")
+    Console(highlight=False).print(_table("Largest at the peak", columns, rows))
+
+
+def print_tradeoffs(tradeoffs: Iterable[Tradeoff]) -> None:
+    """One line per way of recomputation."""
+    rows = (
+        (
+            _way(each),
+            format_bytes(each.kept_bytes),
+            format_gib(each.estimate.memory.peak_allocated_bytes),
+            f"{each.recompute_flops / (each.estimate.flops.total - each.recompute_flops):+.1%}",
+            _fits(each.estimate),
+        )
+        for each in tradeoffs
+    )
+    columns = ("recompute", "kept for backward", "peak", "FLOPs", "fits")
+    Console(highlight=False).print(_table("Recomputation", columns, rows))
+
+
+def _way(tradeoff: Tradeoff) -> str:
+    scenario = tradeoff.scenario
+    if scenario.recompute_interval > 1:
+        return f"{scenario.recompute}, 1 layer of {scenario.recompute_interval}"
+    if scenario.recompute_group_size > 1:
+        return f"{scenario.recompute}, groups of {scenario.recompute_group_size} layers"
+    return scenario.recompute
+
+
+def _fits(estimate: Estimate) -> str:
+    return {None: "", True: "yes", False: "no"}[estimate.memory.fits]
+
+
+def print_advice(advice: Iterable[Advice]) -> None:
+    """One line per change, what saves most first."""
+    rows = (
+        (
+            _words(each.key),
+            format_bytes(each.saved_bytes),
+            format_gib(each.estimate.memory.peak_allocated_bytes),
+            f"{each.added_flops / (each.estimate.flops.total - each.added_flops):+.1%}",
+            _words(each.effect),
+            _fits(each.estimate),
+        )
+        for each in advice
+    )
+    columns = ("change", "saves", "peak", "FLOPs", "training", "fits")
+    Console(highlight=False).print(_table("What would lower the peak", columns, rows))
+
+
 def print_models(models: Iterable[CatalogueModel]) -> None:
     """One line per model of the catalogue."""
     rows = (_model_cells(model) for model in models)
@@ -246,4 +312,4 @@ def _quantity(value: int, unit: str) -> str:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ")
+    return name.replace("_", " ").replace("-", " ")

@@ -257,3 +257,20 @@ def test_serve_runs_the_application(monkeypatch: pytest.MonkeyPatch):
     assert served == [("api.app:create_app", {"factory": True, "host": "127.0.0.1", "port": 8123, "access_log": False})]
     module, _, factory = served[0][0].partition(":")
     assert callable(getattr(importlib.import_module(module), factory))
+
+
+@pytest.mark.parametrize(
+    ("topic", "keys"),
+    [
+        ("formulas", {"statement", "value", "ledger_value"}),
+        ("peak", {"name", "formula", "count_at_peak"}),
+        ("recompute", {"recompute", "saved_activation_bytes", "recompute_flops"}),
+        ("advice", {"key", "saved_bytes", "added_flops", "effect"}),
+    ],
+)
+def test_topics_of_explain(topic: str, keys: set[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["explain", topic, "gpt2", "--micro-batch-size", "8", "--json"]) == 0
+    for entry in json.loads(capsys.readouterr().out):
+        assert keys <= entry.keys()
+    assert main(["explain", topic, "gpt2"]) == 0
+    assert capsys.readouterr().out

@@ -1,0 +1,67 @@
+"""What recomputation keeps against what it computes again, for every way of it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+from .estimation import Estimate, estimate
+from .plan import MOST_LAYERS_IN_A_ROW
+from .scenario import Recompute, Scenario
+
+INTERVALS = (4, 3, 2)
+"""Every n-th layer, from the fewest FLOPs on."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tradeoff:
+    """One way of recomputation with its answer."""
+
+    scenario: Scenario
+    estimate: Estimate
+
+    @property
+    def kept_bytes(self) -> int:
+        """What forward leaves for backward."""
+        return self.estimate.memory.saved_activation_bytes
+
+    @property
+    def recompute_flops(self) -> int:
+        """What is computed again, per optimizer step."""
+        return self.estimate.flops.recompute
+
+    def to_dict(self) -> dict[str, Any]:
+        scenario, memory = self.scenario, self.estimate.memory
+        return {
+            "recompute": scenario.recompute,
+            "recompute_interval": scenario.recompute_interval,
+            "recompute_group_size": scenario.recompute_group_size,
+            "saved_activation_bytes": self.kept_bytes,
+            "peak_allocated_bytes": memory.peak_allocated_bytes,
+            "recompute_flops": self.recompute_flops,
+            "fits": memory.fits,
+        }
+
+
+def recompute_tradeoffs(scenario: Scenario) -> tuple[Tradeoff, ...]:
+    """Every way of recomputation for `scenario`, by the FLOPs it adds; of equals what keeps most first."""
+    current = estimate(scenario.model_copy(update=NOTHING))
+    ways = [scenario.model_copy(update=fields) for fields in _ways(current.architecture.num_layers)]
+    tradeoffs = [Tradeoff(scenario=way, estimate=estimate(way)) for way in ways]
+    return tuple(sorted(tradeoffs, key=lambda each: (each.recompute_flops, -each.kept_bytes)))
+
+
+NOTHING: dict[str, Any] = {"recompute": Recompute.NONE, "recompute_interval": 1, "recompute_group_size": 1}
+
+
+def _ways(num_layers: int) -> Iterator[dict[str, Any]]:
+    """Nothing, the attention core, every n-th layer, every layer, and groups: of two, of √L, of twice that."""
+    yield NOTHING
+    yield NOTHING | {"recompute": Recompute.SELECTIVE}
+    for interval in (*INTERVALS, 1):
+        if interval <= num_layers:
+            yield NOTHING | {"recompute": Recompute.FULL, "recompute_interval": interval}
+    largest = min(num_layers, MOST_LAYERS_IN_A_ROW)
+    for size in sorted({2, isqrt(num_layers), 2 * isqrt(num_layers)}):
+        if 1 < size <= largest:
+            yield NOTHING | {"recompute": Recompute.FULL, "recompute_group_size": size}
