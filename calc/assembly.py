@@ -37,7 +37,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
             tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer in unit) for unit, _ in sections
         ),
         plan=replace(plan, adapter=None),
-        adapter=adapter_facts(plan.adapter, architecture.wiring, plan.numerics) if plan.adapter else None,
+        adapter=adapter_facts(plan.adapter, architecture, plan.numerics) if plan.adapter else None,
     )
     built = step(facts)
     common = common_sizes(architecture, workload, plan)

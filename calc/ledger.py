@@ -154,6 +154,9 @@ class Row:
     """Products of the node whichever gradients are wanted."""
     backward_rerun: tuple[Product, ...] = ()
     """Products of forward that the backward kernel does again."""
+    graph: tuple[Tensor, ...] = ()
+    """Kept until here by nodes no backward reaches: saved-tensor hooks see them, and where the row is checkpointed only
+    its second run keeps them."""
     is_view: bool = False
     """What it writes shares the storage of the first tensor it reads."""
     elementwise_flops: int = 0

@@ -203,7 +203,7 @@ class _Builder:
         seen: set[Tensor] = set()
         for index, row in enumerate(self.section.rows):
             if self._region(index) is None:
-                seen |= self._saved(row)
+                seen |= self._saved(row).union(row.graph)
         for region in self.section.regions:
             arguments = {self._storage(tensor) for tensor in region.arguments}
             seen |= self._region_inputs(region) & (self.required | arguments)
@@ -212,14 +212,20 @@ class _Builder:
     def _forward(self, needed: dict[Tensor, int]) -> tuple[Event, ...]:
         self.events = []
         held = {self.section.input} if self.section.input and self.context.held_input else set[Tensor]()
-        self._run(self.section.rows, keep=needed.keys() | _cached(self.section.rows) | held)
+        rows = tuple(self._without_graph(index) for index in range(len(self.section.rows)))
+        self._run(rows, keep=needed.keys() | _cached(self.section.rows) | held)
         return tuple(self.events)
+
+    def _without_graph(self, index: int) -> Row:
+        """A row's first run: inside a checkpoint nodes keep nothing."""
+        row = self.section.rows[index]
+        return replace(row, graph=()) if row.graph and self._region(index) is not None else row
 
     def _run(self, rows: tuple[Row, ...], keep: Iterable[Tensor]) -> None:
         """Allocate what `rows` write; free what no later row of them reads and `keep` does not hold."""
         last_use: dict[Tensor, int] = {}
         for index, row in enumerate(rows):
-            for tensor in (*row.writes, *row.reads):
+            for tensor in (*row.writes, *row.reads, *row.graph):
                 last_use[self._storage(tensor)] = index
         dying: dict[int, list[Tensor]] = {}
         for tensor, index in last_use.items():
@@ -270,9 +276,8 @@ class _Builder:
             {tensor for row in again for tensor in row.writes if self._storage(tensor) is tensor},
         )
         cached = _cached(again)
-        unread = {
-            self._storage(tensor) for row in rows[region.start + len(again) : region.stop] for tensor in row.reads
-        }
+        left = rows[region.start + len(again) : region.stop]
+        unread = {self._storage(tensor) for row in left for tensor in (*row.reads, *row.graph)}
         self._run(again, keep=wanted.keys() | cached | unread)
         self._free(sorted((cached | (unread & self.local)) - wanted.keys(), key=_name))
         self.local = local

@@ -5,7 +5,15 @@ from collections.abc import Iterable
 from enum import StrEnum
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
 
 from .errors import ConfigError
 
@@ -79,6 +87,10 @@ class AdapterKind(StrEnum):
     P_TUNING_V2 = "p-tuning-v2"
 
 
+ALL_LINEAR = "all-linear"
+"""Among target modules: every linear module but the head."""
+
+
 class AdapterDType(StrEnum):
     FP32 = "fp32"
     BASE = "base"
@@ -101,6 +113,11 @@ class Question(BaseModel):
             raise _config_error(error, cls) from None
 
 
+def _listed(names: object) -> object:
+    """PEFT takes one name without its list."""
+    return (names,) if isinstance(names, str) else names
+
+
 class Adapter(Question):
     place: ClassVar[str | None] = "adapter"
 
@@ -109,11 +126,15 @@ class Adapter(Question):
     rank: Size = 8
     """Inner width of the two factors."""
     alpha: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 16.0
-    """The branch is scaled by alpha / rank. Changes no size."""
+    """The branch is scaled by alpha / rank; rsLoRA's alpha / √rank would be another number. Changes no size."""
     dropout: Probability = 0.0
     """Dropout on the branch's input."""
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
-    """Names of the adapted linear modules; none = PEFT's default for the family."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)] | None = None
+    """Names of the adapted linear modules, or all-linear; none = PEFT's default for the family."""
+    modules_to_save: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)] | None = None
+    """Names of modules of which a copy is trained as a whole: embeddings, head, norms."""
+    use_dora: Annotated[bool, Field(strict=True)] = False
+    """DoRA: the direction by LoRA, and a trained magnitude per output."""
     dtype: AdapterDType = AdapterDType.FP32
     """Type of the adapter's weights: fp32 (PEFT's default for a half-precision base) or the base's."""
 
@@ -204,11 +225,12 @@ def scenario_from_strings(items: Iterable[tuple[str, str]]) -> Scenario:
     return Scenario(**fields)
 
 
+NAME_LISTS = frozenset({"adapter.target_modules", "adapter.modules_to_save"})
 TEXT_FIELDS = frozenset({"gpu", "model", "weight_dtype", "kv_cache_dtype"})
 
 
 def _value_from_text(name: str, text: str) -> Any:
-    if name == "adapter.target_modules":
+    if name in NAME_LISTS:
         return tuple(text.split(","))
     if name in TEXT_FIELDS and not text.startswith("{"):
         return text

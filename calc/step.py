@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from .adapters import AdapterFacts, adapt, check_targets
+from .adapters import AdapterFacts, adapt, check_modules
 from .architecture import Wiring
 from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
 from .flops import AttentionProducts, Products, attention_products, products
@@ -140,7 +140,7 @@ def _sections(facts: StepFacts) -> list[Section]:
     layers = {layer: LAYERS[layer.wiring](layer, facts.plan.numerics) for unit in facts.layers for layer in unit}
     last = head(facts.model, facts.plan.numerics, embedding.held)
     if facts.adapter is not None:
-        check_targets([embedding, *layers.values(), last], facts.adapter)
+        check_modules([embedding, *layers.values(), last], facts.adapter)
         embedding, last = (adapt(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))
         layers = {layer: adapt(section, facts.adapter, facts.plan.numerics) for layer, section in layers.items()}
     units = {unit: recomputed([layers[layer] for layer in unit], facts.plan) for unit in facts.layers}

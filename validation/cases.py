@@ -41,6 +41,8 @@ ADAPTER: dict[str, Any] = {
     "alpha": 16.0,
     "dropout": 0.0,
     "target_modules": None,
+    "modules_to_save": None,
+    "use_dora": False,
     "dtype": "fp32",
 }
 """The Scenario's defaults; a test holds them equal."""

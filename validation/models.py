@@ -143,15 +143,24 @@ def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any
 
 def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:
     supported("adapter.kind", adapter.kind, {"lora": None})
-    targets = adapter.target_modules
     lora = peft.LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
         lora_dropout=adapter.dropout,
-        target_modules=None if targets is None else list(targets),
+        target_modules=targets(adapter),
+        modules_to_save=adapter.modules_to_save and list(adapter.modules_to_save),
+        use_dora=adapter.use_dora,
         fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps [in, out] weights
     )
     return peft.get_peft_model(model, lora, autocast_adapter_dtype=adapter.dtype == "fp32")
+
+
+def targets(adapter: Adapter) -> list[str] | str | None:
+    """As PEFT takes them: "all-linear" is no list."""
+    names = adapter.target_modules
+    if names is None:
+        return None
+    return "all-linear" if "all-linear" in names else list(names)
 
 
 class CheckpointedGroup(torch.nn.ModuleList):

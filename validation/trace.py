@@ -191,7 +191,14 @@ def as_on_cuda() -> Iterator[None]:
     def step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, _: Any) -> None:
         optimizer.step()  # the scaler first looks at the number of infinities
 
+    def copied(tensor: FakeTensor, memo: dict[int, Any]) -> torch.Tensor:
+        copy = tensor.detach().clone()  # views of a fake tensor's deep copy would have a storage of their own
+        if isinstance(tensor, torch.nn.Parameter):
+            copy = torch.nn.Parameter(copy, tensor.requires_grad)
+        return memo.setdefault(id(tensor), copy)
+
     with (
+        patch.object(FakeTensor, "__deepcopy__", copied),
         patch.object(masking_utils, "find_packed_sequence_indices", find_none),
         patch.object(torch.utils, "swap_tensors", set_data),
         patch.object(torch.amp.GradScaler, "_maybe_opt_step", step),

@@ -72,6 +72,15 @@ READ_BY_THE_ENGINE = {
     "adapter": Adapter(),
     "dropout": 0.0,
 }
+OTHER_ADAPTER = {
+    "rank": 4,
+    "alpha": 1.0,
+    "dropout": 0.5,
+    "target_modules": ("c_fc",),
+    "modules_to_save": ("ln_f",),
+    "use_dora": True,
+    "dtype": "base",
+}
 WITHOUT_EFFECT = {"adapter.alpha"}
 """Scales the branch; its docstring says that it changes no size."""
 
@@ -86,7 +95,7 @@ def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
 
 @pytest.mark.parametrize("field", sorted(Adapter.model_fields.keys() - {"kind"}))
 def test_every_field_of_an_adapter_has_an_effect(field: str) -> None:
-    other = {"rank": 4, "alpha": 1.0, "dropout": 0.5, "target_modules": ("c_fc",), "dtype": "base"}[field]
+    other = OTHER_ADAPTER[field]
     plain: dict[str, Any] = {"model": "gpt2", "precision": "bf16"}
     changed = answer(**plain, adapter=Adapter()) != answer(**plain, adapter={field: other})
     assert changed == (f"adapter.{field}" not in WITHOUT_EFFECT)

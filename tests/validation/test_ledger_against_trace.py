@@ -30,6 +30,8 @@ OPTIMIZERS = (
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST)
 GPT2_LINEARS = ("c_attn", "c_proj", "c_fc")
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+GPT2_SAVED = ("wte", "wpe", "ln_2", "ln_f", "lm_head")
+LLAMA_SAVED = ("embed_tokens", "norm", "lm_head")
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
@@ -94,14 +96,21 @@ def windows(draw: st.DrawFn, num_layers: int, *, mixed: bool) -> dict[str, Any]:
 
 
 @st.composite
-def adapters(draw: st.DrawFn, linears: tuple[str, ...]) -> Adapter:
-    subsets = st.lists(st.sampled_from(linears), min_size=1, max_size=3, unique=True).map(tuple)
+def adapters(draw: st.DrawFn, linears: tuple[str, ...], saved: tuple[str, ...]) -> Adapter:
+    dtype, use_dora = draw(st.sampled_from(AdapterDType)), draw(st.booleans())
+    refused = use_dora and linears is GPT2_LINEARS  # in some types
     return Adapter(
         rank=draw(st.integers(1, 9)),
-        dropout=draw(st.sampled_from((0.0, 0.1))),
-        dtype=draw(st.sampled_from(AdapterDType)),
-        target_modules=draw(st.none() | subsets),
+        dropout=0.0 if refused else draw(st.sampled_from((0.0, 0.1))),
+        dtype=dtype,
+        target_modules=draw(st.none() | st.just(("all-linear",)) | subsets(linears)),
+        modules_to_save=draw(st.none() | subsets(saved)),
+        use_dora=use_dora,
     )
+
+
+def subsets(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True).map(tuple)
 
 
 @st.composite
@@ -114,7 +123,7 @@ def recomputations(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
         Recompute.SELECTIVE: ["recompute_interval"],
         Recompute.FULL: ["recompute_interval", "recompute_group_size"],
     }
-    return {"recompute": recompute} | {field: in_a_row for field in draw(st.permutations(fields[recompute]))[:1]}
+    return {"recompute": recompute} | dict.fromkeys(draw(st.permutations(fields[recompute]))[:1], in_a_row)
 
 
 @st.composite
@@ -123,7 +132,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     precision = draw(st.sampled_from(PRECISIONS))
     flash_cannot = precision is Precision.FP32 or config.get("sliding_window") == SHORT_WINDOW
     kernels = (Attention.EAGER,) if flash_cannot else (Attention.EAGER, Attention.FLASH)
-    linears = GPT2_LINEARS if config["model_type"] == "gpt2" else LLAMA_LINEARS
+    is_gpt2 = config["model_type"] == "gpt2"
+    linears, saved = (GPT2_LINEARS, GPT2_SAVED) if is_gpt2 else (LLAMA_LINEARS, LLAMA_SAVED)
     return Scenario(
         model=config,
         micro_batch_size=draw(st.integers(1, 5)),
@@ -133,7 +143,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         optimizer=draw(st.sampled_from(OPTIMIZERS)),
         attention=draw(st.sampled_from(kernels)),
         **draw(recomputations(config)),
-        adapter=draw(st.none() | adapters(linears)),
+        adapter=draw(st.none() | adapters(linears, saved)),
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc import Adapter, Estimate, Scenario, estimate
-from calc.adapters import DEFAULT_TARGETS
+from calc.adapters.facts import DEFAULT_TARGETS
 from calc.closed_forms import lora_parameters
 from calc.ledger import Component, Kind
 from calc.scenario import AdapterDType
@@ -129,3 +129,10 @@ def test_it_saves_memory() -> None:
 @given(rank=st.integers(1, 10**9))
 def test_rank_has_no_bound_but_the_sizes(rank: int) -> None:
     assert answered(adapter=Adapter(rank=rank)).parameters.trainable == rank * LAYERS * (128 + 96)
+
+
+def test_all_linear_is_every_linear_but_the_head() -> None:
+    everything = answered(adapter=Adapter(target_modules=("all-linear",))).parameters
+    listed = answered(adapter=Adapter(target_modules=tuple(LLAMA_LINEARS))).parameters
+    assert everything == listed
+    assert Adapter(target_modules="all-linear") == Adapter(target_modules=("all-linear",))  # pyright: ignore

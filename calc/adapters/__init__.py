@@ -1,0 +1,24 @@
+"""Adapters as a transformation of the ledger: freeze the rows there are, add the adapter's (peft 0.21.2)."""
+
+from dataclasses import replace
+from itertools import groupby
+
+from calc.ledger import Row, Section
+from calc.operators import Numerics
+
+from .facts import AdapterFacts, adapter_facts, check_modules, is_linear
+from .freezing import frozen
+from .lora import with_lora
+
+__all__ = ["AdapterFacts", "adapt", "adapter_facts", "check_modules"]
+
+
+def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
+    """`section` with its weights frozen and the adapter on its targets."""
+    rows: list[Row] = []
+    for module, group in groupby(frozen(section.rows, facts.saves), key=lambda row: row.module):
+        module_rows = list(group)
+        if any(map(is_linear, module_rows)) and facts.targets(module):
+            module_rows = list(with_lora(module_rows, facts, numerics))
+        rows += module_rows
+    return replace(section, rows=tuple(rows))

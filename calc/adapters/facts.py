@@ -1,0 +1,107 @@
+"""What of an adapter decides which rows a step has, and PEFT's defaults (peft 0.21.2)."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from calc.architecture import Architecture, Wiring
+from calc.dtype import DType
+from calc.errors import ConfigError
+from calc.ledger import Row, Section
+from calc.operators import Numerics
+from calc.scenario import ALL_LINEAR, Adapter, AdapterDType, AdapterKind
+
+from .freezing import module_of
+
+DEFAULT_TARGETS = {
+    Wiring.GPT2: ("c_attn",),
+    Wiring.MEGATRON: ("query_key_value",),
+    Wiring.LLAMA: ("q_proj", "v_proj"),
+}
+"""peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING."""
+
+OUTPUT_LAYER = "lm_head"
+"""What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdapterFacts:
+    """All of an adapter that decides which rows there are."""
+
+    kind: AdapterKind
+    target_modules: tuple[str, ...]
+    modules_to_save: tuple[str, ...]
+    dropout: bool
+    dora: bool
+    dora_differentiates_weights: bool
+    """The base weights have a gradient in DoRA's norms, which is not used."""
+    dtype: DType
+
+    def saves(self, module: str) -> bool:
+        """Whether `module` is trained as a whole, as a copy (_set_trainable in peft/utils/other.py)."""
+        return module.endswith(self.modules_to_save)
+
+    def targets(self, module: str) -> bool:
+        """Whether the linear layer `module` is adapted."""
+        if ALL_LINEAR in self.target_modules:
+            return module != OUTPUT_LAYER
+        return any(names(target, module) for target in self.target_modules)
+
+
+def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numerics) -> AdapterFacts:
+    """The facts of `adapter` on a model of `architecture`."""
+    dtype = DType.FP32 if adapter.dtype is AdapterDType.FP32 else numerics.weights
+    # peft/utils/other.py, transpose: a turned parameter is a new parameter, which requires a gradient.
+    turns_parameters = adapter.use_dora and architecture.wiring is Wiring.GPT2 and dtype is numerics.weights
+    if turns_parameters and adapter.dropout > 0:
+        raise ConfigError(
+            "adapter.dropout",
+            adapter.dropout,
+            "should be 0 with use_dora on GPT-2 in this type: PEFT then makes gradients of the frozen weights too, "
+            "which is not supported yet",
+        )
+    return AdapterFacts(
+        kind=adapter.kind,
+        target_modules=adapter.target_modules or DEFAULT_TARGETS[architecture.wiring],
+        modules_to_save=adapter.modules_to_save or (),
+        dropout=adapter.dropout > 0,
+        dora=adapter.use_dora,
+        dora_differentiates_weights=turns_parameters,
+        dtype=dtype,
+    )
+
+
+def is_linear(row: Row) -> bool:
+    return row.name == "linear"
+
+
+def names(name: str, module: str) -> bool:
+    """PEFT's rule: the module's own name or the end of its path."""
+    return module == name or module.endswith(f".{name}")
+
+
+def check_modules(sections: Iterable[Section], facts: AdapterFacts) -> None:
+    """Refuse a target that names no linear module of `sections`, and a module to save that is none, or a target too."""
+    rows = [row for section in sections for row in section.rows]
+    linears = {row.module for row in rows if is_linear(row)}
+    for target in facts.target_modules:
+        if target != ALL_LINEAR and not any(names(target, module) for module in linears):
+            known = ", ".join(sorted({module.split(".")[-1] for module in linears}))
+            raise ConfigError(
+                "adapter.target_modules", target, f"names no linear module of this model; there are {known}"
+            )
+    modules = {module_of(tensor, row) for row in rows for tensor in row.reads} - {""}
+    for name in facts.modules_to_save:
+        _check_saved(name, modules, {module for module in linears if facts.targets(module)})
+
+
+def _check_saved(name: str, modules: set[str], targets: set[str]) -> None:
+    """PEFT copies every module whose path ends with `name`, also one that holds others; those are not built."""
+    meant = {module for module in modules if module.endswith(name)}
+    holders = {module.rpartition(".")[0] for module in modules} - {""}
+    if not meant or any(holder.endswith(name) for holder in holders):
+        known = ", ".join(sorted({module.split(".")[-1] for module in modules}))
+        raise ConfigError(
+            "adapter.modules_to_save", name, f"names no module with weights of its own; there are {known}"
+        )
+    if meant & targets:
+        raise ConfigError("adapter.modules_to_save", name, "is among adapter.target_modules too; should be one of them")
