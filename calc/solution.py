@@ -8,12 +8,16 @@ from itertools import pairwise
 from typing import Any
 
 from .architecture import Architecture
+from .dimensions import SMALLEST_8BIT, SMALLEST_PAGED
 from .errors import ConfigError
 from .estimation import Estimate, Memory, estimate
 from .hardware import Gpu, gpus
 from .model_source import load_config, load_model
 from .scenario import LARGEST_SIZE, Recompute, Scenario
 from .units import format_bytes, format_gib
+
+MASK_MULTIPLE = 8
+"""preprocess_mask in aten/src/ATen/native/transformers/attention.cpp pads a mask's rows to it."""
 
 
 class Maximise(StrEnum):
@@ -153,7 +157,7 @@ def _maximise(scenario: Scenario, sought: Maximise) -> Solution:
     _check_gpu(scenario)
     architecture = load_model(scenario.model)
     trials = _Trials(_setter(scenario, sought))
-    value = _largest(trials.fits, _growing(sought, architecture), _first_guess(scenario, sought, architecture))
+    value = _largest(trials.fits, _growing(sought, architecture, trials), _first_guess(scenario, sought, architecture))
     if value is None:
         return _nothing_fits(sought, trials)
     if value == LARGEST_SIZE:
@@ -225,20 +229,35 @@ def with_num_layers(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     return changed
 
 
-def _growing(sought: Maximise, architecture: Architecture) -> list[range]:
+def _growing(sought: Maximise, architecture: Architecture, trials: Mapping[int, Estimate | ConfigError]) -> list[range]:
     """All sizes, in ranges within which memory never falls; the largest sizes first.
 
     In each the step is the same operations on tensors that only grow; from one range to the next it may be others. One
-    sequence needs fewer copies than several; a sequence as long as a sliding window needs a mask, and kernels that take
-    one. More layers only add tensors.
+    sequence, or one token, needs fewer copies than several; one as long as a sliding window needs a mask, which some
+    kernels pad to a multiple. More layers only add tensors.
     """
-    starts = {1}
-    if sought is Maximise.MICRO_BATCH_SIZE:
-        starts.add(2)
-    if sought is Maximise.SEQUENCE_LENGTH:
-        starts.update(layer.sliding_window for layer, _ in architecture.layers if layer.sliding_window)
-    ascending = [*sorted(starts), LARGEST_SIZE + 1]
-    return [range(first, after) for first, after in pairwise(ascending)][::-1]
+    layers = [layer for layer, _ in architecture.layers]
+    windows = {layer.sliding_window for layer in layers if layer.sliding_window}
+    starts = {
+        Maximise.MICRO_BATCH_SIZE: lambda: {2},
+        Maximise.SEQUENCE_LENGTH: lambda: {2, *windows},
+        Maximise.ADAPTER_RANK: lambda: _ranks_of_other_states(trials[1]),
+        Maximise.NUM_LAYERS: lambda: set[int](),
+    }[sought]()
+    ascending = [*sorted({1, *starts}), LARGEST_SIZE + 1]
+    ranges = [range(first, after) for first, after in pairwise(ascending)][::-1]
+    if sought is Maximise.SEQUENCE_LENGTH and windows:
+        return [sizes[start::MASK_MULTIPLE] for sizes in ranges for start in range(min(MASK_MULTIPLE, len(sizes)))]
+    return ranges
+
+
+def _ranks_of_other_states(rank_one: Estimate | ConfigError) -> set[int]:
+    """The ranks from which on bitsandbytes keeps another kind of states for one of the adapter's tensors."""
+    if isinstance(rank_one, ConfigError):
+        return set()
+    runs = rank_one.step.runs
+    widths = {run.sizes[tensor.shape] for run in runs for tensor in run.part.trained if "R" in tensor.shape}
+    return {-(-numel // width) for width in widths for numel in (SMALLEST_8BIT, SMALLEST_PAGED)}
 
 
 def _first_guess(scenario: Scenario, sought: Maximise, architecture: Architecture) -> int:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from enum import StrEnum
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import calc
 from calc import ConfigError, Scenario, hardware
 from calc.model_source import load_config, load_model
 from calc.plan import SUPPORTED
-from calc.scenario import LARGEST_SIZE, Precision, Recompute
+from calc.scenario import LARGEST_SIZE, Attention, Optimizer, Precision, Recompute
 from calc.solution import Limit, Maximise, _growing, _largest, needed_bytes, with_num_layers
 
 LLAMA: dict[str, Any] = {
@@ -42,6 +43,11 @@ LARGEST_TRIED = 40
 
 def asked(**fields: Any) -> Scenario:
     return Scenario.model_validate(fields)
+
+
+def built(field: str, words: type[StrEnum]) -> list[str]:
+    """The values of a field that are supported."""
+    return sorted(SUPPORTED.get(field, set(words)))
 
 
 @pytest.fixture
@@ -81,8 +87,9 @@ def random_scenario(rng: random.Random, sought: str) -> Scenario:
         micro_batch_size=rng.randint(1, 4),
         sequence_length=rng.randint(1, 30),
         gradient_accumulation_steps=rng.randint(1, 2),
-        precision=rng.choice([Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST, Precision.FP32, Precision.BF16]),
-        attention="eager",
+        precision=rng.choice([Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST, Precision.BF16]),
+        attention=rng.choice(["eager", "auto"]),
+        optimizer=rng.choice(built("optimizer", Optimizer)),
         recompute=rng.choice(list(Recompute)),
         adapter=adapter if sought == "adapter.rank" or rng.random() < 0.3 else None,
     )
@@ -94,7 +101,7 @@ def all_answers(scenario: Scenario, sought: str) -> dict[int, calc.Estimate]:
         try:
             answers[size] = calc.estimate(with_size(scenario, sought, size))
         except ConfigError:
-            break
+            continue
     return answers
 
 
@@ -104,51 +111,68 @@ def test_trying_every_size_finds_the_same(sought: str, seed: int, gpu_of: Callab
     rng = random.Random(f"{sought} {seed}")
     scenario = random_scenario(rng, sought)
     needs = {size: needed_bytes(answer.memory) for size, answer in all_answers(scenario, sought).items()}
-    for capacity in {
-        needs[1] - 1,
-        needs[1],
-        *(rng.choice(list(needs.values())) + rng.randint(-600, 600) for _ in "ab"),
-    }:
+    if not needs:
+        with pytest.raises(ConfigError):
+            calc.solve(scenario, maximise=sought)
+        return
+    least = min(needs)
+    nearby = (needed + rng.randint(-600, 600) for needed in rng.sample(list(needs.values()), min(2, len(needs))))
+    for capacity in (needs[least] - 1, needs[least], *nearby):
         fitting = [size for size, needed in needs.items() if needed <= capacity]
         if fitting and fitting[-1] == LARGEST_TRIED:
             continue  # larger ones may fit too
         solution = calc.solve(scenario.model_copy(update={"gpu": gpu_of(capacity)}), maximise=sought)
         assert solution.value == max(fitting, default=None)
-        if (next_size := max(fitting, default=0) + 1) in needs:
+        if (next_size := max(fitting, default=least - 1) + 1) in needs:
             assert solution.limit is Limit.MEMORY
             assert solution.next_estimate is not None
             assert needed_bytes(solution.next_estimate.memory) == needs[next_size] > capacity
         else:
             assert solution.limit is Limit.REFUSED
         assert solution.next_value == next_size
-        assert needed_bytes(solution.estimate.memory) == needs[max(fitting, default=1)]
+        assert needed_bytes(solution.estimate.memory) == needs[max(fitting, default=least)]
         assert solution.estimate.memory.fits is (solution.value is not None)
 
 
-@pytest.mark.parametrize("attention", sorted(SUPPORTED["attention"]))
+def growing(scenario: Scenario, sought: str) -> list[range]:
+    rank_one = {1: calc.estimate(with_size(scenario, sought, 1))} if sought == "adapter.rank" else {}
+    return _growing(Maximise(sought), load_model(scenario.model), rank_one)
+
+
+@pytest.mark.parametrize("attention", built("attention", Attention))
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize("sought", ["micro_batch_size", "sequence_length"])
 def test_all_sizes_of_a_range_share_one_ledger(model: str, sought: str, attention: str) -> None:
     """So between them memory cannot fall."""
     scenario = asked(model=MODELS[model], micro_batch_size=2, sequence_length=10, precision="bf16", attention=attention)
     answers = all_answers(scenario, sought)
-    assert answers
-    for sizes in _growing(Maximise(sought), load_model(scenario.model)):
+    for sizes in growing(scenario, sought):
         assert len({id(answers[size].step.step) for size in sizes[:LARGEST_TRIED] if size in answers}) <= 1
 
 
-@pytest.mark.parametrize("optimizer", sorted(SUPPORTED["optimizer"]))
+@pytest.mark.parametrize("optimizer", built("optimizer", Optimizer))
 @pytest.mark.parametrize("sought", list(Maximise))
 def test_in_a_range_memory_never_falls(sought: str, optimizer: str) -> None:
-    for model, precision in (("llama", "bf16-autocast"), ("later layers slide", "bf16")):
+    wide = {**LLAMA, "hidden_size": 4096, "num_hidden_layers": 1}
+    for model, precision in ((LLAMA, "bf16-autocast"), (MODELS["later layers slide"], "bf16"), (wide, "bf16")):
         scenario = asked(
-            model=MODELS[model], optimizer=optimizer, precision=precision, sequence_length=10, attention="eager",
+            model=model, optimizer=optimizer, precision=precision, sequence_length=10, attention="eager",
             adapter={"rank": 4} if sought == "adapter.rank" else None,
         )  # fmt: skip
         answers = all_answers(scenario, sought)
-        for sizes in _growing(Maximise(sought), load_model(scenario.model)):
+        for sizes in growing(scenario, sought):
             peaks = [answers[size].memory.peak_allocated_bytes for size in sizes[:LARGEST_TRIED] if size in answers]
             assert peaks == sorted(peaks)
+
+
+def test_in_a_range_of_batches_memory_never_falls_where_a_kernel_splits_its_work() -> None:
+    model = {**QWEN3, "head_dim": 160, "use_sliding_window": True, "sliding_window": 4, "max_window_layers": 0}
+    attention = "efficient" if "efficient" in built("attention", Attention) else "eager"
+    scenario = asked(model=model, precision="bf16", sequence_length=129, attention=attention)
+    answers = all_answers(scenario, "micro_batch_size")
+    for sizes in growing(scenario, "micro_batch_size"):
+        peaks = [answers[size].memory.peak_allocated_bytes for size in sizes[:LARGEST_TRIED] if size in answers]
+        assert peaks == sorted(peaks)
 
 
 @pytest.mark.parametrize("model", MODELS)
