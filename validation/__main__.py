@@ -45,9 +45,9 @@ def _trace(arguments: Sequence[str]) -> int:
 
 
 def _measure(arguments: Sequence[str]) -> int:
-    from validation import measure
+    from validation import supervisor
 
-    return measure.main(arguments)
+    return supervisor.main(arguments)
 
 
 def _operators(arguments: Sequence[str]) -> int:

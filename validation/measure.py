@@ -1,13 +1,11 @@
-"""Training steps measured on a CUDA device: `python -m validation measure`.
+"""Training steps measured on a CUDA device: the worker of `python -m validation measure`.
 
 Needs torch, transformers, peft and nvidia-ml-py, and nothing of calc. A worker process measures case after case, so
 that the GPU's time goes into steps and not into imports; after an out-of-memory a new one goes on. What the records
 already hold for this GPU and these versions is left out, so a run that was stopped can be started again.
 """
 
-import argparse
 import gc
-import subprocess
 import sys
 import time
 import traceback
@@ -25,56 +23,33 @@ from validation.cases import Case, as_object, config_of
 from validation.machine import Machine, start
 from validation.models import Job, build_job, parameter_counts
 from validation.questions import QUESTIONS, Question
-from validation.records import FOLDER, Record, file_of, read
+from validation.records import Record, file_of, read
 from validation.step import Phase, training_step
 from validation.suites import MEASURED
+from validation.supervisor import NEW_PROCESS, SUITE_NAMES, parser
 
 Asked = Case | Question
 
-SUITES: dict[str, Sequence[Asked]] = {"questions": QUESTIONS, **MEASURED}
-"""The questions first: they ask for the context of a process that has done nothing else."""
+SUITES: dict[str, Sequence[Asked]] = dict(zip(SUITE_NAMES, (QUESTIONS, *MEASURED.values()), strict=True))
 
-DONE, NO_CUDA, NEW_PROCESS = 0, 2, 75
+DONE, NO_CUDA = 0, 2
 SEED = 0
 TIMED_STEPS = 5
 WEIGHTS_DEVIATION = 0.02
 """As transformers' initializer_range."""
 LARGEST_LEFTOVER_BYTES = 2**20
 """What more a case leaves behind would count in the next one."""
-FOREVER = float("inf")
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = parser().parse_args(arguments)
-    if options.until is None:
-        return supervise(arguments, time.time() + 60 * options.minutes)
+    """A worker: measures case after case, until another process should go on, or until the time is up."""
+    options = parser(main.__doc__).parse_args(arguments)
     if not torch.cuda.is_available():
         print("measure needs a CUDA device, and torch sees none", file=sys.stderr)
         return NO_CUDA
     names = [options.suite] if options.suite else list(SUITES)
     suites = {name: [asked for asked in SUITES[name] if options.only in asked.id][: options.limit] for name in names}
     return work(suites, options.records, options.until, again=options.again)
-
-
-def parser() -> argparse.ArgumentParser:
-    options = argparse.ArgumentParser(prog="python -m validation measure", description=__doc__)
-    options.add_argument("--suite", choices=SUITES, help="Default: all, one after the other.")
-    options.add_argument("--only", default="", metavar="TEXT", help="Only what has TEXT in its id.")
-    options.add_argument("--limit", type=int, help="Only so many of each suite, from its start.")
-    options.add_argument("--minutes", type=float, default=FOREVER, help="Start nothing after so many minutes.")
-    options.add_argument("--again", action="store_true", help="Also what is recorded as an error.")
-    options.add_argument("--records", type=Path, default=FOLDER, help="Folder to write to. Default: %(default)s.")
-    options.add_argument("--until", type=float, help=argparse.SUPPRESS)
-    return options
-
-
-def supervise(arguments: Sequence[str], until: float) -> int:
-    """Runs workers, one after the other, until one says that it is done."""
-    command = [sys.executable, "-m", "validation", "measure", *arguments, f"--until={until}"]
-    while (status := subprocess.run(command, check=False).returncode) == NEW_PROCESS:
-        # What it recorded as an error is not asked a second time in one run.
-        command = [argument for argument in command if argument != "--again"]
-    return status
 
 
 def work(suites: Mapping[str, Sequence[Asked]], folder: Path, until: float, *, again: bool = False) -> int:
@@ -269,3 +244,7 @@ def outcome(record: Record, seconds: float) -> str:
         step, peak = record.measured["time"]["step_seconds"], record.measured["memory"]["peak_allocated_bytes"]
         found = f"{peak / 2**30:8.2f} GiB {step * 1000:9.1f} ms"
     return f"{seconds:6.1f} s  {found}  {record.id}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -25,6 +25,7 @@ from validation.models import build_job
 from validation.questions import Question
 from validation.records import Record, read
 from validation.step import Phase, forward
+from validation.supervisor import FOREVER, NEW_PROCESS
 
 MIB = 2**20
 TINY = {"model_type": "gpt2", "vocab_size": 64, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16}
@@ -325,7 +326,7 @@ def ids(folder: Path) -> list[str]:
     return [record.id for record in recorded(folder)]
 
 
-def work(cases: Sequence[measure.Asked], folder: Path, until: float = measure.FOREVER, **options: bool) -> int:
+def work(cases: Sequence[measure.Asked], folder: Path, until: float = FOREVER, **options: bool) -> int:
     return measure.work({"some": cases}, folder, until, **options)
 
 
@@ -334,7 +335,7 @@ def test_a_new_process_goes_on_after_an_out_of_memory(
 ) -> None:
     monkeypatch.setattr(measure, "measure", fake_measure(EAGER))
     cases = [EAGER, OTHER, ACCUMULATED]
-    assert work(cases, tmp_path) == measure.NEW_PROCESS
+    assert work(cases, tmp_path) == NEW_PROCESS
     assert ids(tmp_path) == [EAGER.id]
     assert work(cases, tmp_path) == measure.DONE
     assert ids(tmp_path) == [each.id for each in cases]
@@ -346,7 +347,7 @@ def test_a_case_that_leaves_a_model_behind_ends_its_process(
 ) -> None:
     idle.allocated += measure.LARGEST_LEFTOVER_BYTES + 1
     monkeypatch.setattr(measure, "measure", fake_measure())
-    assert work([EAGER, OTHER], tmp_path) == measure.NEW_PROCESS
+    assert work([EAGER, OTHER], tmp_path) == NEW_PROCESS
     assert ids(tmp_path) == [EAGER.id]
 
 
@@ -361,7 +362,7 @@ def test_an_error_that_spoils_the_context_ends_its_process(
         raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
     monkeypatch.setattr(measure, "measure", measure_and_spoil)
-    assert work([EAGER, OTHER], tmp_path) == measure.NEW_PROCESS
+    assert work([EAGER, OTHER], tmp_path) == NEW_PROCESS
     assert ids(tmp_path) == [EAGER.id]
 
 
@@ -432,7 +433,7 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, lis
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(measure, "work", work)
-    measure.main([*arguments, "--until=1"])
+    measure.main(arguments)
     return given
 
 
@@ -446,22 +447,6 @@ def test_a_suite_can_be_chosen_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(asked_for(monkeypatch, "--suite", "holdout")) == ["holdout"]
     assert [len(ids) for ids in asked_for(monkeypatch, "--limit", "2").values()] == [2] * 5
     assert set(asked_for(monkeypatch, "--only", "rotary")["questions"]) == {"rotary"}
-
-
-def test_the_supervisor_starts_workers_until_one_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
-    statuses = [measure.NEW_PROCESS, measure.NEW_PROCESS, measure.DONE]
-    commands: list[list[str]] = []
-
-    def run(command: list[str], check: bool) -> Any:
-        commands.append(command)
-        return SimpleNamespace(returncode=statuses.pop(0))
-
-    monkeypatch.setattr(subprocess, "run", run)
-    monkeypatch.setattr(measure.time, "time", lambda: 1000.0)
-    assert measure.main(["--suite", "holdout", "--minutes", "8", "--again"]) == measure.DONE
-    assert len(commands) == 3
-    assert {command[-1] for command in commands} == {"--until=1480.0"}
-    assert ["--again" in command for command in commands] == [True, False, False]
 
 
 # --- the boundary: what torch and the driver are asked --------------------------------------------------------------
