@@ -17,6 +17,7 @@ from .explain import Formula
 from .hardware import Gpu
 from .inventory import TensorEntry
 from .model_source import load_model
+from .scenario import Scenario
 from .solution import Minimise, Solution
 from .timeline import Phase
 from .tradeoff import Tradeoff
@@ -127,7 +128,7 @@ def solution_sentence(solution: Solution) -> str:
     if sought is Minimise.GPU:
         return f"The smallest GPU that holds the step is {solution.value}."
     if sought is Minimise.RECOMPUTE:
-        return f"The cheapest recompute that fits {gpu} is {solution.value}."
+        return f"The cheapest recompute that fits {gpu} is {_way(solution.estimate.scenario)}."
     return f"The largest {sought} that fits {gpu} is {solution.value:,}."
 
 
@@ -217,7 +218,7 @@ def print_tradeoffs(tradeoffs: Iterable[Tradeoff]) -> None:
     """One line per way of recomputation."""
     rows = (
         (
-            _way(each),
+            _way(each.scenario),
             format_bytes(each.kept_bytes),
             format_gib(each.estimate.memory.peak_allocated_bytes),
             f"{each.recompute_flops / (each.estimate.flops.total - each.recompute_flops):+.1%}",
@@ -229,8 +230,7 @@ def print_tradeoffs(tradeoffs: Iterable[Tradeoff]) -> None:
     Console(highlight=False).print(_table("Recomputation", columns, rows))
 
 
-def _way(tradeoff: Tradeoff) -> str:
-    scenario = tradeoff.scenario
+def _way(scenario: Scenario) -> str:
     if scenario.recompute_interval > 1:
         return f"{scenario.recompute}, 1 layer of {scenario.recompute_interval}"
     if scenario.recompute_group_size > 1:

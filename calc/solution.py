@@ -13,7 +13,8 @@ from .errors import ConfigError
 from .estimation import Estimate, Memory, estimate
 from .hardware import Gpu, gpus
 from .model_source import load_config, load_model
-from .scenario import LARGEST_SIZE, Recompute, Scenario
+from .scenario import LARGEST_SIZE, Scenario
+from .tradeoff import recompute_tradeoffs
 from .units import format_bytes, format_gib
 
 MASK_MULTIPLE = 8
@@ -35,7 +36,7 @@ class Minimise(StrEnum):
     GPU = "gpu"
     """The least memory, then the least bandwidth."""
     RECOMPUTE = "recompute"
-    """The fewest FLOPs."""
+    """The fewest FLOPs, every n-th layer and groups of layers among the ways; the estimate's scenario says which."""
 
 
 class Limit(StrEnum):
@@ -317,11 +318,10 @@ def _smallest_gpu(scenario: Scenario) -> Solution:
 
 
 def _cheapest_recompute(scenario: Scenario) -> Solution:
-    """By the FLOPs of the step; of equals, what needs less memory."""
+    """By the FLOPs it adds."""
     _check_gpu(scenario)
-    answers = [(each.value, estimate(scenario.model_copy(update={"recompute": each}))) for each in Recompute]
-    answers.sort(key=lambda answer: (answer[1].flops.total, answer[1].memory.peak_allocated_bytes))
-    return _first_that_fits(Minimise.RECOMPUTE, answers)
+    ways = recompute_tradeoffs(scenario)
+    return _first_that_fits(Minimise.RECOMPUTE, ((way.scenario.recompute.value, way.estimate) for way in ways))
 
 
 def _first_that_fits(sought: Minimise, answers: Iterable[tuple[str, Estimate]]) -> Solution:
@@ -344,5 +344,12 @@ def _chosen(sought: Minimise, value: str | None, answer: Estimate, miss: tuple[s
         limit=Limit.MEMORY if miss else None,
         next_value=miss[0] if miss else None,
         next_estimate=miss[1] if miss else None,
-        reason=_too_much(f"{sought} = {miss[0]}", miss[1]) if miss else f"nothing is less than {sought} = {value}",
+        reason=_too_much(_named(sought, *miss), miss[1]) if miss else f"nothing is less than {sought} = {value}",
     )
+
+
+def _named(sought: Minimise, value: str, answer: Estimate) -> str:
+    """The choice in words; every n-th layer and groups of layers are ways of one recomputation."""
+    beside = ("recompute_interval", "recompute_group_size") if sought is Minimise.RECOMPUTE else ()
+    counts = {field: getattr(answer.scenario, field) for field in beside}
+    return ", ".join([f"{sought} = {value}", *(f"{field} = {count}" for field, count in counts.items() if count > 1)])

@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from calc.model_source import load_config, load_model
 from calc.plan import SUPPORTED
 from calc.scenario import LARGEST_SIZE, Attention, Optimizer, Precision, Recompute
 from calc.solution import Limit, Maximise, _growing, _largest, needed_bytes, with_num_layers
+from calc.tradeoff import recompute_tradeoffs
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -297,16 +297,22 @@ def test_the_smallest_gpu_is_the_first_that_fits(scenario: dict[str, Any]) -> No
 
 def test_the_cheapest_recomputation_has_the_fewest_flops_of_those_that_fit() -> None:
     chosen = set()
-    for size in range(1, 30, 2):
+    deep = {**LLAMA, "hidden_size": 512, "num_hidden_layers": 24}
+    for size in range(1, 400, 30):
         scenario = asked(
-            model="qwen3-0.6b", gpu="rtx-4090", micro_batch_size=size, attention="eager", sequence_length=1024
-        )
-        answers = {each: calc.estimate(scenario.model_copy(update={"recompute": each})) for each in Recompute}
-        fitting = {each: answer.flops.total for each, answer in answers.items() if answer.memory.fits}
+            model=deep, gpu="rtx-4090", micro_batch_size=size, sequence_length=1024, recompute="full",
+            recompute_interval=2,
+        )  # fmt: skip
+        fitting = [way.recompute_flops for way in recompute_tradeoffs(scenario) if way.estimate.memory.fits]
         solution = calc.solve(scenario, minimise="recompute")
-        assert solution.value == min(fitting, key=partial(dict.__getitem__, fitting), default=None)
-        chosen.add(solution.value)
-    assert chosen == {*Recompute, None}
+        found = solution.estimate
+        assert (solution.value is not None) == bool(fitting) == found.memory.fits
+        if fitting:
+            assert found.flops.recompute == min(fitting)
+            assert solution.value == found.scenario.recompute
+        chosen.add((solution.value, found.scenario.recompute_interval))
+    assert {value for value, _ in chosen} >= {"none", "full"}
+    assert len({interval for _, interval in chosen}) > 1
 
 
 @pytest.mark.parametrize(
