@@ -61,6 +61,8 @@ class Memory:
     saved_activation_bytes: int
     autograd_saved_bytes: int
     saved_activation_bytes_per_layer: int | list[int]
+    offloaded_bytes: int
+    """Kept in pinned host memory; each micro-batch takes it there and back."""
     phases: tuple[PhaseMemory, ...]
     first_step_peak_allocated_bytes: int
     peak_allocated_bytes: int
@@ -166,6 +168,9 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         optimizer=plan.optimizer,
         attention=plan.attention,
         recompute=plan.recompute,
+        recompute_interval=plan.recompute_interval,
+        recompute_group_size=plan.recompute_group_size,
+        recompute_offload=plan.recompute_offload,
         adapter=plan.adapter,
     )
     return _answer(scenario, architecture, workload, plan, gpu)
@@ -236,6 +241,7 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
         saved_activation_bytes=step.forward_end_bytes - timeline.base_bytes,
         autograd_saved_bytes=step.hooks_bytes,
         saved_activation_bytes_per_layer=_saved_per_layer(step, architecture),
+        offloaded_bytes=step.offloaded_bytes,
         phases=tuple(
             PhaseMemory(
                 name=phase,

@@ -190,6 +190,8 @@ class Region:
     arguments: tuple[Tensor, ...] = ()
     """Inputs that are passed by position: checkpoint saves them as autograd does; others without a gradient its
     closure holds."""
+    offloaded: bool = False
+    """What checkpoint saves lies in host memory, and comes back when the rows run again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -66,6 +66,8 @@ class Lifetimes:
     """Storages saved-tensor hooks see, parameters left out: those this section makes, and its input."""
     saved_from_outside: frozenset[Tensor]
     """The same, made by other sections."""
+    offloaded: frozenset[Tensor]
+    """What is kept in host memory."""
     rerun: tuple[Row, ...]
     required: frozenset[Tensor]
     """Tensors and parameters that get gradients."""
@@ -138,6 +140,7 @@ class _Builder:
             backward=backward,
             saved=frozenset(own),
             saved_from_outside=frozenset(seen - own),
+            offloaded=frozenset[Tensor]().union(*map(self._offloaded, section.regions)),
             rerun=tuple(rerun),
             required=frozenset(self.required),
             output_required=section.output in self.required,
@@ -194,7 +197,7 @@ class _Builder:
         for region in self.section.regions:
             saving = self._saving_rows(region)
             if saving:
-                for tensor in self._region_inputs(region):
+                for tensor in self._region_inputs(region) - self._offloaded(region):
                     needed[tensor] = min(saving[0], needed.get(tensor, saving[0]))
         return needed
 
@@ -205,9 +208,17 @@ class _Builder:
             if self._region(index) is None:
                 seen |= self._saved(row).union(row.graph)
         for region in self.section.regions:
-            arguments = {self._storage(tensor) for tensor in region.arguments}
-            seen |= self._region_inputs(region) & (self.required | arguments)
+            if not region.offloaded:  # else hooks nearer to it see its tensors
+                seen |= self._saved_by_checkpoint(region)
         return seen
+
+    def _saved_by_checkpoint(self, region: Region) -> set[Tensor]:
+        """Of a region's inputs those that are saved as autograd saves; others its closure holds."""
+        arguments = {self._storage(tensor) for tensor in region.arguments}
+        return self._region_inputs(region) & (self.required | arguments)
+
+    def _offloaded(self, region: Region) -> set[Tensor]:
+        return self._saved_by_checkpoint(region) if region.offloaded else set()
 
     def _forward(self, needed: dict[Tensor, int]) -> tuple[Event, ...]:
         self.events = []
@@ -267,7 +278,10 @@ class _Builder:
         saves_own_output = not self._saved(rows[last]).isdisjoint(rows[last].writes)
         again = rows[region.start : last + saves_own_output]
         rerun.extend(again)
-        outside = self._region_inputs(region)
+        offloaded = self._offloaded(region)
+        self.alias |= {tensor: _from_host(tensor) for tensor in offloaded}
+        self._allocate(sorted(offloaded, key=_name))
+        outside = self._region_inputs(region) - offloaded
         wanted: dict[Tensor, int] = {}
         for index in reversed(saving):
             wanted.update(dict.fromkeys(self._saved(rows[index]) - outside, index))
@@ -281,6 +295,7 @@ class _Builder:
         self._run(again, keep=wanted.keys() | cached | unread)
         self._free(sorted((cached | (unread & self.local)) - wanted.keys(), key=_name))
         self.local = local
+        self._free(sorted(offloaded - wanted.keys(), key=_name))
         for tensor, index in wanted.items():
             freed_by.setdefault(index, []).append(tensor)
 
@@ -363,6 +378,10 @@ def gradient_of(tensor: Tensor) -> Tensor:
     """The gradient autograd makes of `tensor`: its shape, its type."""
     kind = Kind.GRADIENTS if tensor.kind is Kind.PARAMETERS else Kind.TEMPORARIES
     return replace(tensor, name=f"∂{tensor.name}", kind=kind, trainable=False)
+
+
+def _from_host(tensor: Tensor) -> Tensor:
+    return replace(tensor, name=f"{tensor.name} from the host")
 
 
 def _bases(rows: Iterable[Row]) -> dict[Tensor, Tensor]:

@@ -101,6 +101,15 @@ class StepMemory:
         return own + sum(map(self.runs[0].sizes.__getitem__, self.step.saved_by_several))
 
     @property
+    def offloaded_bytes(self) -> int:
+        """What one micro-batch keeps in host memory; it crosses the link there and back."""
+        return sum(
+            run.count * sum(map(run.sizes.__getitem__, run.part.offloaded_classes))
+            for run in self.runs
+            if run.part.offloaded_classes
+        )
+
+    @property
     def saved_per_layer_bytes(self) -> dict[int, int]:
         """What each part of a run adds to what forward leaves for backward, by how many layers there are up to the
         run's end."""

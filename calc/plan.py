@@ -86,6 +86,8 @@ class Plan:
     """Of so many layers in a row the first is checkpointed (transformers' `every_n_layers`)."""
     recompute_group_size: int = 1
     """So many layers in a row are one checkpointed region."""
+    recompute_offload: bool = False
+    """What a checkpointed layer keeps lies in host memory."""
     implementation: Implementation = Implementation.TRANSFORMERS
     adapter: Adapter | None = None
 
@@ -119,6 +121,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         recompute=scenario.recompute,
         recompute_interval=_layers_in_a_row(scenario, "recompute_interval", architecture),
         recompute_group_size=_layers_in_a_row(scenario, "recompute_group_size", architecture),
+        recompute_offload=_offload(scenario),
         implementation=scenario.implementation,
         adapter=scenario.adapter,
     )
@@ -180,6 +183,13 @@ def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture)
     if len({replace(layer, sliding_window=None) for layer, _ in architecture.layers}) > 1:
         raise ConfigError(field, count, "is not supported yet for a model whose layers differ in size")
     return count
+
+
+def _offload(scenario: Scenario) -> bool:
+    whole_layers = scenario.recompute is Recompute.FULL and scenario.recompute_group_size == 1
+    if scenario.recompute_offload and not whole_layers:
+        raise ConfigError("recompute_offload", True, "needs recompute = full with recompute_group_size = 1")
+    return scenario.recompute_offload
 
 
 def _optimizer(scenario: Scenario) -> Optimizer:

@@ -53,7 +53,10 @@ def recomputed(layers: Sequence[Section], plan: Plan) -> Section:
     if plan.recompute_group_size > 1:
         return recompute(joined(layers))
     first, *others = layers
-    return joined([recompute(first), *others])
+    first = recompute(first)
+    if plan.recompute_offload:
+        first = replace(first, regions=tuple(replace(region, offloaded=True) for region in first.regions))
+    return joined([first, *others])
 
 
 def joined(layers: Sequence[Section]) -> Section:
@@ -103,4 +106,4 @@ class _Names:
 
 def _moved(region: Region, num_rows: int, name: Callable[[Tensor], Tensor]) -> Region:
     arguments = tuple(map(name, region.arguments))
-    return Region(start=num_rows + region.start, stop=num_rows + region.stop, arguments=arguments)
+    return replace(region, start=num_rows + region.start, stop=num_rows + region.stop, arguments=arguments)

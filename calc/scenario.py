@@ -184,6 +184,8 @@ class Scenario(Question):
     """Only every n-th layer is checkpointed."""
     recompute_group_size: Size = 1
     """Consecutive layers that form one checkpointed region."""
+    recompute_offload: Annotated[bool, Field(strict=True)] = False
+    """Keep the inputs of checkpointed layers in host memory (transformers' `offload`)."""
     loss: Loss = Loss.CROSS_ENTROPY
     """How the loss is computed."""
     adapter: Adapter | None = None

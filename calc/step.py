@@ -68,6 +68,8 @@ class Part:
     persistent_classes: Mapping[Kind, tuple[StorageClass, ...]]
     saved_classes: tuple[StorageClass, ...]
     """What saved-tensor hooks see of its own."""
+    offloaded_classes: tuple[StorageClass, ...]
+    """What lies in host memory between forward and backward."""
     products: Products
     attention: AttentionProducts
 
@@ -159,8 +161,9 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     contexts, lives = _layer_contexts(layers, input_required=embedding.output in required, held=held)
     freed = _freed_in_backward(lives, made - own)
     kept = leaves | (frozenset[Tensor]().union(*(life.kept_from_outside for life in lives)) & made)
-    if held is not None and layers[0].input in lives[0].kept_from_outside:
-        kept |= {held}
+    freed_by_first = {embedding.output} if layers[0].input in lives[0].kept_from_outside else set[Tensor]()
+    if held is not None:
+        kept |= freed_by_first
     shared = (made & set(embedding.held)) | kept
     tied = {tensor for tensor, _ in embedding.parameters()} & {tensor for tensor, _ in last.parameters()}
     tied = {tensor for tensor in tied if tensor.trainable}
@@ -168,7 +171,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         input_required=False,
         leaves=leaves,
         exported=shared - own,
-        kept=kept.difference(*freed) - {embedding.output},
+        kept=kept.difference(*freed) - freed_by_first,
         meeting=frozenset(tied),
         meets_view=not facts.plan.numerics.autocast,
     )
@@ -242,6 +245,7 @@ def _part(section: Section, context: Context, parameters: tuple[tuple[Tensor, Co
             for kind in {tensor.kind for tensor in persistent}
         },
         saved_classes=tuple(map(storage_class, life.saved)),
+        offloaded_classes=tuple(map(storage_class, life.offloaded)),
         products=products(section.rows, life),
         attention=attention_products(section.rows[: len(section.rows) // section.num_layers]),
     )

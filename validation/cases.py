@@ -31,6 +31,7 @@ STEP: dict[str, Any] = {
     "recompute": "none",
     "recompute_interval": 1,
     "recompute_group_size": 1,
+    "recompute_offload": False,
     "loss": "cross-entropy",
     "adapter": None,
     "dropout": None,

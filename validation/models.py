@@ -104,7 +104,9 @@ def build_job(
         if scenario.recompute_group_size > 1:
             group_layers(model, scenario.recompute_group_size, checkpoint_options)
         elif scenario.recompute == "full":
-            model.activation_checkpointing_enable(checkpoint_options, scenario.recompute_interval)
+            model.activation_checkpointing_enable(
+                checkpoint_options, scenario.recompute_interval, scenario.recompute_offload
+            )
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter)
         model.train()

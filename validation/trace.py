@@ -21,10 +21,11 @@ from unittest.mock import patch
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from transformers import masking_utils
+from transformers import masking_utils, modeling_utils
 
 from calc.scenario import Attention, Parallel, Precision, Scenario, scenario_from_strings
 from validation.cuda_kernels import (
@@ -188,6 +189,11 @@ def as_on_cuda() -> Iterator[None]:
     def set_data(parameter: torch.Tensor, converted: torch.Tensor) -> None:
         parameter.data = converted.data  # Module.to() would swap fake parameters, which weak references forbid
 
+    def on_host(**_: Any) -> saved_tensors_hooks:
+        return saved_tensors_hooks(
+            lambda tensor: (tensor.shape, tensor.dtype), lambda kept: torch.empty(kept[0], dtype=kept[1])
+        )
+
     def step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, _: Any) -> None:
         optimizer.step()  # the scaler first looks at the number of infinities
 
@@ -201,6 +207,7 @@ def as_on_cuda() -> Iterator[None]:
         patch.object(FakeTensor, "__deepcopy__", copied),
         patch.object(masking_utils, "find_packed_sequence_indices", find_none),
         patch.object(torch.utils, "swap_tensors", set_data),
+        patch.object(modeling_utils, "save_on_cpu", on_host),
         patch.object(torch.amp.GradScaler, "_maybe_opt_step", step),
         CudaFunctions(),
     ):

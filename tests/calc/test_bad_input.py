@@ -69,6 +69,7 @@ READ_BY_THE_ENGINE = {
     "recompute": "none",
     "recompute_interval": 2,
     "recompute_group_size": 2,
+    "recompute_offload": True,
     "adapter": Adapter(),
     "dropout": 0.0,
 }

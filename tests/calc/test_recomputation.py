@@ -214,3 +214,33 @@ def test_a_million_layers_in_groups() -> None:
     tall = answered(LLAMA | {"num_hidden_layers": 10**6}, "full", recompute_group_size=64)
     assert len(tall.step.runs) == 4
     assert tall.parameters.total > 10**10
+
+
+# --- with what is kept in host memory -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("interval", "checkpointed"), [(1, 7), (3, 3)])
+def test_offloaded_inputs_are_not_on_the_gpu(interval: int, checkpointed: int) -> None:
+    here, away = (
+        answered(SEVEN["llama"], "full", precision="bf16", recompute_interval=interval, recompute_offload=offload)
+        for offload in (False, True)
+    )
+    one = rounded(2 * B * S * H)
+    assert (here.memory.offloaded_bytes, away.memory.offloaded_bytes) == (0, checkpointed * one)
+    # The loop's last hidden states live on as the head's input either way; the first are the embedding's output.
+    assert here.memory.saved_activation_bytes - away.memory.saved_activation_bytes == checkpointed * one
+    assert away.flops == here.flops
+
+
+def test_each_layer_of_gpt2_takes_its_mask_along() -> None:
+    """It is an argument by position, which checkpoint saves; Llama's is held by the closure."""
+    memory = answered(SEVEN["gpt2"], "full", attention="eager", precision="bf16", recompute_offload=True).memory
+    assert memory.offloaded_bytes == 7 * (rounded(2 * B * S * H) + rounded(2 * B * S * S))
+
+
+@pytest.mark.parametrize(
+    "choices", [{}, {"recompute": "selective"}, {"recompute": "full", "recompute_group_size": 2}], ids=str
+)
+def test_what_cannot_be_offloaded(choices: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^recompute_offload = .*needs recompute = full"):
+        answered(SEVEN["llama"], **{"recompute": "none"} | choices, recompute_offload=True)

@@ -115,15 +115,15 @@ def subsets(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
 
 @st.composite
 def recomputations(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
-    """Of every layer, of every n-th, or of groups."""
+    """Of every layer, of every n-th, or of groups; what layers keep on the GPU or not."""
     recompute = draw(st.sampled_from(Recompute))
+    if recompute is Recompute.NONE:
+        return {}
     in_a_row = draw(st.integers(1, config.get("n_layer") or config["num_hidden_layers"]))
-    fields = {
-        Recompute.NONE: [],
-        Recompute.SELECTIVE: ["recompute_interval"],
-        Recompute.FULL: ["recompute_interval", "recompute_group_size"],
-    }
-    return {"recompute": recompute} | dict.fromkeys(draw(st.permutations(fields[recompute]))[:1], in_a_row)
+    if recompute is Recompute.FULL and draw(st.booleans()):
+        return {"recompute": recompute, "recompute_group_size": in_a_row}
+    offload = recompute is Recompute.FULL and draw(st.booleans())
+    return {"recompute": recompute, "recompute_interval": in_a_row, "recompute_offload": offload}
 
 
 @st.composite
