@@ -42,6 +42,7 @@ types: .venv/test.stamp
 bench: .venv/test.stamp
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/estimate.py
+	$(BIN)/python benchmarks/solve.py
 
 chromium:
 	$(call debian_package,test -x $(CHROMIUM),chromium)
