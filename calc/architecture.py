@@ -1,6 +1,7 @@
 """What a model is made of, whoever wrote its configuration."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 
@@ -39,6 +40,8 @@ class Layer:
     mlp_bias: bool = False
     query_key_norm: bool = False
     """RMSNorm over each head's queries and keys."""
+    frozen: bool = False
+    """Its weights are not trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +75,17 @@ class Architecture:
     @property
     def wiring(self) -> Wiring:
         return self.layers[0][0].wiring
+
+    def with_frozen_layers(self, num_frozen: int) -> "Architecture":
+        """The same with the first `num_frozen` layers' weights not trained."""
+        return replace(self, layers=tuple(_frozen(self.layers, num_frozen)))
+
+
+def _frozen(runs: tuple[tuple[Layer, int], ...], left: int) -> Iterator[tuple[Layer, int]]:
+    for layer, count in runs:
+        frozen = min(left, count)
+        if frozen:
+            yield replace(layer, frozen=True), frozen
+        if count > frozen:
+            yield layer, count - frozen
+        left -= frozen

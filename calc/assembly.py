@@ -30,6 +30,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     """The step of `plan` on `architecture` with the sizes of `workload`."""
     if plan.implementation is Implementation.MEGATRON:
         architecture = as_megatron(architecture, plan)
+    architecture = architecture.with_frozen_layers(plan.frozen_layers)
     sections = list(_layer_sections(architecture, plan))
     facts = StepFacts(
         model=_model_facts(architecture, workload, plan),
@@ -65,19 +66,20 @@ def _runs(built: Step, sections: list[tuple[Unit, int]], common: dict[str, int])
 
 def _layer_sections(architecture: Architecture, plan: Plan) -> Iterator[tuple[Unit, int]]:
     """Runs of equal units. Those that free what later ones share, because backward ends with them, stand alone: the
-    first of each kind (its mask), and in an adapted model the second of all, the first whose input needs a gradient
-    (the rotary tables). The input of the very first is held outside."""
-    standing_alone = 2 if plan.adapter else 1
+    first of each kind (its mask), and where the embedding is frozen the second that is trained, the first whose input
+    needs a gradient (the rotary tables). The input of the very first is held outside."""
+    standing_alone = 2 if plan.adapter or plan.frozen_layers else 1
     seen: set[Unit] = set()
-    done = 0
+    trained = 0
     for unit, count in _units(architecture.layers, layers_in_a_row(plan)):
-        while count and (unit not in seen or done < standing_alone):
+        is_trained = not all(layer.frozen for layer in unit)
+        while count and (unit not in seen or (is_trained and trained < standing_alone)):
             seen.add(unit)
             yield unit, 1
-            done, count = done + 1, count - 1
+            trained, count = trained + is_trained, count - 1
         if count:
             yield unit, count
-            done += count
+            trained += count * is_trained
 
 
 def _units(layers: tuple[tuple[Layer, int], ...], length: int) -> Iterator[tuple[Unit, int]]:
@@ -107,6 +109,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
         embedding_dropout=architecture.dropouts.embedding > 0,
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
+        frozen_embedding=plan.frozen_layers > 0,
     )
 
 
@@ -120,6 +123,7 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         query_key_norm=layer.query_key_norm,
         residual_dropout=dropouts.residual > 0,
         sliding=layer.sliding_window is not None,
+        frozen=layer.frozen,
         core=AttentionCore(
             kernel=plan.attention,
             dropout=dropouts.attention > 0,

@@ -44,6 +44,7 @@ class LayerFacts:
     residual_dropout: bool
     sliding: bool
     """Its mask is the sliding window's."""
+    frozen: bool
     core: AttentionCore
 
 
@@ -59,6 +60,7 @@ class ModelFacts:
     embedding_dropout: bool
     one_sequence: bool
     tied_embeddings: bool
+    frozen_embedding: bool
 
 
 INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)

@@ -172,6 +172,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         recompute_group_size=plan.recompute_group_size,
         recompute_offload=plan.recompute_offload,
         adapter=plan.adapter,
+        frozen_layers=plan.frozen_layers,
     )
     return _answer(scenario, architecture, workload, plan, gpu)
 
@@ -233,6 +234,7 @@ def _parameters(step: StepMemory) -> Parameters:
 def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Memory:
     timeline = step.timeline
     peak = timeline.peak
+    architecture = architecture.with_frozen_layers(step.plan.frozen_layers)
     workspace = _library_workspace_bytes(gpu) if gpu else None
     needed = peak.peak_bytes + (workspace or 0) + ASSUMED_CONTEXT_BYTES
     headroom = gpu.capacity_bytes - needed if gpu else None

@@ -90,6 +90,7 @@ class Plan:
     """What a checkpointed layer keeps lies in host memory."""
     implementation: Implementation = Implementation.TRANSFORMERS
     adapter: Adapter | None = None
+    frozen_layers: int = 0
 
     @property
     def numerics(self) -> Numerics:
@@ -124,6 +125,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         recompute_offload=_offload(scenario),
         implementation=scenario.implementation,
         adapter=scenario.adapter,
+        frozen_layers=_frozen_layers(scenario, architecture),
     )
     return architecture, workload, plan
 
@@ -190,6 +192,17 @@ def _offload(scenario: Scenario) -> bool:
     if scenario.recompute_offload and not whole_layers:
         raise ConfigError("recompute_offload", True, "needs recompute = full with recompute_group_size = 1")
     return scenario.recompute_offload
+
+
+def _frozen_layers(scenario: Scenario, architecture: Architecture) -> int:
+    num_frozen = scenario.frozen_layers
+    if num_frozen and scenario.adapter is not None:
+        raise ConfigError("frozen_layers", num_frozen, "should be 0 with an adapter, which freezes all weights")
+    if num_frozen > architecture.num_layers:
+        raise ConfigError(
+            "frozen_layers", num_frozen, f"should be at most {architecture.num_layers}: the model has that many layers"
+        )
+    return num_frozen
 
 
 def _optimizer(scenario: Scenario) -> Optimizer:

@@ -190,6 +190,8 @@ class Scenario(Question):
     """How the loss is computed."""
     adapter: Adapter | None = None
     """Train an adapter on the frozen model; none = train all weights."""
+    frozen_layers: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 0
+    """The embeddings and this many of the first layers are not trained; a head tied to them neither."""
     dropout: Probability | None = None
     """One probability for all dropouts; none = the config's own."""
     parallel: Parallel = Parallel()

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
-from .adapters import AdapterFacts, adapt, check_modules
+from .adapters import AdapterFacts, adapt, check_modules, frozen_section, with_frozen
 from .architecture import Wiring
 from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
 from .flops import AttentionProducts, Products, attention_products, products
@@ -141,6 +141,9 @@ def _sections(facts: StepFacts) -> list[Section]:
     embedding = EMBEDDINGS[facts.model.wiring](facts.model, facts.plan.numerics)
     layers = {layer: LAYERS[layer.wiring](layer, facts.plan.numerics) for unit in facts.layers for layer in unit}
     last = head(facts.model, facts.plan.numerics, embedding.held)
+    layers = {layer: frozen_section(section) if layer.frozen else section for layer, section in layers.items()}
+    if facts.model.frozen_embedding:
+        embedding, last = frozen_section(embedding), with_frozen(last, embedding.parameters())
     if facts.adapter is not None:
         check_modules([embedding, *layers.values(), last], facts.adapter)
         embedding, last = (adapt(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))

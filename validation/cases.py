@@ -34,6 +34,7 @@ STEP: dict[str, Any] = {
     "recompute_offload": False,
     "loss": "cross-entropy",
     "adapter": None,
+    "frozen_layers": 0,
     "dropout": None,
 }
 ADAPTER: dict[str, Any] = {

@@ -101,6 +101,7 @@ def build_job(
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(hf_config, dtype=precision, attn_implementation=kernel)
+        freeze(model, scenario.frozen_layers)
         if scenario.recompute_group_size > 1:
             group_layers(model, scenario.recompute_group_size, checkpoint_options)
         elif scenario.recompute == "full":
@@ -141,6 +142,16 @@ def sequence_length(scenario: Scenario, hf_config: Any) -> int:
 
 def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any]:
     return config if dropout is None else config | dict.fromkeys(DROPOUT_FIELDS, dropout)
+
+
+def freeze(model: Any, num_layers: int) -> None:
+    """Stop training the embeddings and the first `num_layers` layers; 0 freezes nothing."""
+    decoder = model.get_decoder()
+    children = dict(decoder.named_children())
+    layers = next(child for child in children.values() if isinstance(child, torch.nn.ModuleList))
+    embeddings = [child for child in children.values() if isinstance(child, torch.nn.Embedding)]
+    for module in [*embeddings, *layers[:num_layers]] if num_layers else []:
+        module.requires_grad_(False)
 
 
 def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:

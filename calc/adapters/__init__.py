@@ -7,10 +7,10 @@ from calc.ledger import Row, Section
 from calc.operators import Numerics
 
 from .facts import AdapterFacts, adapter_facts, check_modules, is_linear
-from .freezing import frozen
+from .freezing import frozen, frozen_section, with_frozen
 from .lora import with_lora
 
-__all__ = ["AdapterFacts", "adapt", "adapter_facts", "check_modules"]
+__all__ = ["AdapterFacts", "adapt", "adapter_facts", "check_modules", "frozen_section", "with_frozen"]
 
 
 def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
-from calc.ledger import Component, Kind, Row, Tensor
+from calc.ledger import Component, Kind, Row, Section, Tensor
 
 COPY = "modules_to_save"
 """What PEFT puts between a module's name and the copy's weights."""
@@ -28,10 +28,23 @@ def frozen(rows: Iterable[Row], is_saved: Callable[[str], bool]) -> Iterator[Row
             copied.update(originals)
             kept = tuple(replace(tensor, trainable=False) for tensor in originals)
             yield Row(name="original", reads=kept, component=row.component, module=row.module)
-        yield with_tensors(row, _in_training(row, is_saved))
+        yield with_tensors(row, _in_training(is_saved, row))
 
 
-def _in_training(row: Row, is_saved: Callable[[str], bool]) -> Callable[[Tensor], Tensor]:
+def frozen_section(section: Section) -> Section:
+    """`section` with no weight trained."""
+    return replace(section, rows=tuple(frozen(section.rows, lambda _: False)))
+
+
+def with_frozen(section: Section, parameters: Iterable[tuple[Tensor, Component]]) -> Section:
+    """`section` with those weights not trained that `parameters` hold too: tied ones."""
+    names = {tensor.name for tensor, _ in parameters}
+    tied = {row.module for row in section.rows for tensor in row.reads if tensor.name in names}
+    rows = (next(frozen([row], lambda _: False)) if row.module in tied else row for row in section.rows)
+    return replace(section, rows=tuple(rows))
+
+
+def _in_training(is_saved: Callable[[str], bool], row: Row) -> Callable[[Tensor], Tensor]:
     def changed(tensor: Tensor) -> Tensor:
         if tensor.kind is Kind.PARAMETERS:
             module = module_of(tensor, row)

@@ -71,6 +71,7 @@ READ_BY_THE_ENGINE = {
     "recompute_group_size": 2,
     "recompute_offload": True,
     "adapter": Adapter(),
+    "frozen_layers": 1,
     "dropout": 0.0,
 }
 OTHER_ADAPTER = {

@@ -132,7 +132,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     precision = draw(st.sampled_from(PRECISIONS))
     flash_cannot = precision is Precision.FP32 or config.get("sliding_window") == SHORT_WINDOW
     kernels = (Attention.EAGER,) if flash_cannot else (Attention.EAGER, Attention.FLASH)
-    is_gpt2 = config["model_type"] == "gpt2"
+    is_gpt2, num_layers = config["model_type"] == "gpt2", config.get("n_layer") or config["num_hidden_layers"]
     linears, saved = (GPT2_LINEARS, GPT2_SAVED) if is_gpt2 else (LLAMA_LINEARS, LLAMA_SAVED)
     return Scenario(
         model=config,
@@ -143,7 +143,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         optimizer=draw(st.sampled_from(OPTIMIZERS)),
         attention=draw(st.sampled_from(kernels)),
         **draw(recomputations(config)),
-        adapter=draw(st.none() | adapters(linears, saved)),
+        adapter=(adapter := draw(st.none() | adapters(linears, saved))),
+        frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
     )
 
 
