@@ -5,22 +5,30 @@ from dataclasses import replace
 
 from .adapters import adapter_facts
 from .architecture import Architecture, Dropouts, Layer, Wiring
+from .attention import AttentionCore
 from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
+from .kernels import (
+    FLASH_SEQUENCE_BLOCK,
+    HEAD_MULTIPLE,
+    MASK_MULTIPLE,
+    STATISTICS_BLOCK,
+    accumulates_output,
+    efficient_workspace_floats,
+    flash_head,
+    is_grouped,
+    layer_kernel,
+    needs_mask,
+    repeats_heads,
+    round_up,
+)
 from .megatron import as_megatron
 from .memory import GRAD_SCALER, Run, StepMemory
-from .operators import AttentionCore
 from .optimizers import uses_grad_scaler
 from .plan import Plan, Workload
 from .recomputation import layers_in_a_row
 from .scenario import Attention, Implementation
 from .sizes import Sizes
 from .step import Step, StepFacts, step
-
-FLASH_SEQUENCE_BLOCK = 128
-FLASH_HEAD_BLOCK = 32
-FLASH_HEAD_LIMIT, FLASH_HEAD_LARGEST = 224, 256
-"""What flash_api.cpp's mha_bwd rounds its temporaries' sizes up to; from the limit on heads take the largest."""
-
 
 Unit = tuple[Layer, ...]
 """Layers in a row that repeat as one."""
@@ -44,7 +52,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     common = common_sizes(architecture, workload, plan)
     return StepMemory(
         step=built,
-        runs=tuple(_runs(built, sections, common)),
+        runs=tuple(_runs(built, sections, common, plan)),
         buffers=(*BUFFERS[architecture.wiring], *(GRAD_SCALER if uses_grad_scaler(plan) else ())),
         inputs=(INPUT_IDS,),
         workload=workload,
@@ -52,10 +60,11 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     )
 
 
-def _runs(built: Step, sections: list[tuple[Unit, int]], common: dict[str, int]) -> Iterator[Run]:
+def _runs(built: Step, sections: list[tuple[Unit, int]], common: dict[str, int], plan: Plan) -> Iterator[Run]:
     """The step's parts with their counts and sizes. Embedding and head know the sizes of the layer beside them."""
     embedding, *layers, head = built.parts
-    sizes = {unit[0]: Sizes(common | layer_sizes(unit[0])) for unit, _ in sections}
+    kinds = dict.fromkeys(unit[0] for unit, _ in sections)
+    sizes = {layer: Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan)) for layer in kinds}
     yield Run(embedding, 1, sizes[sections[0][0][0]])
     done = 0
     for part, (unit, count) in zip(layers, sections, strict=True):
@@ -106,6 +115,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
         wiring=architecture.wiring,
         causal_mask=eager and (None in windows or architecture.always_makes_causal_mask),
         sliding_mask=eager and set(windows) != {None},
+        window_mask=not eager and any(needs_mask(layer, workload.sequence_length) for layer, _ in architecture.layers),
         embedding_dropout=architecture.dropouts.embedding > 0,
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
@@ -124,15 +134,28 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         residual_dropout=dropouts.residual > 0,
         sliding=layer.sliding_window is not None,
         frozen=layer.frozen,
-        core=AttentionCore(
-            kernel=plan.attention,
-            dropout=dropouts.attention > 0,
-            fp32_softmax=layer.wiring is Wiring.LLAMA,
-            grouped=layer.num_key_value_heads < layer.num_attention_heads,
-            one_sequence=workload.micro_batch_size == 1,
-            one_head=layer.num_attention_heads == 1,
-            one_key_value_head=layer.num_key_value_heads == 1,
-        ),
+        core=_core(layer, dropouts, workload, plan),
+    )
+
+
+def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> AttentionCore:
+    length, compute = workload.sequence_length, plan.numerics.compute
+    kernel = layer_kernel(plan.attention, layer, length, compute)
+    masked = kernel is not Attention.EAGER and needs_mask(layer, length)
+    return AttentionCore(
+        kernel=kernel,
+        dropout=dropouts.attention > 0,
+        fp32_softmax=layer.wiring is Wiring.LLAMA,
+        grouped=is_grouped(layer),
+        one_sequence=workload.micro_batch_size == 1,
+        one_head=layer.num_attention_heads == 1,
+        one_key_value_head=layer.num_key_value_heads == 1,
+        one_token=length == 1,
+        masked=masked,
+        repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),
+        pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
+        pads_mask=masked and length % MASK_MULTIPLE > 0,
+        accumulates_output=accumulates_output(layer.head_dim, compute),
     )
 
 
@@ -143,7 +166,9 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "B": workload.micro_batch_size,
         "S": length,
         "S+1": length + 1,
-        "S⌈128⌉": _round_up(length, FLASH_SEQUENCE_BLOCK),
+        "S⌈8⌉": round_up(length, MASK_MULTIPLE),
+        "S⌈32⌉": round_up(length, STATISTICS_BLOCK),
+        "S⌈128⌉": round_up(length, FLASH_SEQUENCE_BLOCK),
         "L": architecture.num_layers,
         "V": architecture.vocab_size,
         "P": architecture.max_position_embeddings,
@@ -160,14 +185,12 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
         "K": layer.num_key_value_heads,
         "D": layer.head_dim,
         "D/2": layer.head_dim // 2,
-        "D⌈32⌉": _flash_head(layer.head_dim),
+        "D⌈8⌉": round_up(layer.head_dim, HEAD_MULTIPLE),
+        "D⌈32⌉": flash_head(layer.head_dim),
     }
 
 
-def _flash_head(head_dim: int) -> int:
-    rounded = _round_up(head_dim, FLASH_HEAD_BLOCK)
-    return rounded if rounded < FLASH_HEAD_LIMIT else FLASH_HEAD_LARGEST
-
-
-def _round_up(size: int, multiple: int) -> int:
-    return -(-size // multiple) * multiple
+def kernel_sizes(layer: Layer, common: dict[str, int], plan: Plan) -> dict[str, int]:
+    """The symbols that also depend on the step's sizes."""
+    num_heads = common["B"] * layer.num_attention_heads
+    return {"W": efficient_workspace_floats(common["S"], layer.head_dim, num_heads, plan.numerics.compute)}

@@ -4,22 +4,18 @@ and models/llama)."""
 from dataclasses import dataclass
 
 from .architecture import Activation, Wiring
+from .attention import HEADS, KEY_VALUE_HEADS, AttentionCore, eager_attention
 from .dtype import DType
 from .ledger import Component, Kind, Row, Section, Tensor
 from .lifetimes import NEXT
 from .operators import (
     CORE_MODULE,
-    HEADS,
-    KEY_VALUE_HEADS,
     POSITION_IDS,
     TOKENS,
-    AttentionCore,
     Numerics,
     activation,
     cross_entropy,
-    eager_attention,
     embedding,
-    flash_attention,
     layer_norm,
     linear,
     parameter,
@@ -29,6 +25,7 @@ from .operators import (
 )
 from .primitives import add, dropout, frame, like, multiply, part, view
 from .scenario import Attention
+from .sdpa import WINDOW_MASK, sdpa_attention
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,10 +51,12 @@ class ModelFacts:
 
     wiring: Wiring
     causal_mask: bool
-    """Attention takes a mask that the model makes; the flash kernel takes none."""
+    """Eager attention takes a mask that the model makes."""
     sliding_mask: bool
     """The same of the layers with a sliding window."""
     embedding_dropout: bool
+    window_mask: bool = False
+    """scaled_dot_product_attention takes a mask in the layers with a sliding window."""
     one_sequence: bool
     tied_embeddings: bool
     frozen_embedding: bool
@@ -86,13 +85,15 @@ def attention_mask(numerics: Numerics, *, sliding: bool) -> Tensor:
 def _masks(facts: ModelFacts, numerics: Numerics) -> tuple[Tensor, ...]:
     """The masks the model makes, in their order."""
     exist = {False: facts.causal_mask, True: facts.sliding_mask}
-    return tuple(attention_mask(numerics, sliding=sliding) for sliding in exist if exist[sliding])
+    eager = tuple(attention_mask(numerics, sliding=sliding) for sliding in exist if exist[sliding])
+    return (WINDOW_MASK,) if facts.window_mask else eager
 
 
 def _mask_rows(facts: ModelFacts, numerics: Numerics) -> list[Row]:
     """create_causal_mask, create_sliding_window_causal_mask."""
-    allowed = Tensor("mask.allowed", ("S", "S"), DType.BOOL)
-    return [Row(name=mask.name, reads=(), writes=(mask,), temporaries=(allowed,)) for mask in _masks(facts, numerics)]
+    allowed, causal = (Tensor(f"mask.{name}", ("S", "S"), DType.BOOL) for name in ("allowed", "causal"))
+    temporaries = (allowed, causal) if facts.window_mask else (allowed,)
+    return [Row(name=mask.name, reads=(), writes=(mask,), temporaries=temporaries) for mask in _masks(facts, numerics)]
 
 
 def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
@@ -194,10 +195,14 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
     q, k, v = (Tensor(name, HEADS, numerics.compute) for name in "qkv")
     rows = linear("attn.c_attn", x, fused, ("H",), (3, "H"), numerics, bias=True, conv1d=True)
     rows.append(part(fused, parts))
-    # The eager gradients of q and v come as [B, N, S, D]; k's, from a transposed product, can be seen as [B, S, H] at
-    # once.
-    copies = core.kernel is Attention.EAGER and not core.one_head
-    rows += [view(parts[1], k), view(parts[2], v, copies_gradient=copies), view(parts[0], q, copies_gradient=copies)]
+    # k's gradient, from a transposed product, can be seen as [B, S, H] at once; padding ends that.
+    copies = core.gradients_by_head and not core.one_head
+    copies_k = core.pads_heads and not core.one_head
+    rows += [
+        view(parts[1], k, copies_gradient=copies_k),
+        view(parts[2], v, copies_gradient=copies),
+        view(parts[0], q, copies_gradient=copies),
+    ]
     attention_rows, out, held = _attention(q, k, v, facts, numerics)
     projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
     rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]
@@ -217,7 +222,7 @@ def _attention(
         mask = attention_mask(numerics, sliding=facts.sliding)
         rows, out, weights = eager_attention(q, k, v, mask, facts.core, numerics)
         return stamped(rows, Component.ATTENTION, CORE_MODULE), out, (weights,)
-    rows, out = flash_attention(q, k, v, facts.core, numerics)
+    rows, out = sdpa_attention(q, k, v, facts.core, numerics)
     return stamped(rows, Component.ATTENTION, CORE_MODULE), out, ()
 
 
@@ -282,8 +287,8 @@ def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[
             norm_rows, flat = rms_norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", ("D",), numerics)
             rows += norm_rows
             head = like(flat, name)
-        from_flash = name == "v" and core.kernel is Attention.FLASH
-        rows.append(view(flat, head, copies_gradient=not one_head and not from_flash))
+        by_head = name != "v" or core.gradients_by_head  # those of q and k come from rotary positions
+        rows.append(view(flat, head, copies_gradient=by_head and not one_head))
         heads.append(head)
     q, k, v = heads
     cos, sin = rotary_tables(numerics)

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from operator import mul
 from typing import NamedTuple
 
+from .attention import SCORES
 from .ledger import Product, Row, Shape
 from .lifetimes import Lifetimes
-from .operators import SCORES
 from .sizes import Sizes
 
 SCALING_FLOPS = 1

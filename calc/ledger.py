@@ -37,8 +37,12 @@ SYMBOLS = {
     "D/2": "head_dim / 2",
     "R": "adapter.rank",
     "S+1": "sequence_length + 1",
+    "S⌈8⌉": "sequence_length, rounded up to 8",
+    "S⌈32⌉": "sequence_length, rounded up to 32",
     "S⌈128⌉": "sequence_length, rounded up to 128",
+    "D⌈8⌉": "head_dim, rounded up to 8",
     "D⌈32⌉": "head_dim, rounded up to 32",
+    "W": "floats per head of the efficient kernel's workspace",
 }
 
 
@@ -149,6 +153,8 @@ class Row:
     products: tuple[Product, ...] = ()
     temporaries: tuple[Tensor, ...] = ()
     """Alive while the operation runs, beside what it writes."""
+    backward_prelude: tuple[Tensor, ...] = ()
+    """Gone again before those that follow are there."""
     backward_temporaries: tuple[Tensor, ...] = ()
     backward_products: tuple[Product, ...] = ()
     """Products of the node whichever gradients are wanted."""

@@ -307,6 +307,7 @@ class _Builder:
             return
         wanted = [gradient for gradient in row.gradients if gradient.of in self.required]
         made = [self._gradient(gradient, received) for gradient in wanted]
+        self._moment(row.backward_prelude)
         self._moment(row.backward_temporaries)
         if checkpointed:
             self._free(saved)  # what a checkpoint hands out only the node's own call holds

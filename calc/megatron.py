@@ -8,6 +8,7 @@ arithmetic: autocast has no part in it.
 from dataclasses import replace
 
 from .architecture import Activation, Architecture, Wiring
+from .attention import HEADS, SCORES, SCORES_PRODUCT, VALUES_PRODUCT
 from .blocks import LayerFacts, hidden_states
 from .dtype import DType
 from .errors import ConfigError
@@ -15,12 +16,7 @@ from .ledger import Component, Gradient, Row, Section, Tensor
 from .lifetimes import NEXT
 from .operators import (
     CORE_MODULE,
-    HEADS,
-    SCORES,
-    SCORES_PRODUCT,
-    VALUES_PRODUCT,
     Numerics,
-    flash_attention,
     layer_norm,
     linear,
     stamped,
@@ -28,6 +24,7 @@ from .operators import (
 from .plan import Plan
 from .primitives import add, copy, dropout, like, matmul, part, scale, softmax, unary
 from .scenario import Attention
+from .sdpa import flash_attention
 
 GELUS = frozenset({Activation.GELU, Activation.GELU_NEW, Activation.GELU_PYTORCH_TANH})
 

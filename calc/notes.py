@@ -1,9 +1,11 @@
 """What an Estimate leaves out and what it assumes, in words."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from .architecture import Architecture, Wiring
 from .hardware import Gpu
+from .kernels import OBSTACLES, layer_kernel
 from .plan import Plan, Workload
 from .scenario import Attention, Implementation, Recompute
 
@@ -14,6 +16,9 @@ GENERAL = (
     "Left out: temporaries that depend on data (the sort in embedding's backward) or on the GPU (split reductions).",
 )
 
+CUDNN_FIRST = ("9.0", "10.0", "10.3")
+"""Compute capabilities with cuDNN's kernel in front (check_prefer_cudnn_attention in sdp_utils.cpp)."""
+
 
 def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> tuple[str, ...]:
     """Plain sentences, the general ones first."""
@@ -21,6 +26,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *GENERAL,
         *_of_gpu(gpu),
         *_of_length(architecture, workload),
+        *_of_attention(architecture, workload, plan, gpu),
         *_of_plan(plan),
         *_of_recomputation(architecture, plan),
     )
@@ -45,9 +51,29 @@ def _of_length(architecture: Architecture, workload: Workload) -> Iterator[str]:
         yield f"sequence_length = {workload.sequence_length:,} is beyond max_position_embeddings = {longest:,}."
 
 
-def _of_plan(plan: Plan) -> Iterator[str]:
-    if plan.attention is Attention.FLASH:
+def _of_attention(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> Iterator[str]:
+    kernels: Counter[Attention] = Counter()
+    for layer, count in architecture.layers:
+        kernels[layer_kernel(plan.attention, layer, workload.sequence_length, plan.numerics.compute)] += count
+    if len(kernels) > 1:
+        each = ", ".join(f"{kernel} in {count} layers" for kernel, count in kernels.items())
+        yield f"attention = auto comes to {each}: a sliding window needs a mask, which flash does not take."
+    if Attention.FLASH in kernels:
         yield "flash: the accumulators of a split forward are left out; the kernel splits short batches, by GPU."
+    if Attention.EFFICIENT in kernels:
+        yield (
+            "efficient: the workspace of its backward is that of GPUs with 163 KiB of shared memory per block (A100, "
+            "H100, B200), as its source computes it; assumed, not measured."
+        )
+    prefers_cudnn = gpu is not None and gpu.compute_capability in CUDNN_FIRST
+    if prefers_cudnn and not kernels.keys().isdisjoint(OBSTACLES):
+        yield (
+            "PyTorch itself prefers cuDNN's attention on this GPU from cuDNN 9.15.1 on; its workspace is not known, so "
+            "the answer is for PyTorch's own kernels."
+        )
+
+
+def _of_plan(plan: Plan) -> Iterator[str]:
     if plan.recipe is not None:
         yield (
             f"precision = {plan.precision} is a textbook recipe ({plan.recipe.source}); "
@@ -58,9 +84,9 @@ def _of_plan(plan: Plan) -> Iterator[str]:
 
 
 def _of_recomputation(architecture: Architecture, plan: Plan) -> Iterator[str]:
-    selective_flash = plan.recompute is Recompute.SELECTIVE and plan.attention is Attention.FLASH
-    if selective_flash and plan.numerics.autocast and architecture.wiring is Wiring.LLAMA:
+    selective_fused = plan.recompute is Recompute.SELECTIVE and plan.attention in {Attention.FLASH, Attention.EFFICIENT}
+    if selective_fused and plan.numerics.autocast and architecture.wiring is Wiring.LLAMA:
         yield (
             "recompute = selective keeps more than none here: q and k as rotary positions leave them under autocast, "
-            "in fp32, where flash attention alone keeps their half-precision casts."
+            "in fp32, where the attention kernel alone keeps their half-precision casts."
         )

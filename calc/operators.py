@@ -9,8 +9,6 @@ from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .primitives import (
     add,
     cast,
-    copy,
-    dropout,
     frame,
     like,
     matmul,
@@ -21,10 +19,8 @@ from .primitives import (
     shift,
     softmax,
     unary,
-    view,
     wider,
 )
-from .scenario import Attention
 
 TOKENS: Shape = ("B", "S")
 
@@ -180,163 +176,6 @@ def rotary(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[list[Row], T
         multiply(rotated, sin, turned),
         add(straight, turned, out),
     ]
-    return rows, out
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionCore:
-    """The facts that decide which tensors the way from q, k, v to the attention output makes."""
-
-    kernel: Attention
-    dropout: bool
-    fp32_softmax: bool
-    """softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
-    grouped: bool
-    """Fewer key/value heads than query heads."""
-    one_sequence: bool
-    one_head: bool
-    one_key_value_head: bool
-
-    @property
-    def merges_heads_by_copy(self) -> bool:
-        """[B, N, S, D] stored as [B, S, N, D] becomes [B·N, S, D] by a copy, unless one of the two dimensions is 1."""
-        return not (self.one_sequence or self.one_head)
-
-    def merges_key_value_heads_by_copy(self, *, cast: bool) -> bool:
-        """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
-        cast has written out."""
-        written_out = self.grouped and (cast or not self.one_key_value_head)
-        return self.merges_heads_by_copy and not written_out
-
-
-HEADS: Shape = ("B", "S", "N", "D")
-KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")
-SCORES: Shape = ("B", "N", "S", "S")
-SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D",))
-VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D",), ("S",))
-
-
-def eager_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, core: AttentionCore, numerics: Numerics
-) -> tuple[list[Row], Tensor, Tensor]:
-    """eager_attention_forward: softmax(q·kᵀ/√d + mask)·v with every intermediate in memory.
-
-    Gives the rows, the output and the probabilities, which the caller holds.
-    """
-    rows: list[Row] = []
-    key, value = k, v
-    if core.grouped:
-        key, value = like(k, "k repeated", shape=HEADS), like(v, "v repeated", shape=HEADS)
-        # A single head is repeated by an expanded view.
-        repeat = view if core.one_key_value_head else copy
-        rows += [repeat(each, repeated, copies_gradient=True) for each, repeated in ((k, key), (v, value))]
-    repeated = (key, value)
-    rows_k, key = autocast_input(key, numerics, "scores")
-    rows_q, query = autocast_input(q, numerics, "scores")
-    rows += [*rows_k, *rows_q]
-    merge_q, query = _merged(query, core.merges_heads_by_copy)
-    merge_k, key = _merged(key, core.merges_key_value_heads_by_copy(cast=bool(rows_k)))
-    rows += [*merge_q, *merge_k]
-    products, scaled = (Tensor(f"scores{suffix}", SCORES, numerics.compute) for suffix in ("", " scaled"))
-    masked = like(scaled, "scores masked", dtype=wider(scaled.dtype, mask.dtype))
-    rows += [
-        matmul("scores", query, key, products, SCORES_PRODUCT),
-        scale(products, scaled),
-        add(scaled, mask, masked, name="mask"),
-    ]
-    # Llama casts back to the queries' type, which positions make fp32 under autocast; GPT-2 to the values'.
-    result_dtype = q.dtype if core.fp32_softmax else v.dtype
-    rows_softmax, weights = _attention_softmax(masked, result_dtype, core, numerics)
-    rows += rows_softmax
-    if core.dropout:
-        dropped = like(weights, "attention weights after dropout")
-        rows.append(dropout(weights, dropped))
-        weights = dropped
-    rows_v, value = autocast_input(value, numerics, "values")
-    rows_w, lower_weights = autocast_input(weights, numerics, "values")
-    merge_v, value = _merged(value, core.merges_key_value_heads_by_copy(cast=bool(rows_v)))
-    rows += [*rows_v, *rows_w, *merge_v]
-    heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
-    rows.append(matmul("values", lower_weights, value, heads, VALUES_PRODUCT))
-    rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
-    rows.append(frame(*repeated, POSITION_IDS))
-    return rows, out, weights
-
-
-def _merged(x: Tensor, by_copy: bool) -> tuple[list[Row], Tensor]:
-    """matmul's reshape of [B, N, S, D] to [B·N, S, D]."""
-    if not by_copy:
-        return [], x
-    out = like(x, f"{x.name}, heads together")
-    return [copy(x, out, name="reshape")], out
-
-
-def _attention_softmax(
-    masked: Tensor, result_dtype: DType, core: AttentionCore, numerics: Numerics
-) -> tuple[list[Row], Tensor]:
-    """The probabilities in `result_dtype`; through fp32 where the code or autocast says so."""
-    rows: list[Row] = []
-    scores = masked
-    through_fp32 = core.fp32_softmax or numerics.autocast
-    dtype = DType.FP32 if through_fp32 else masked.dtype
-    # One CUDA kernel takes fp16 to an fp32 softmax (aten/src/ATen/native/SoftMax.cpp); for bf16 there is an fp32 copy.
-    fused = masked.dtype is DType.FP16 and core.fp32_softmax
-    if masked.dtype is not dtype and not fused:
-        upcast = like(masked, "scores in fp32", dtype=dtype)
-        rows.append(cast(masked, upcast))
-        masked = upcast
-    weights = like(masked, "attention weights", dtype=dtype)
-    rows.append(softmax(masked, weights))
-    if dtype is not result_dtype:
-        rounded = like(weights, f"attention weights in {result_dtype.label}", dtype=result_dtype)
-        rows.append(cast(weights, rounded))
-        weights = rounded
-    if core.fp32_softmax:
-        rows.append(frame(scores))  # one statement: its variable holds the old value until both calls are done
-    return rows, weights
-
-
-def flash_attention(
-    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
-) -> tuple[list[Row], Tensor]:
-    """scaled_dot_product_attention with the flash kernel: no [S, S] tensor; backward computes the scores again.
-
-    Temporaries of backward: aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, mha_bwd. Left out: the
-    accumulators of a
-    split forward, which the kernel chooses by the number of multiprocessors for short batches.
-    """
-    rows: list[Row] = []
-    inputs = []
-    for tensor in (q, k, v):
-        casts, tensor = autocast_input(tensor, numerics, "attention")
-        rows += casts
-        inputs.append(tensor)
-    q, k, v = inputs
-    out = Tensor("attention output", HEADS, numerics.compute)
-    statistics = Tensor("logsumexp", ("B", "N", "S"), DType.FP32)
-    generator = (Tensor("generator state", (2,), DType.INT64), Tensor("generator offset", (), DType.INT64))
-    temporaries = [
-        Tensor("softmax_d", ("B", "N", "S⌈128⌉"), DType.FP32),
-        Tensor("dq accumulator", ("B", "S⌈128⌉", "N", "D⌈32⌉"), DType.FP32),
-    ]
-    if core.grouped:
-        temporaries += [Tensor(f"d{name} per query head", HEADS, numerics.compute) for name in ("k", "v")]
-    rows.append(
-        Row(
-            name="flash_attention",
-            reads=(q, k, v),
-            writes=(out, statistics, *generator),
-            gradients=tuple(Gradient(of=tensor) for tensor in (q, k, v)),
-            saves=(q, k, v, out, statistics, *generator),
-            products=(SCORES_PRODUCT, VALUES_PRODUCT),
-            backward_products=(SCORES_PRODUCT, SCORES_PRODUCT, VALUES_PRODUCT, VALUES_PRODUCT),
-            backward_rerun=(SCORES_PRODUCT,),
-            backward_temporaries=tuple(temporaries),
-            elementwise_flops=4,  # inside the kernel: scaling 1, softmax 3
-            elementwise_shape=SCORES,
-        )
-    )
-    rows.append(frame(POSITION_IDS))
     return rows, out
 
 

@@ -7,6 +7,7 @@ from enum import StrEnum
 from .architecture import Architecture, Dropouts, Wiring
 from .dtype import DType
 from .errors import ConfigError
+from .kernels import OBSTACLES, layer_kernel
 from .operators import Numerics
 from .recipes import RECIPES, Recipe
 from .scenario import (
@@ -25,11 +26,6 @@ from .scenario import (
 
 DEFAULT_SEQUENCE_LENGTH = 4096
 """The contract's cap on the model's own maximum."""
-FLASH_LARGEST_HEAD = 256
-"""aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, check_head_dim_size_flash."""
-FLASH_HEAD_MULTIPLE = 8
-"""scaled_dot_product_attention pads other head sizes by copies."""
-
 NUMERICS = {
     Precision.FP32: Numerics(weights=DType.FP32, compute=DType.FP32),
     Precision.BF16: Numerics(weights=DType.BF16, compute=DType.BF16),
@@ -47,12 +43,14 @@ ADAMW = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FUSED, Optimizer.ADAMW_FOR_L
 SUPPORTED = {
     "task": {Task.TRAINING},
     "optimizer": ADAMW | {Optimizer.SGD, Optimizer.SGD_MOMENTUM},
-    "attention": {Attention.AUTO, Attention.FLASH, Attention.EAGER},
+    "attention": {Attention.AUTO, Attention.EAGER, *OBSTACLES},
     "loss": {Loss.CROSS_ENTROPY},
     "num_gpus": {1},
     "target_length": {None},
 }
 """Fields with values that come later, and those that are built."""
+
+MEGATRON_ATTENTION = frozenset({Attention.EAGER, Attention.FLASH})
 
 RECOMPUTES = {
     "recompute_interval": {Recompute.FULL, Recompute.SELECTIVE},
@@ -216,31 +214,20 @@ def _optimizer(scenario: Scenario) -> Optimizer:
 
 
 def _attention(scenario: Scenario, architecture: Architecture, sequence_length: int) -> Attention:
-    """The kernel: what was asked for, or what `auto` comes to."""
-    paper_block = scenario.implementation is Implementation.MEGATRON and scenario.attention is Attention.AUTO
-    if scenario.attention is Attention.EAGER or paper_block:
-        return Attention.EAGER
-    obstacle = _flash_obstacle(scenario, architecture, sequence_length)
-    if obstacle is None:
-        return Attention.FLASH
-    if scenario.attention is Attention.AUTO:
-        raise ConfigError(
-            "attention",
-            "auto",
-            f"comes to another kernel than flash here, which is not supported yet ({obstacle}); choose eager",
-        )
-    raise ConfigError("attention", "flash", f"{obstacle}; choose eager")
-
-
-def _flash_obstacle(scenario: Scenario, architecture: Architecture, sequence_length: int) -> str | None:
-    """Why the flash kernel does not take this step (sdp_utils.cpp, can_use_flash_attention)."""
-    if NUMERICS[scenario.precision].compute is DType.FP32:
-        return "the flash kernel takes fp16 and bf16, not precision = fp32"
-    for layer, _ in architecture.layers:
-        if layer.head_dim > FLASH_LARGEST_HEAD or layer.head_dim % FLASH_HEAD_MULTIPLE:
-            return f"the flash kernel takes head sizes that are multiples of 8 up to 256, not {layer.head_dim}"
-        if layer.sliding_window is not None and sequence_length >= layer.sliding_window:
-            return (
-                f"a sliding window of {layer.sliding_window} tokens needs a mask, which the flash kernel does not take"
-            )
-    return None
+    """The kernel: what was asked for, or what `auto` comes to; `auto` itself where it differs by layer."""
+    asked = scenario.attention
+    if scenario.implementation is Implementation.MEGATRON:
+        asked = Attention.EAGER if asked is Attention.AUTO else asked
+        if asked not in MEGATRON_ATTENTION:
+            raise ConfigError("attention", asked.value, "should be auto, eager or flash with implementation = megatron")
+    if asked is Attention.EAGER:
+        return asked
+    layers, dtype = [layer for layer, _ in architecture.layers], NUMERICS[scenario.precision].compute
+    if asked is Attention.AUTO:
+        kernels = {layer_kernel(asked, layer, sequence_length, dtype) for layer in layers}
+        return kernels.pop() if len(kernels) == 1 else asked
+    for layer in layers:
+        obstacle = OBSTACLES[asked](layer, sequence_length, dtype)
+        if obstacle is not None:
+            raise ConfigError("attention", asked.value, f"{obstacle}; choose auto")
+    return asked

@@ -7,28 +7,38 @@ from typing import Any
 import torch
 from torch._prims_common import is_non_overlapping_and_dense_or_false
 from torch.overrides import TorchFunctionMode
-from transformers.integrations.sdpa_attention import repeat_kv, use_gqa_in_sdpa
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from calc.errors import ConfigError
+from calc.scenario import Attention
+from validation import sdpa
 from validation.autocast import autocast_inputs
 
 aten = torch.ops.aten
 
-TRACED_FLASH = "traced_sdpa"
-"""transformers' sdpa attention with CUDA's flash kernel; a name with "flash" would make it look for other kernels."""
-
-HEAD_SIZE_MULTIPLE = 8
-"""scaled_dot_product_attention pads head sizes to it before the flash kernel (sdp `pad_last_dim<8>`)."""
 FLASH_SEQUENCE_BLOCK = 128
 """flash_api.cpp mha_bwd rounds sequence lengths up to it."""
 FLASH_HEAD_BLOCK, FLASH_HEAD_LIMIT, FLASH_HEAD_LARGEST = 32, 224, 256
 """mha_bwd rounds head sizes up to the first; from the second on it takes the third."""
+EFFICIENT_REGISTER_HEAD = 128
+"""kernels/cutlassF.h: the largest head whose output the forward kernel keeps in registers."""
+EFFICIENT_KERNELS = {
+    True: ((32, 64, 64), (64, 64, 64), (128, 128, 128), (65536, 128, 64)),
+    False: ((32, 64, 64), (64, 64, 64), (128, 128, 64), (65536, 128, 64)),
+}
+"""kernels/cutlassB.h, sm80, of half precision and of fp32: largest head, queries and keys of a tile. Of equal heads the
+first, which wants 163 KiB of shared memory at most."""
+GRADIENT_TILE_HEADER = 4
+"""GradQTempStorage: lock, counter and padding, in floats."""
 
 
 class CudaFunctions(TorchFunctionMode):
-    """Sends composite functions down the branch they take for CUDA tensors, with the inputs CUDA's autocast makes."""
+    """Sends composite functions down the branch they take for CUDA tensors, with the inputs CUDA's autocast makes.
+
+    `attention` is the kernel of scaled_dot_product_attention; auto lets each call decide.
+    """
+
+    def __init__(self, attention: Attention = Attention.AUTO) -> None:
+        super().__init__()
+        self.attention = attention
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         args, kwargs = autocast_inputs(func, args, kwargs or {})
@@ -36,12 +46,16 @@ class CudaFunctions(TorchFunctionMode):
             return fused_dropout(*args, **kwargs)
         if func in (torch.nn.functional.softmax, torch.Tensor.softmax):
             return softmax(func, *args, **kwargs)
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return sdpa.attend(self.attention, *args, **kwargs)
         return func(*args, **kwargs)
 
 
-def checkpoint_contexts() -> tuple[AbstractContextManager[None], CudaFunctions]:
+def checkpoint_contexts(
+    attention: Attention = Attention.AUTO,
+) -> tuple[AbstractContextManager[None], CudaFunctions]:
     """The autograd engine drops function modes: a checkpoint's recomputation needs its own."""
-    return nullcontext(), CudaFunctions()
+    return nullcontext(), CudaFunctions(attention)
 
 
 def fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
@@ -58,59 +72,28 @@ def softmax(func: Callable[..., torch.Tensor], input: torch.Tensor, *args: Any, 
     return func(input, *args, **kwargs)
 
 
-def traced_sdpa(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """transformers' sdpa_attention_forward, its scaled_dot_product_attention being the flash kernel."""
-    if attention_mask is not None:
-        raise ConfigError("attention", "flash", "the kernel takes no mask, which this model makes (sliding_window)")
-    groups = getattr(module, "num_key_value_groups", 1)
-    if groups > 1 and not use_gqa_in_sdpa(attention_mask, key, value):
-        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-    causal = causal and query.shape[2] > 1
-    output = flash_attention(query, key, value, dropout, causal, scaling)
-    return output.transpose(1, 2).contiguous(), None
-
-
-def flash_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout: float, causal: bool, scale: float | None
-) -> torch.Tensor:
-    """scaled_dot_product_attention with CUDA's flash kernel: cast by autocast, padded, attended, cut."""
-    head_size = query.shape[-1]
-    scale = head_size**-0.5 if scale is None else scale
-    if torch.is_autocast_enabled("cpu"):
-        low = torch.get_autocast_dtype("cpu")
-        query, key, value = query.to(low), key.to(low), value.to(low)
-    if padding := -head_size % HEAD_SIZE_MULTIPLE:
-        query, key, value = (torch.nn.functional.pad(x, (0, padding)) for x in (query, key, value))
-    output = aten._scaled_dot_product_flash_attention(query, key, value, dropout, causal, scale=scale)[0]
-    return output[..., :head_size] if padding else output
-
-
-ALL_ATTENTION_FUNCTIONS.register(TRACED_FLASH, traced_sdpa)
-ALL_MASK_ATTENTION_FUNCTIONS.register(TRACED_FLASH, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+READ_NUMBER = 1.0
+"""What `item()` reads of a tensor that has no values: an optimizer scales its update with such numbers."""
 
 
 def cuda_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], in_engine: bool) -> Any:
     """`func` called as CUDA would: the engine's sums of gradients in place, layer norm statistics in fp32."""
     if in_engine and func is aten.add.Tensor and can_accumulate_in_place(*args):
         return args[0].add_(args[1])
+    if func is aten._local_scalar_dense.default and args[0].constant is None:
+        return READ_NUMBER
     out = func(*args, **kwargs)
     if func is aten.native_layer_norm.default and out[1].dtype is not torch.float32:
         # CUDA's kernel keeps mean and rstd in its accumulation type (layer_norm_kernel.cu, acc_type).
         return out[0], out[1].to(torch.float32), out[2].to(torch.float32)
+    if func is aten._scaled_dot_product_efficient_attention.default:
+        # seed and offset are host tensors (attention.cu, Note [Seed and Offset Device]): no bytes of the device
+        return out[0], out[1], *(torch.empty(0, dtype=torch.int64) for _ in out[2:])
     return out
 
 
+FOREACH_CHUNK = 65536
+"""kChunkSize in MultiTensorApply.cuh."""
 BUFFERED_TENSOR_USES = 4
 """Tensor._use_count() of an engine buffer's only tensor, seen from inside a dispatch mode."""
 UNSHARED_STORAGE_USES = 2
@@ -132,20 +115,94 @@ def can_accumulate_in_place(first: Any, second: Any, *others: Any) -> bool:
     )
 
 
-def hidden_workspace_bytes(func: Any, args: tuple[Any, ...]) -> list[int]:
-    """Bytes of each tensor that CUDA's kernel for `func` allocates inside and frees before it returns (mha_bwd)."""
-    if func is not aten._scaled_dot_product_flash_attention_backward.default:
-        return []
-    grad_out, query, key, _, out = args[:5]
+def hidden_workspace_bytes(func: Any, args: tuple[Any, ...]) -> list[list[int]]:
+    """Bytes of each tensor that CUDA's kernel for `func` allocates inside and frees before it returns: lists of those
+    alive together, one after the other."""
+    hidden = HIDDEN.get(func)
+    return hidden(*args) if hidden is not None else []
+
+
+def in_flash_backward(
+    grad_out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, out: torch.Tensor, *rest: Any
+) -> list[list[int]]:
+    """mha_bwd in flash_attn/flash_api.cpp."""
     batch, heads, sequence, head_size = query.shape
     rounded_sequence = round_up(sequence, FLASH_SEQUENCE_BLOCK)
     rounded_head = round_up(head_size, FLASH_HEAD_BLOCK)
     rounded_head = rounded_head if rounded_head < FLASH_HEAD_LIMIT else FLASH_HEAD_LARGEST
     softmax_d = 4 * batch * heads * rounded_sequence
     dq_accumulator = 4 * batch * rounded_sequence * heads * rounded_head
-    copies = [x.nbytes for x in (grad_out, out) if not x.transpose(1, 2).is_contiguous()]
     expanded = query.element_size() * batch * key.shape[2] * heads * head_size  # dk, dv of every query head
-    return [*copies, softmax_d, dq_accumulator, *([expanded] * 2 if key.shape[1] != heads else [])]
+    copies = copies_by_token(grad_out, out)
+    return [[*copies, softmax_d, dq_accumulator, *([expanded] * 2 if key.shape[1] != heads else [])]]
+
+
+def copies_by_token(*tensors: torch.Tensor) -> list[int]:
+    """What is not laid out as [batch, token, head, size] is copied so."""
+    return [x.nbytes for x in tensors if not x.transpose(1, 2).is_contiguous()]
+
+
+def in_efficient_forward(query: torch.Tensor, *rest: Any) -> list[list[int]]:
+    """attention.cu: an fp32 output of large heads in half precision (kNeedsOutputAccumulatorBuffer)."""
+    accumulates = query.element_size() < 4 and query.shape[-1] > EFFICIENT_REGISTER_HEAD
+    return [[4 * query.numel()]] if accumulates else []
+
+
+def in_efficient_backward(
+    grad_out: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    *rest: Any,
+) -> list[list[int]]:
+    """attention_backward.cu: delta, by other operations in fp32; then the kernel's workspace."""
+    batch, heads, sequence, head_size = query.shape
+    delta = 4 * batch * heads * sequence
+    copies = copies_by_token(grad_out)
+    workspace = 4 * batch * heads * workspace_floats(sequence, head_size, batch * heads, query.dtype)
+    moments = [[*copies, delta, workspace]]
+    if query.dtype is torch.float32:
+        turned = [delta] if heads > 1 and sequence > 1 else []
+        moments.insert(0, [*copies, out.nbytes, delta, *turned])
+    return moments
+
+
+def workspace_floats(sequence: int, head_size: int, num_heads: int, dtype: torch.dtype) -> int:
+    """kernel_backward.h, workspace_strideBH, of the first kernel in kernels/cutlassB.h that takes the head size."""
+    half = dtype is not torch.float32
+    largest, queries, keys = next(kernel for kernel in EFFICIENT_KERNELS[half] if head_size <= kernel[0])
+    blocks = round_up(sequence, queries) // queries
+    columns = round_up(head_size, keys) // keys
+    for_queries = blocks * columns * (queries * keys + GRADIENT_TILE_HEADER)
+    if not half or largest <= queries:
+        return for_queries
+    splits = round_up(sequence, keys) // keys
+    if num_heads >= 256 and sequence <= 2 * keys:
+        splits = 1
+    splits = max(1, min(splits, 200 // num_heads))
+    return for_queries + 2 * splits * keys * round_up(head_size, queries)
+
+
+def in_safe_softmax(scores: torch.Tensor, dim: int, *rest: Any) -> list[list[int]]:
+    """attention.cpp: which scores are -inf, which rows are so altogether, and the 0 they get."""
+    return [[scores.numel(), scores.numel() // scores.shape[dim], scores.element_size()]]
+
+
+def in_foreach_norm(tensors: list[torch.Tensor], *rest: Any) -> list[list[int]]:
+    """ForeachReduceOp.cu, foreach_tensor_norm_cuda: the norm of each chunk, as many for every tensor."""
+    chunks = max(-(-x.numel() // FOREACH_CHUNK) for x in tensors)
+    return [[4 * len(tensors) * chunks]]
+
+
+HIDDEN: dict[Any, Callable[..., list[list[int]]]] = {
+    aten._scaled_dot_product_flash_attention_backward.default: in_flash_backward,
+    aten._scaled_dot_product_efficient_attention.default: in_efficient_forward,
+    aten._scaled_dot_product_efficient_attention_backward.default: in_efficient_backward,
+    aten._safe_softmax.default: in_safe_softmax,
+    aten._foreach_norm.Scalar: in_foreach_norm,
+}
 
 
 def round_up(size: int, multiple: int) -> int:

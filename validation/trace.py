@@ -27,9 +27,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import masking_utils, modeling_utils
 
-from calc.scenario import Attention, Parallel, Precision, Scenario, scenario_from_strings
+from calc.scenario import Attention, Parallel, Scenario, scenario_from_strings
+from validation import sdpa
 from validation.cuda_kernels import (
-    TRACED_FLASH,
     CudaFunctions,
     checkpoint_contexts,
     cuda_call,
@@ -42,7 +42,8 @@ from validation.step import Phase, forward, training_step
 ALLOCATION_UNIT_BYTES = 512
 FIRST_STEP, STEADY_STEP = 1, 2
 FREE = "free"
-KERNELS = {Attention.FLASH: TRACED_FLASH, Attention.EAGER: "eager"}
+KERNELS = {Attention.AUTO: "sdpa", **dict.fromkeys(sdpa.KERNELS, "sdpa"), Attention.EAGER: "eager"}
+"""transformers' attention function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,8 @@ class StepRecorder(TorchDispatchMode):
         out = cuda_call(func, args, kwargs, in_engine)
         # torch.tensor(number) makes a host tensor: the foreach and for-loop optimizers' step counters.
         self.hold(out, str(func), on_device=func is not torch.ops.aten.lift_fresh.default)
-        self._hold_inside(func, hidden_workspace_bytes(func, args))
+        for sizes in hidden_workspace_bytes(func, args):
+            self._hold_inside(func, sizes)
         packet = getattr(func, "overloadpacket", None)
         if packet in flop_registry:
             work = "recompute" if self.phase is Phase.BACKWARD and not in_engine else str(self.phase)
@@ -159,9 +161,10 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
     """The first and the second, steady step of `scenario` on the model that `config` (a config.json) describes."""
     if scenario.parallel != Parallel():
         raise CannotRun("parallel", str(scenario.parallel), ["one GPU"])
-    kernel = supported("attention", attention_kernel(scenario), KERNELS)
-    with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(), only_reference_counting():
-        job = build_job(scenario, config, "cpu", kernel, checkpoint_contexts)
+    kernel = supported("attention", scenario.attention, KERNELS)
+    contexts = partial(checkpoint_contexts, scenario.attention)
+    with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(scenario.attention), only_reference_counting():
+        job = build_job(scenario, config, "cpu", kernel, contexts)
         recorder = StepRecorder()
         recorder.hold([*job.model.parameters(), *job.model.buffers(), job.input_ids], "persistent")
         with recorder:
@@ -172,14 +175,8 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
     return Trace(parameter_counts(job.model), memory(job, recorder, saved), flops(recorder), tuple(recorder.events))
 
 
-def attention_kernel(scenario: Scenario) -> Attention:
-    """The kernel that was asked for; `auto` means flash where the precision allows it."""
-    auto = scenario.attention is Attention.AUTO and scenario.precision is not Precision.FP32
-    return Attention.FLASH if auto else scenario.attention
-
-
 @contextmanager
-def as_on_cuda() -> Iterator[None]:
+def as_on_cuda(attention: Attention) -> Iterator[None]:
     """CUDA's branch of composite functions, and transformers' mask code as it runs outside of tracing."""
     find = masking_utils.find_packed_sequence_indices
 
@@ -209,7 +206,7 @@ def as_on_cuda() -> Iterator[None]:
         patch.object(torch.utils, "swap_tensors", set_data),
         patch.object(modeling_utils, "save_on_cpu", on_host),
         patch.object(torch.amp.GradScaler, "_maybe_opt_step", step),
-        CudaFunctions(),
+        CudaFunctions(attention),
     ):
         yield
 

@@ -17,7 +17,7 @@ LATER: dict[str, list[Any]] = {
     "task": ["inference"],
     "num_gpus": [2],
     "optimizer": ["adamw-8bit", "paged-adamw-8bit", "adafactor", "lion", "muon"],
-    "attention": ["efficient", "math", "cudnn"],
+    "attention": ["cudnn"],
     "loss": ["chunked-cross-entropy", "fused-linear-cross-entropy"],
     "target_length": [128],
     "adapter.kind": ["qlora", "adalora", "prefix-tuning", "prompt-tuning", "p-tuning", "p-tuning-v2"],

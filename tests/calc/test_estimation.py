@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate, estimate_plan, gpus, load_model
 from calc.estimation import ASSUMED_CONTEXT_BYTES
-from calc.plan import ADAMW, RECIPE_PRECISIONS, Plan, Workload
+from calc.plan import ADAMW, RECIPE_PRECISIONS, SUPPORTED, Plan, Workload
 from calc.scenario import AdapterDType, Attention, Implementation, Optimizer, Precision, Recompute
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 96, "n_positions": 128}
@@ -118,7 +118,7 @@ combinations = st.fixed_dictionaries(
         "model": st.sampled_from(sorted(MODELS)),
         "precision": st.sampled_from(Precision),
         "optimizer": st.sampled_from(SUPPORTED_OPTIMIZERS),
-        "attention": st.sampled_from((Attention.AUTO, Attention.FLASH, Attention.EAGER)),
+        "attention": st.sampled_from(sorted(SUPPORTED["attention"])),
         "recompute": st.sampled_from(Recompute),
         "implementation": st.sampled_from(Implementation),
         "adapter": st.sampled_from(ADAPTERS),
@@ -132,8 +132,9 @@ REFUSED_PAIRS = {
     "precision": lambda case: case["implementation"] == "megatron" and "autocast" in case["precision"],
     "optimizer": lambda case: case["precision"] in RECIPE_PRECISIONS and "sgd" in case["optimizer"],
     "attention": lambda case: (
-        case["precision"] == "fp32"
-        and (case["attention"] == "flash" or (case["attention"] == "auto" and case["implementation"] != "megatron"))
+        (case["precision"] == "fp32" and case["attention"] == "flash")
+        or (case["implementation"] == "megatron" and case["attention"] in {"efficient", "math"})
+        or (case["attention"] == "efficient" and MODELS[case["model"]].get("num_key_value_heads") == 2)
     ),
 }
 

@@ -1,10 +1,10 @@
 """FLOPs of a few rows, each product's four sizes a different prime."""
 
+from calc.attention import SCORES_PRODUCT, VALUES_PRODUCT
 from calc.dtype import DType
 from calc.flops import Counts, causal_flops, elementwise_flops, products, total_flops
 from calc.ledger import Kind, Product, Region, Row, Section, Tensor
 from calc.lifetimes import Context, lifetimes
-from calc.operators import SCORES_PRODUCT, VALUES_PRODUCT
 from calc.primitives import matmul, scale, softmax
 from calc.sizes import Sizes
 

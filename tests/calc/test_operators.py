@@ -8,18 +8,14 @@ from collections.abc import Iterable
 import pytest
 
 from calc.architecture import Activation
+from calc.attention import HEADS
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Tensor, requires_gradient, saved_for_backward
 from calc.operators import (
-    HEADS,
-    KEY_VALUE_HEADS,
-    AttentionCore,
     Numerics,
     activation,
     autocast_weight,
     cross_entropy,
-    eager_attention,
-    flash_attention,
     layer_norm,
     linear,
     parameter,
@@ -27,7 +23,6 @@ from calc.operators import (
     rotary,
 )
 from calc.primitives import dropout, multiply, power, softmax
-from calc.scenario import Attention
 from calc.sizes import Sizes
 
 FP32, BF16, FP16, BOOL, INT64 = DType.FP32, DType.BF16, DType.FP16, DType.BOOL, DType.INT64
@@ -175,87 +170,6 @@ def test_rotary_positions_make_queries_fp32_under_autocast() -> None:
     assert saved(rows, q) == {"cos": FP32, "sin": FP32}
     halves = [tensor.numel(SIZES) for row in rows for tensor in row.writes if "half" in tensor.name]
     assert halves == [numel("B", "S", "N", "D/2")] * 3  # the first, the second, the second negated
-
-
-def core(kernel: Attention = Attention.FLASH, *, grouped: bool = False, **facts: bool) -> AttentionCore:
-    defaults = dict.fromkeys(("dropout", "fp32_softmax", "one_sequence", "one_head", "one_key_value_head"), False)
-    return AttentionCore(kernel=kernel, grouped=grouped, **defaults | facts)
-
-
-def queries_keys_values(dtype: DType, *, grouped: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    shape = KEY_VALUE_HEADS if grouped else HEADS
-    return Tensor("q", HEADS, dtype), Tensor("k", shape, dtype), Tensor("v", shape, dtype)
-
-
-@pytest.mark.parametrize("grouped", [False, True])
-def test_flash_attention(grouped: bool) -> None:
-    q, k, v = queries_keys_values(BF16, grouped=grouped)
-    rows, out = flash_attention(q, k, v, core(grouped=grouped), HALF)
-    row = named(rows, "flash_attention")
-    assert saved([row], q, k, v) == {
-        "q": BF16, "k": BF16, "v": BF16, "attention output": BF16, "logsumexp": FP32,
-        "generator state": INT64, "generator offset": INT64,
-    }  # fmt: skip
-    statistics = next(tensor for tensor in row.writes if tensor.name == "logsumexp")
-    assert statistics.nbytes(SIZES) == 4 * 3 * 26 * 5
-    # mha_bwd: softmax_d [B, N, S to 128] and dq's accumulator [B, S to 128, N, D to 32] in fp32; dk, dv per query head.
-    temporaries = [tensor.nbytes(SIZES) for tensor in row.backward_temporaries]
-    assert temporaries == [4 * 3 * 26 * 128, 4 * 3 * 128 * 26 * 64, *([2 * 3 * 5 * 26 * 34] * 2 if grouped else [])]
-    product = 2 * 3 * 26 * 5 * 5 * 34
-    assert sum(each.flops(SIZES) for each in row.products) == 2 * product
-    assert sum(each.flops(SIZES) for each in (*row.backward_products, *row.backward_rerun)) == 5 * product
-    assert row.elementwise_flops == 1 + 3  # scaling, softmax
-    assert out.shape == HEADS
-
-
-EAGER = core(Attention.EAGER)
-
-
-def eager_saved(facts: AttentionCore, dtype: DType, numerics: Numerics, *, grouped: bool = False) -> dict[str, DType]:
-    q, k, v = queries_keys_values(dtype, grouped=grouped)
-    mask = Tensor("causal_mask", ("B", "S", "S"), numerics.weights)
-    rows, _, _ = eager_attention(q, k, v, mask, facts, numerics)
-    return saved(rows, q, k, v)
-
-
-def test_eager_attention_of_gpt2() -> None:
-    # The products keep their factors, brought together by head in copies; softmax keeps its result: the same tensor.
-    assert eager_saved(EAGER, BF16, HALF) == {
-        "q, heads together": BF16, "k, heads together": BF16, "v, heads together": BF16, "attention weights": BF16,
-    }  # fmt: skip
-
-
-def test_eager_attention_of_llama_keeps_softmax_in_fp32_and_its_cast() -> None:
-    facts = core(Attention.EAGER, grouped=True, fp32_softmax=True)
-    kept = eager_saved(facts, BF16, HALF, grouped=True)
-    # Repeated keys and values lie by head already.
-    assert kept == {
-        "q, heads together": BF16, "k repeated": BF16, "v repeated": BF16,
-        "attention weights": FP32, "attention weights in bf16": BF16,
-    }  # fmt: skip
-
-
-def test_eager_attention_with_dropout_keeps_mask_and_result() -> None:
-    kept = eager_saved(core(Attention.EAGER, dropout=True), BF16, HALF)
-    assert kept["attention weights after dropout"] is BF16
-    assert kept["attention weights after dropout.mask"] is BOOL
-    assert kept["attention weights"] is BF16
-
-
-def test_one_sequence_needs_no_copies() -> None:
-    kept = eager_saved(core(Attention.EAGER, one_sequence=True), BF16, HALF)
-    assert kept.keys() == {"q", "k", "v", "attention weights"}
-
-
-def test_fp16_scores_go_to_an_fp32_softmax_without_a_copy() -> None:
-    def upcasts(dtype: DType) -> list[str]:
-        q, k, v = queries_keys_values(dtype)
-        numerics = Numerics(weights=dtype, compute=dtype)
-        mask = Tensor("causal_mask", ("B", "S", "S"), dtype)
-        rows, _, _ = eager_attention(q, k, v, mask, core(Attention.EAGER, fp32_softmax=True), numerics)
-        return [tensor.name for row in rows for tensor in row.writes if tensor.name == "scores in fp32"]
-
-    assert (upcasts(FP16), upcasts(BF16), upcasts(FP32)) == ([], ["scores in fp32"], [])
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])

@@ -14,7 +14,12 @@ from calc.scenario import Attention, Implementation, Optimizer, Precision
 GPT2 = architecture({"model_type": "gpt2"})
 LLAMA = architecture({"model_type": "llama", "max_position_embeddings": 131072})
 MISTRAL = architecture({"model_type": "mistral"})
+MIXED = architecture({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 64, "max_window_layers": 3})
 RECIPES = (Precision.ZERO_16, Precision.MEGATRON_18, Precision.TEXTBOOK_20)
+
+
+def wide_llama(head_dim: int) -> Architecture:
+    return architecture({"model_type": "llama", "head_dim": head_dim})
 
 
 def resolved(model: Architecture, **choices: Any) -> tuple[Architecture, Workload, Plan]:
@@ -113,25 +118,45 @@ def test_auto_is_eager_in_the_papers_block() -> None:
     assert planned(GPT2, **choices, attention="flash").attention is Attention.FLASH
 
 
-@pytest.mark.parametrize("attention", ["auto", "flash"])
 @pytest.mark.parametrize(
-    ("model", "choices", "obstacle"),
+    ("model", "choices", "obstacle", "instead"),
     [
-        (LLAMA, {"precision": "fp32"}, "not precision = fp32"),
-        (architecture({"model_type": "llama", "head_dim": 264}), {}, "multiples of 8 up to 256, not 264"),
-        (architecture({"model_type": "llama", "head_dim": 100}), {}, "multiples of 8 up to 256, not 100"),
-        (MISTRAL, {"sequence_length": 4096}, "a sliding window of 4096 tokens"),
+        (LLAMA, {"precision": "fp32"}, "flash kernel takes fp16 and bf16, not precision = fp32", "efficient"),
+        (wide_llama(264), {}, "flash kernel takes head sizes up to 256, not 264", "efficient"),
+        (wide_llama(260), {}, "flash kernel takes head sizes up to 256, not 260", "math"),
+        (wide_llama(260), {}, "efficient kernel takes head sizes that are multiples of 8 in bf16, not 260", "math"),
+        (wide_llama(102), {"precision": "fp32"}, "efficient kernel takes head sizes that are multiples of 4", "math"),
+        (MISTRAL, {"precision": "fp32"}, "as many key/value heads as query heads, not 8 for 32", "math"),
+        (MISTRAL, {"sequence_length": 4096}, "a sliding window of 4096 tokens needs a mask", "efficient"),
     ],
 )
-def test_where_flash_does_not_run(attention: str, model: Architecture, choices: dict[str, Any], obstacle: str) -> None:
-    refused = refusal(model, attention=attention, **choices)
-    assert (refused.field, refused.value) == ("attention", attention)
+def test_a_kernel_that_does_not_take_the_step_is_refused_and_auto_is_another(
+    model: Architecture, choices: dict[str, Any], obstacle: str, instead: str
+) -> None:
+    asked = "efficient" if "efficient kernel" in obstacle or "key/value" in obstacle else "flash"
+    choices = {"sequence_length": 16} | choices
+    refused = refusal(model, attention=asked, **choices)
+    assert (refused.field, refused.value) == ("attention", asked)
     assert obstacle in refused.expected
-    assert refused.expected.endswith("choose eager")
+    assert refused.expected.endswith("; choose auto")
+    assert planned(model, **choices).attention == instead
+    assert planned(model, attention=instead, **choices).attention == instead
     assert planned(model, attention="eager", **choices).attention is Attention.EAGER
 
 
-@pytest.mark.parametrize("head_dim", [8, 256])
+def test_auto_stays_auto_where_layers_take_different_kernels() -> None:
+    assert planned(MIXED, sequence_length=63).attention is Attention.FLASH
+    assert planned(MIXED, sequence_length=64).attention is Attention.AUTO
+    assert planned(MIXED, sequence_length=64, attention="math").attention is Attention.MATH
+
+
+@pytest.mark.parametrize("attention", ["efficient", "math"])
+def test_the_papers_block_knows_flash_and_its_own_attention(attention: str) -> None:
+    refused = refusal(GPT2, implementation="megatron", precision="bf16", attention=attention)
+    assert (refused.field, refused.value) == ("attention", attention)
+
+
+@pytest.mark.parametrize("head_dim", [8, 100, 256])
 def test_the_bounds_of_flash(head_dim: int) -> None:
     assert planned(architecture({"model_type": "llama", "head_dim": head_dim})).attention is Attention.FLASH
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from calc.errors import ConfigError
-from validation.cuda_kernels import CudaFunctions, cuda_call, flash_attention, hidden_workspace_bytes, traced_sdpa
+from validation.cuda_kernels import CudaFunctions, cuda_call, hidden_workspace_bytes
 
 aten = torch.ops.aten
 
@@ -45,20 +44,6 @@ def test_layer_norm_keeps_fp32_statistics_of_half_values() -> None:
     assert (out.dtype, mean.dtype, rstd.dtype) == (torch.bfloat16, torch.float32, torch.float32)
 
 
-@pytest.mark.parametrize(("head_size", "padded"), [(64, 64), (20, 24)])
-def test_flash_attention_pads_the_head_size(head_size: int, padded: int) -> None:
-    query = torch.empty(1, 2, 8, head_size, dtype=torch.bfloat16, device="meta", requires_grad=True)
-    output = flash_attention(query, query, query, 0.0, True, None)
-    assert output.shape == query.shape
-    assert output.untyped_storage().nbytes() == 2 * 8 * padded * 2
-
-
-def test_flash_attention_takes_no_mask() -> None:
-    values = torch.empty(1)
-    with pytest.raises(ConfigError, match="sliding_window"):
-        traced_sdpa(torch.nn.Module(), values, values, values, attention_mask=values)
-
-
 @pytest.mark.parametrize(
     ("key_value_heads", "head_size", "expected"),
     [
@@ -76,14 +61,61 @@ def test_flash_backward_workspace(key_value_heads: int, head_size: int, expected
 
     query, key = by_token(4), by_token(key_value_heads)
     backward = aten._scaled_dot_product_flash_attention_backward.default
-    assert hidden_workspace_bytes(backward, (query, query, key, key, query)) == expected
+    assert hidden_workspace_bytes(backward, (query, query, key, key, query)) == [expected]
 
 
 def test_flash_backward_copies_a_gradient_that_is_not_laid_out_by_token() -> None:
     query = torch.empty(2, 4, 128, 64, dtype=torch.bfloat16, device="meta")
     by_token = query.transpose(1, 2).contiguous().transpose(1, 2)
     backward = aten._scaled_dot_product_flash_attention_backward.default
-    assert hidden_workspace_bytes(backward, (query, query, query, query, by_token))[0] == query.nbytes
+    assert hidden_workspace_bytes(backward, (query, query, query, query, by_token))[0][0] == query.nbytes
+
+
+def by_token(dtype: torch.dtype, sequence: int, heads: int, head_size: int) -> torch.Tensor:
+    return torch.empty(2, sequence, heads, head_size, dtype=dtype, device="meta").transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "head_size", "floats"),
+    [
+        # kernel_backward.h: per head, tiles of 64 · 64 (of half precision above 64: 128 · 128) floats and 4 before each
+        (torch.bfloat16, 64, 2 * (64 * 64 + 4)),
+        (torch.bfloat16, 72, 1 * (128 * 128 + 4)),
+        (torch.float32, 72, 1 * 2 * (128 * 64 + 4)),
+        # half precision above 128: room for the gradients of k and v too, split in 64 keys, heads to 128
+        (torch.bfloat16, 136, 1 * 3 * (128 * 64 + 4) + 2 * (2 * 64 * 256)),
+    ],
+)
+def test_efficient_backward_workspace(dtype: torch.dtype, head_size: int, floats: int) -> None:
+    query = by_token(dtype, 100, 4, head_size)
+    backward = aten._scaled_dot_product_efficient_attention_backward.default
+    moments = hidden_workspace_bytes(backward, (query, query, query, query, None, query))
+    delta = 4 * 2 * 4 * 100
+    assert moments[-1] == [delta, 4 * 2 * 4 * floats]
+    # in fp32 delta comes of the product of the output and its gradient, its sum, and the sum turned
+    assert moments[:-1] == ([[query.nbytes, delta, delta]] if dtype is torch.float32 else [])
+
+
+def test_efficient_forward_collects_large_half_precision_outputs_in_fp32() -> None:
+    forward = aten._scaled_dot_product_efficient_attention.default
+    hidden = [
+        hidden_workspace_bytes(forward, (by_token(dtype, 5, 4, head_size),))
+        for dtype, head_size in ((torch.bfloat16, 136), (torch.bfloat16, 128), (torch.float32, 136))
+    ]
+    assert hidden == [[[4 * 2 * 5 * 4 * 136]], [], []]
+
+
+def test_generator_states_of_the_efficient_kernel_are_on_the_host() -> None:
+    query = by_token(torch.float32, 5, 4, 8)
+    forward = aten._scaled_dot_product_efficient_attention.default
+    results = cuda_call(forward, (query, query, query, None, True), {}, in_engine=False)
+    assert [result.nbytes for result in results[2:]] == [0, 0]
+    assert results[1].shape == (2, 4, 32)
+
+
+def test_safe_softmax_marks_scores_and_rows() -> None:
+    scores = torch.empty(2, 4, 5, 7)
+    assert hidden_workspace_bytes(aten._safe_softmax.default, (scores, -1)) == [[2 * 4 * 5 * 7, 2 * 4 * 5, 4]]
 
 
 def test_other_operators_hide_nothing() -> None:

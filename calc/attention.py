@@ -1,0 +1,142 @@
+"""The attention core, from q, k, v to the output: its facts, and the rows of eager attention (transformers 5.23.0)."""
+
+from dataclasses import dataclass
+
+from .dtype import DType
+from .ledger import Product, Row, Shape, Tensor
+from .operators import POSITION_IDS, Numerics, autocast_input
+from .primitives import add, cast, copy, dropout, frame, like, matmul, scale, softmax, view, wider
+from .scenario import Attention
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionCore:
+    """The facts that decide which tensors the way from q, k, v to the attention output makes."""
+
+    kernel: Attention
+    dropout: bool
+    fp32_softmax: bool
+    """softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
+    grouped: bool
+    """Fewer key/value heads than query heads."""
+    one_sequence: bool
+    one_head: bool
+    one_key_value_head: bool
+    one_token: bool = False
+    masked: bool = False
+    """scaled_dot_product_attention gets a mask."""
+    repeats_heads: bool = False
+    """transformers repeats keys and values before it calls scaled_dot_product_attention."""
+    pads_heads: bool = False
+    """The flash kernel gets heads that are padded."""
+    pads_mask: bool = False
+    """The efficient kernel gets a mask whose rows are padded."""
+    accumulates_output: bool = False
+    """The efficient kernel collects its output in fp32."""
+
+    @property
+    def merges_heads_by_copy(self) -> bool:
+        """[B, N, S, D] stored as [B, S, N, D] becomes [B·N, S, D] by a copy, unless one of the two dimensions is 1."""
+        return not (self.one_sequence or self.one_head)
+
+    @property
+    def gradients_by_head(self) -> bool:
+        """The gradients of q and v arrive as [B, N, S, D], not laid out by token as q and v are."""
+        return self.kernel in {Attention.EAGER, Attention.MATH} or self.pads_heads or self.repeats_heads
+
+    def merges_key_value_heads_by_copy(self, *, cast: bool) -> bool:
+        """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
+        cast has written out."""
+        written_out = self.grouped and (cast or not self.one_key_value_head)
+        return self.merges_heads_by_copy and not written_out
+
+
+HEADS: Shape = ("B", "S", "N", "D")
+KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")
+SCORES: Shape = ("B", "N", "S", "S")
+SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D",))
+VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D",), ("S",))
+
+
+def eager_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor, Tensor]:
+    """eager_attention_forward: softmax(q·kᵀ/√d + mask)·v with every intermediate in memory.
+
+    Gives the rows, the output and the probabilities, which the caller holds.
+    """
+    rows: list[Row] = []
+    key, value = k, v
+    if core.grouped:
+        rows, key, value = repeated(k, v, core)
+    given = (key, value)
+    rows_k, key = autocast_input(key, numerics, "scores")
+    rows_q, query = autocast_input(q, numerics, "scores")
+    rows += [*rows_k, *rows_q]
+    merge_q, query = merged(query, core.merges_heads_by_copy)
+    merge_k, key = merged(key, core.merges_key_value_heads_by_copy(cast=bool(rows_k)))
+    rows += [*merge_q, *merge_k]
+    products, scaled = (Tensor(f"scores{suffix}", SCORES, numerics.compute) for suffix in ("", " scaled"))
+    masked = like(scaled, "scores masked", dtype=wider(scaled.dtype, mask.dtype))
+    rows += [
+        matmul("scores", query, key, products, SCORES_PRODUCT),
+        scale(products, scaled),
+        add(scaled, mask, masked, name="mask"),
+    ]
+    # Llama casts back to the queries' type, which positions make fp32 under autocast; GPT-2 to the values'.
+    result_dtype = q.dtype if core.fp32_softmax else v.dtype
+    rows_softmax, weights = _attention_softmax(masked, result_dtype, core, numerics)
+    rows += rows_softmax
+    if core.dropout:
+        dropped = like(weights, "attention weights after dropout")
+        rows.append(dropout(weights, dropped))
+        weights = dropped
+    rows_v, value = autocast_input(value, numerics, "values")
+    rows_w, lower_weights = autocast_input(weights, numerics, "values")
+    merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=bool(rows_v)))
+    rows += [*rows_v, *rows_w, *merge_v]
+    heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
+    rows.append(matmul("values", lower_weights, value, heads, VALUES_PRODUCT))
+    rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
+    rows.append(frame(*given, POSITION_IDS))
+    return rows, out, weights
+
+
+def repeated(k: Tensor, v: Tensor, core: AttentionCore) -> tuple[list[Row], Tensor, Tensor]:
+    """repeat_kv: every key/value head for all query heads that share it; a single one by an expanded view."""
+    key, value = like(k, "k repeated", shape=HEADS), like(v, "v repeated", shape=HEADS)
+    repeat = view if core.one_key_value_head else copy
+    return [repeat(each, wide, copies_gradient=True) for each, wide in ((k, key), (v, value))], key, value
+
+
+def merged(x: Tensor, by_copy: bool) -> tuple[list[Row], Tensor]:
+    """matmul's reshape of [B, N, S, D] to [B·N, S, D]."""
+    if not by_copy:
+        return [], x
+    out = like(x, f"{x.name}, heads together")
+    return [copy(x, out, name="reshape")], out
+
+
+def _attention_softmax(
+    masked: Tensor, result_dtype: DType, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """The probabilities in `result_dtype`; through fp32 where the code or autocast says so."""
+    rows: list[Row] = []
+    scores = masked
+    through_fp32 = core.fp32_softmax or numerics.autocast
+    dtype = DType.FP32 if through_fp32 else masked.dtype
+    # One CUDA kernel takes fp16 to an fp32 softmax (aten/src/ATen/native/SoftMax.cpp); for bf16 there is an fp32 copy.
+    fused = masked.dtype is DType.FP16 and core.fp32_softmax
+    if masked.dtype is not dtype and not fused:
+        upcast = like(masked, "scores in fp32", dtype=dtype)
+        rows.append(cast(masked, upcast))
+        masked = upcast
+    weights = like(masked, "attention weights", dtype=dtype)
+    rows.append(softmax(masked, weights))
+    if dtype is not result_dtype:
+        rounded = like(weights, f"attention weights in {result_dtype.label}", dtype=result_dtype)
+        rows.append(cast(weights, rounded))
+        weights = rounded
+    if core.fp32_softmax:
+        rows.append(frame(scores))  # one statement: its variable holds the old value until both calls are done
+    return rows, weights

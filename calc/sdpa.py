@@ -1,0 +1,252 @@
+"""torch's scaled_dot_product_attention as transformers calls it: the rows of each kernel (torch 2.13.0).
+
+aten/src/ATen/native/transformers: attention.cpp, cuda/attention.cu, cuda/attention_backward.cu. Left out: transformers'
+pack_gqa, of a single token that needs a mask.
+"""
+
+from dataclasses import replace
+
+from .attention import (
+    HEADS,
+    SCORES,
+    SCORES_PRODUCT,
+    VALUES_PRODUCT,
+    AttentionCore,
+    merged,
+    repeated,
+)
+from .dtype import DType
+from .ledger import Gradient, Product, Row, Shape, Tensor
+from .operators import POSITION_IDS, Numerics, autocast_input
+from .primitives import cast, copy, dropout, frame, like, matmul, part, scale, softmax, view
+from .scenario import Attention
+
+WINDOW_MASK = Tensor("sliding_mask", ("S", "S"), DType.BOOL)
+"""sdpa_mask: which tokens a window lets another see; for all sequences."""
+
+PADDED_HEADS: Shape = ("B", "S", "N", "D⌈8⌉")
+PADDED_SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D⌈8⌉",))
+PADDED_VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D⌈8⌉",), ("S",))
+
+KERNEL_FLOPS = 4
+"""Element-wise, inside a fused kernel: scaling 1, softmax 3."""
+
+
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """sdpa_attention_forward: repeated heads, the kernel's rows, the output laid out by token."""
+    rows: list[Row] = []
+    if core.repeats_heads:
+        rows, k, v = repeated(k, v, core)
+    if core.kernel is Attention.FLASH:
+        kernel_rows, out = flash_attention(q, k, v, core, numerics)
+    else:
+        kernel_rows, out = MASKED_KERNELS[core.kernel](q, k, v, core, numerics)
+    return [*rows, *kernel_rows, frame(k, v, POSITION_IDS)], out
+
+
+def _lowered(tensors: tuple[Tensor, ...], numerics: Numerics) -> tuple[list[Row], tuple[Tensor, ...]]:
+    """autocast casts q, k and v, and holds the casts until the call returns."""
+    casts, lower = zip(*(autocast_input(tensor, numerics, "attention") for tensor in tensors), strict=True)
+    return [row for rows in casts for row in rows], lower
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """The flash kernel: no [S, S] tensor; backward computes the scores again.
+
+    Temporaries of backward: flash_attn/flash_api.cpp, mha_bwd. Left out: the accumulators of a split forward, which
+    the kernel chooses by the number of multiprocessors for short batches.
+    """
+    rows, lower = _lowered((q, k, v), numerics)
+    out = Tensor("attention output", HEADS, numerics.compute)
+    if not core.pads_heads:
+        return [*rows, _flash(lower, out, core, SCORES_PRODUCT, VALUES_PRODUCT)], out
+    padded = tuple(like(x, f"{x.name}, padded", shape=(*x.shape[:-1], "D⌈8⌉")) for x in lower)
+    rows += [
+        Row(name="pad", reads=(x,), writes=(wide,), gradients=(Gradient(of=x),))
+        for x, wide in zip(lower, padded, strict=True)
+    ]
+    wide_out, cut = like(out, "attention output, padded", shape=PADDED_HEADS), like(out, "attention output, cut")
+    rows += [
+        _flash(padded, wide_out, core, PADDED_SCORES_PRODUCT, PADDED_VALUES_PRODUCT),
+        part(wide_out, (cut,)),
+        frame(*lower, *padded),
+        copy(cut, out),
+    ]
+    return rows, out
+
+
+def _flash(inputs: tuple[Tensor, ...], out: Tensor, core: AttentionCore, scores: Product, values: Product) -> Row:
+    statistics = Tensor("logsumexp", ("B", "N", "S"), DType.FP32)
+    generator = (Tensor("generator state", (2,), DType.INT64), Tensor("generator offset", (), DType.INT64))
+    temporaries = [
+        Tensor("softmax_d", ("B", "N", "S⌈128⌉"), DType.FP32),
+        Tensor("dq accumulator", ("B", "S⌈128⌉", "N", "D⌈32⌉"), DType.FP32),
+    ]
+    if core.grouped:
+        temporaries += [like(out, f"d{name} per query head") for name in ("k", "v")]
+    if core.pads_heads and not (core.one_head or core.one_token):
+        # padding lays heads one after the other; mha_bwd wants tokens
+        temporaries += [like(out, f"{name} by token") for name in ("∂output", "output")]
+    return _fused("flash_attention", inputs, out, (statistics, *generator), scores, values, tuple(temporaries))
+
+
+def _fused(
+    name: str,
+    inputs: tuple[Tensor, ...],
+    out: Tensor,
+    kept: tuple[Tensor, ...],
+    scores: Product,
+    values: Product,
+    temporaries: tuple[Tensor, ...],
+) -> Row:
+    """A kernel from q, k, v to the output; its node keeps `inputs`, the output and what else it wrote."""
+    return Row(
+        name=name,
+        reads=inputs,
+        writes=(out, *kept),
+        gradients=tuple(Gradient(of=tensor) for tensor in inputs[:3]),
+        saves=(*inputs, out, *kept),
+        products=(scores, values),
+        backward_products=(scores, scores, values, values),
+        backward_rerun=(scores,),
+        backward_temporaries=temporaries,
+        elementwise_flops=KERNEL_FLOPS,
+        elementwise_shape=SCORES,
+    )
+
+
+def efficient_attention(
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """The memory-efficient kernel: like flash, but it takes fp32 and a mask. Its generator state lives on the host."""
+    rows, inputs = _lowered((q, k, v), numerics)
+    if core.masked:
+        mask_rows, bias = _additive(WINDOW_MASK, numerics.compute)
+        rows += mask_rows
+        if core.pads_mask:
+            padded = like(bias, "attention bias, padded", shape=("B", "S", "S⌈8⌉"))
+            rows.append(Row(name="pad", reads=(bias,), writes=(padded,)))
+            bias = padded
+        inputs = (*inputs, bias)
+    out = Tensor("attention output", HEADS, numerics.compute)
+    statistics = Tensor("logsumexp", ("B", "N", "S⌈32⌉"), DType.FP32)
+    delta = Tensor("delta", ("B", "N", "S"), DType.FP32)
+    workspace = Tensor("efficient workspace", ("B", "N", "W"), DType.FP32)
+    row = _fused("efficient_attention", inputs, out, (statistics,), SCORES_PRODUCT, VALUES_PRODUCT, (delta, workspace))
+    if numerics.compute is DType.FP32:
+        # Kernels for half precision compute it themselves.
+        product, by_token = like(out, "∂output·output"), like(delta, "delta by token")
+        row = replace(row, backward_prelude=(product, by_token, *(() if core.one_head or core.one_token else (delta,))))
+    elif core.accumulates_output:
+        row = replace(row, temporaries=(like(out, "output accumulator", dtype=DType.FP32),))
+    return [*rows, row], out
+
+
+def _additive(mask: Tensor, dtype: DType) -> tuple[list[Row], Tensor]:
+    """convert_boolean_attn_mask: 0 where a token may be seen, -inf elsewhere."""
+    bias = Tensor("attention bias", ("B", "S", "S") if mask is WINDOW_MASK else mask.shape, dtype)
+    numbers = tuple(Tensor(f"{number} of the bias", (), dtype) for number in ("-inf", "0"))
+    return [Row(name="where", reads=(mask,), writes=(bias,), temporaries=numbers)], bias
+
+
+def math_attention(
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """_scaled_dot_product_attention_math: one operation after the other, in fp32; its variables live to its end."""
+    rows, lower = _lowered((q, k, v), numerics)
+    held = [*lower]
+    bias: Tensor | None = None
+    if core.masked:
+        mask_rows, bias = _additive(WINDOW_MASK, numerics.compute)
+        rows += mask_rows
+    is_half = numerics.compute is not DType.FP32
+    query, key, value = lower
+    if is_half:
+        query, key, value = (like(x, f"{x.name} in fp32", dtype=DType.FP32) for x in lower)
+        rows += [cast(x, wide) for x, wide in zip(lower, (query, key, value), strict=True)]
+    held += [query, key, value]
+    scaled = like(query, "q scaled")
+    rows.append(scale(query, scaled))
+    if bias is None and not core.one_token:
+        causal_rows, bias = _causal_bias()
+        rows += causal_rows
+    if core.grouped and not core.repeats_heads:
+        expanded = like(key, "k repeated", shape=HEADS), like(value, "v repeated", shape=HEADS)
+        pairs = zip((key, value), expanded, strict=True)
+        rows += [copy(x, wide, name="repeat_interleave", copies_gradient=True) for x, wide in pairs]
+        key, value = expanded
+    held += [scaled, key, value, *(() if bias is None else (bias,))]
+    score_rows, weights = _math_weights(scaled, key, bias, core)
+    rows += score_rows
+    held.append(weights)
+    if is_half:
+        returned = like(weights, "attention weights, returned", dtype=numerics.compute)
+        rows.append(cast(weights, returned))  # the second result, which nothing reads
+        held.append(returned)
+    value_rows, out = _math_values(weights, value, core, numerics, repeated_in_fp32=is_half, held=held)
+    return [*rows, *value_rows], out
+
+
+def _causal_bias() -> tuple[list[Row], Tensor]:
+    ones, triangle = (Tensor(name, ("S", "S"), DType.BOOL) for name in ("ones", "causal mask"))
+    rows, bias = _additive(triangle, DType.FP32)
+    return [Row(name="tril", reads=(), writes=(triangle,), temporaries=(ones,)), *rows], bias
+
+
+def _math_weights(query: Tensor, key: Tensor, bias: Tensor | None, core: AttentionCore) -> tuple[list[Row], Tensor]:
+    """softmax(q·kᵀ + bias), rows without any token set to 0 (_safe_softmax); dropout."""
+    scaled = like(key, "k scaled")
+    merge_q, query = merged(query, core.merges_heads_by_copy)
+    merge_k, factor = merged(scaled, core.merges_heads_by_copy and not core.grouped)
+    scores, weights = (Tensor(name, SCORES, DType.FP32) for name in ("scores", "attention weights"))
+    product = matmul("scores", query, factor, scores, SCORES_PRODUCT)
+    rows = [scale(key, scaled), *merge_q, *merge_k, product, frame(scaled)]
+    if bias is not None:
+        masked = like(scores, "scores masked")
+        gradient = Gradient(of=scores, passes=True)
+        in_place = Row(name="add_", reads=(scores, bias), writes=(masked,), gradients=(gradient,), is_view=True)
+        rows.append(replace(in_place, elementwise_flops=1))
+        scores = masked
+    masks = like(scores, "scores of -inf", dtype=DType.BOOL), Tensor("rows of -inf", SCORES[:-1], DType.BOOL)
+    zero = Tensor("0 of the softmax", (), DType.FP32)
+    rows.append(replace(softmax(scores, weights), temporaries=(*masks, zero)))
+    if core.dropout:
+        dropped = like(weights, "attention weights after dropout")
+        rows.append(dropout(weights, dropped))
+        weights = dropped
+    return rows, weights
+
+
+def _math_values(
+    weights: Tensor,
+    value: Tensor,
+    core: AttentionCore,
+    numerics: Numerics,
+    *,
+    repeated_in_fp32: bool,
+    held: list[Tensor],
+) -> tuple[list[Row], Tensor]:
+    """The weighted values, back in the inputs' type, laid out by token."""
+    written_out = repeated_in_fp32 or not core.repeats_heads
+    merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=written_out))
+    product, by_head = (Tensor(f"{name} by head", HEADS, DType.FP32) for name in ("attention product", "attention"))
+    out = Tensor("attention output", HEADS, numerics.compute)
+    rows = [
+        *merge_v,
+        matmul("values", weights, value, product, VALUES_PRODUCT),
+        view(product, by_head, copies_gradient=core.merges_heads_by_copy),
+    ]
+    if numerics.compute is not DType.FP32:
+        lower = like(by_head, "attention by head, rounded", dtype=numerics.compute)
+        rows.append(cast(by_head, lower))
+        by_head = lower
+    rows += [frame(*held), view(by_head, out) if core.one_head else copy(by_head, out)]
+    return rows, out
+
+
+MASKED_KERNELS = {Attention.EFFICIENT: efficient_attention, Attention.MATH: math_attention}
+"""The kernels that take a mask."""

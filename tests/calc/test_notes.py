@@ -1,0 +1,38 @@
+"""What an answer says of the attention kernels."""
+
+from typing import Any
+
+import pytest
+
+from calc import Scenario, estimate
+
+LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 96}
+MIXED = LLAMA | {
+    "model_type": "qwen2",
+    "num_key_value_heads": 4,
+    "use_sliding_window": True,
+    "sliding_window": 16,
+    "max_window_layers": 3,
+}
+
+
+def notes(model: dict[str, Any], **choices: Any) -> str:
+    return " ".join(estimate(Scenario(model=model, sequence_length=16, **choices)).notes)
+
+
+@pytest.mark.parametrize(
+    ("model", "choices", "said", "unsaid"),
+    [
+        (LLAMA, {"precision": "bf16"}, "flash: the accumulators", "efficient:"),
+        (LLAMA, {"precision": "fp32"}, "efficient: the workspace", "flash:"),
+        (LLAMA, {"attention": "eager"}, "Modelled", "flash:"),
+        (MIXED, {}, "auto comes to flash in 3 layers, efficient in 1 layers", "cuDNN"),
+        (LLAMA, {"gpu": "h100-sxm-80gb"}, "prefers cuDNN's attention on this GPU", "auto comes to"),
+        (LLAMA, {"gpu": "a100-sxm-80gb"}, "flash:", "cuDNN's attention"),
+        (LLAMA, {"gpu": "h100-sxm-80gb", "attention": "eager"}, "Modelled", "cuDNN's attention"),
+    ],
+)
+def test_what_is_said_of_the_kernels(model: dict[str, Any], choices: dict[str, Any], said: str, unsaid: str) -> None:
+    text = notes(model, **choices)
+    assert said in text
+    assert unsaid not in text
