@@ -21,7 +21,7 @@ from validation import nvml
 from validation.attention_backends import restricted_to
 from validation.operator_calls import call_of
 from validation.operator_shapes import OperatorCase, operator_cases
-from validation.records import FOLDER, commit, file_of, now
+from validation.records import FOLDER, commit, drop_unfinished_line, file_of, now
 
 DONE, NO_CUDA = 0, 2
 SEED = 0
@@ -178,13 +178,6 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             yield json.loads(line)
-
-
-def drop_unfinished_line(path: Path) -> None:
-    """What a killed run left of its last row."""
-    if path.exists():
-        text = path.read_bytes()
-        path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
 def outcome(row: dict[str, Any]) -> str:

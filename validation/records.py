@@ -62,8 +62,16 @@ class Record:
 
     def append_to(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
+        drop_unfinished_line(path)
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(self)) + "\n")
+
+
+def drop_unfinished_line(path: Path) -> None:
+    """What a killed run left of its last line would join the next one."""
+    if path.exists():
+        text = path.read_bytes()
+        path.write_bytes(text[: text.rfind(b"\n") + 1])
 
 
 def read(path: Path) -> Iterator[Record]:

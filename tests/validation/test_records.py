@@ -30,6 +30,8 @@ def test_a_line_that_a_killed_run_left_unfinished_is_no_record(tmp_path: Path) -
     record(2).append_to(path)
     path.write_text(path.read_text()[:-20])
     assert [each.id for each in read(path)] == ["case 1"]
+    record(3).append_to(path)
+    assert [each.id for each in read(path)] == ["case 1", "case 3"]
 
 
 def test_a_record_says_with_what_it_was_made() -> None:
