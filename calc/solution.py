@@ -12,13 +12,11 @@ from .dimensions import SMALLEST_8BIT, SMALLEST_PAGED
 from .errors import ConfigError
 from .estimation import Estimate, Memory, estimate
 from .hardware import Gpu, gpus
+from .kernels import MASK_MULTIPLE, fewer_splits
 from .model_source import load_config, load_model
 from .scenario import LARGEST_SIZE, Scenario
 from .tradeoff import recompute_tradeoffs
 from .units import format_bytes, format_gib
-
-MASK_MULTIPLE = 8
-"""preprocess_mask in aten/src/ATen/native/transformers/attention.cpp pads a mask's rows to it."""
 
 
 class Maximise(StrEnum):
@@ -234,13 +232,14 @@ def _growing(sought: Maximise, architecture: Architecture, trials: Mapping[int, 
     """All sizes, in ranges within which memory never falls; the largest sizes first.
 
     In each the step is the same operations on tensors that only grow; from one range to the next it may be others. One
-    sequence, or one token, needs fewer copies than several; one as long as a sliding window needs a mask, which some
-    kernels pad to a multiple. More layers only add tensors.
+    sequence, or one token, needs fewer copies than several; a kernel splits its work into fewer parts for more
+    sequences; one as long as a sliding window needs a mask, which some kernels pad to a multiple. More layers only add
+    tensors.
     """
     layers = [layer for layer, _ in architecture.layers]
     windows = {layer.sliding_window for layer in layers if layer.sliding_window}
     starts = {
-        Maximise.MICRO_BATCH_SIZE: lambda: {2},
+        Maximise.MICRO_BATCH_SIZE: lambda: {2}.union(*map(fewer_splits, layers)),
         Maximise.SEQUENCE_LENGTH: lambda: {2, *windows},
         Maximise.ADAPTER_RANK: lambda: _ranks_of_other_states(trials[1]),
         Maximise.NUM_LAYERS: lambda: set[int](),
