@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from validation import records
-from validation.cases import TRACES, case_id
+from validation.cases import case_id
 from validation.records import Record, read, read_all
+from validation.suites import TRACES
 
 RECORDED = read_all()
 
