@@ -11,8 +11,8 @@ from .kernels import OBSTACLES, layer_kernel
 from .operators import Numerics
 from .recipes import RECIPES, Recipe
 from .scenario import (
+    ADAPTER_FIELDS,
     Adapter,
-    AdapterKind,
     Attention,
     Implementation,
     Loss,
@@ -139,8 +139,21 @@ def _refuse_what_comes_later(scenario: Scenario) -> None:
     for field in Parallel.model_fields:
         if getattr(scenario.parallel, field) != Parallel.model_fields[field].default:
             raise ConfigError(f"parallel.{field}", getattr(scenario.parallel, field), "is not supported yet")
-    if scenario.adapter is not None and scenario.adapter.kind is not AdapterKind.LORA:
-        raise ConfigError("adapter.kind", _plain(scenario.adapter.kind), "is not supported yet; supported: lora")
+    if scenario.adapter is not None:
+        _refuse_unread_fields(scenario.adapter)
+
+
+def _refuse_unread_fields(adapter: Adapter) -> None:
+    kind = adapter.kind
+    if kind not in ADAPTER_FIELDS:
+        built = ", ".join(sorted(ADAPTER_FIELDS))
+        raise ConfigError("adapter.kind", kind.value, f"is not supported yet; supported: {built}")
+    for name, field in Adapter.model_fields.items():
+        value = getattr(adapter, name)
+        if name != "kind" and name not in ADAPTER_FIELDS[kind] and value != field.default:
+            raise ConfigError(
+                f"adapter.{name}", _plain(value), f"is not read with adapter.kind = {kind}; choose another kind"
+            )
 
 
 def _plain(value: object) -> object:

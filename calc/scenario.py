@@ -81,6 +81,7 @@ class AdapterKind(StrEnum):
     LORA = "lora"
     QLORA = "qlora"
     ADALORA = "adalora"
+    IA3 = "ia3"
     PREFIX_TUNING = "prefix-tuning"
     PROMPT_TUNING = "prompt-tuning"
     P_TUNING = "p-tuning"
@@ -118,6 +119,14 @@ def _listed(names: object) -> object:
     return (names,) if isinstance(names, str) else names
 
 
+LORA_FIELDS = frozenset({"rank", "alpha", "dropout", "target_modules", "modules_to_save", "dtype"})
+ADAPTER_FIELDS = {
+    AdapterKind.LORA: LORA_FIELDS | {"use_dora"},
+    AdapterKind.IA3: frozenset({"target_modules", "feedforward_modules", "modules_to_save", "dtype"}),
+}
+"""The kinds that are built, and the fields each reads."""
+
+
 class Adapter(Question):
     place: ClassVar[str | None] = "adapter"
 
@@ -131,6 +140,9 @@ class Adapter(Question):
     """Dropout on the branch's input."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)] | None = None
     """Names of the adapted linear modules, or all-linear; none = PEFT's default for the family."""
+    feedforward_modules: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = None
+    """IA³: those of the target modules whose input is scaled instead of their output; none = PEFT's default for the
+    family, or, with target modules of one's own, no module."""
     modules_to_save: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)] | None = None
     """Names of modules of which a copy is trained as a whole: embeddings, head, norms."""
     use_dora: Annotated[bool, Field(strict=True)] = False
@@ -229,7 +241,9 @@ def scenario_from_strings(items: Iterable[tuple[str, str]]) -> Scenario:
     return Scenario(**fields)
 
 
-NAME_LISTS = frozenset({"adapter.target_modules", "adapter.modules_to_save"})
+NAME_LISTS = frozenset(
+    f"adapter.{name}" for name in ("target_modules", "feedforward_modules", "modules_to_save")
+)
 TEXT_FIELDS = frozenset({"gpu", "model", "weight_dtype", "kv_cache_dtype"})
 
 

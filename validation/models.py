@@ -155,17 +155,40 @@ def freeze(model: Any, num_layers: int) -> None:
 
 
 def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:
-    supported("adapter.kind", adapter.kind, {"lora": None})
-    lora = peft.LoraConfig(
+    config = supported("adapter.kind", adapter.kind, PEFT_CONFIGS)(adapter, model.config.model_type)
+    return peft.get_peft_model(model, config, autocast_adapter_dtype=adapter.dtype == "fp32")
+
+
+def tuned_modules(adapter: Adapter, model_type: str) -> dict[str, Any]:
+    """What all adapters on modules have in common."""
+    return {
+        "target_modules": targets(adapter),
+        "modules_to_save": adapter.modules_to_save and list(adapter.modules_to_save),
+        "fan_in_fan_out": model_type == "gpt2",  # its Conv1D keeps [in, out] weights
+    }
+
+
+def lora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
+    return peft.LoraConfig(
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
         lora_dropout=adapter.dropout,
-        target_modules=targets(adapter),
-        modules_to_save=adapter.modules_to_save and list(adapter.modules_to_save),
         use_dora=adapter.use_dora,
-        fan_in_fan_out=model.config.model_type == "gpt2",  # its Conv1D keeps [in, out] weights
+        **tuned_modules(adapter, model_type),
     )
-    return peft.get_peft_model(model, lora, autocast_adapter_dtype=adapter.dtype == "fp32")
+
+
+def ia3(adapter: Adapter, model_type: str) -> peft.PeftConfig:
+    feedforward = adapter.feedforward_modules
+    if feedforward is None and adapter.target_modules is not None:
+        feedforward = ()  # PEFT asks for both or neither
+    return peft.IA3Config(
+        feedforward_modules=feedforward if feedforward is None else list(feedforward),
+        **tuned_modules(adapter, model_type),
+    )
+
+
+PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {"lora": lora, "ia3": ia3}
 
 
 def targets(adapter: Adapter) -> list[str] | str | None:

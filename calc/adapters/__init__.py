@@ -1,16 +1,26 @@
 """Adapters as a transformation of the ledger: freeze the rows there are, add the adapter's (peft 0.21.2)."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import groupby
 
 from calc.ledger import Row, Section
 from calc.operators import Numerics
+from calc.scenario import AdapterKind
 
-from .facts import AdapterFacts, adapter_facts, check_modules, is_linear
+from .facts import AdapterFacts, adapter_facts, check_modules
 from .freezing import frozen, frozen_section, with_frozen
+from .ia3 import with_ia3
 from .lora import with_lora
+from .modules import LinearModule, is_linear, linear_module
 
 __all__ = ["AdapterFacts", "adapt", "adapter_facts", "check_modules", "frozen_section", "with_frozen"]
+
+
+ADAPTERS: dict[AdapterKind, Callable[[LinearModule, AdapterFacts, Numerics], Iterable[Row]]] = {
+    AdapterKind.LORA: with_lora,
+    AdapterKind.IA3: with_ia3,
+}
 
 
 def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
@@ -19,6 +29,6 @@ def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
     for module, group in groupby(frozen(section.rows, facts.saves), key=lambda row: row.module):
         module_rows = list(group)
         if any(map(is_linear, module_rows)) and facts.targets(module):
-            module_rows = list(with_lora(module_rows, facts, numerics))
+            module_rows = list(ADAPTERS[facts.kind](linear_module(module_rows), facts, numerics))
         rows += module_rows
     return replace(section, rows=tuple(rows))

@@ -6,18 +6,22 @@ from dataclasses import dataclass
 from calc.architecture import Architecture, Wiring
 from calc.dtype import DType
 from calc.errors import ConfigError
-from calc.ledger import Row, Section
+from calc.ledger import Section
 from calc.operators import Numerics
 from calc.scenario import ALL_LINEAR, Adapter, AdapterDType, AdapterKind
 
 from .freezing import module_of
+from .modules import is_linear
 
-DEFAULT_TARGETS = {
-    Wiring.GPT2: ("c_attn",),
-    Wiring.MEGATRON: ("query_key_value",),
-    Wiring.LLAMA: ("q_proj", "v_proj"),
+LORA_TARGETS = {"gpt2": ("c_attn",)} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("q_proj", "v_proj"))
+IA3_TARGETS = {
+    "gpt2": ("c_attn", "mlp.c_proj"),
+    **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
+    **dict.fromkeys(("qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
 }
-"""peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING."""
+IA3_FEEDFORWARD = {"gpt2": ("mlp.c_proj",)} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("down_proj",))
+"""peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING and its likes, by model_type."""
+MEGATRON_TARGETS = ("query_key_value",)
 
 OUTPUT_LAYER = "lm_head"
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
@@ -29,12 +33,17 @@ class AdapterFacts:
 
     kind: AdapterKind
     target_modules: tuple[str, ...]
+    feedforward_modules: tuple[str, ...]
     modules_to_save: tuple[str, ...]
     dropout: bool
     dora: bool
     dora_differentiates_weights: bool
     """The base weights have a gradient in DoRA's norms, which is not used."""
     dtype: DType
+
+    def feeds_forward(self, module: str) -> bool:
+        """Whether IA³ scales the input of `module`."""
+        return any(names(name, module) for name in self.feedforward_modules)
 
     def saves(self, module: str) -> bool:
         """Whether `module` is trained as a whole, as a copy (_set_trainable in peft/utils/other.py)."""
@@ -61,7 +70,8 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
         )
     return AdapterFacts(
         kind=adapter.kind,
-        target_modules=adapter.target_modules or DEFAULT_TARGETS[architecture.wiring],
+        target_modules=adapter.target_modules or _default_targets(adapter.kind, architecture),
+        feedforward_modules=_feedforward_modules(adapter, architecture),
         modules_to_save=adapter.modules_to_save or (),
         dropout=adapter.dropout > 0,
         dora=adapter.use_dora,
@@ -70,8 +80,17 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
     )
 
 
-def is_linear(row: Row) -> bool:
-    return row.name == "linear"
+def _default_targets(kind: AdapterKind, architecture: Architecture) -> tuple[str, ...]:
+    if architecture.wiring is Wiring.MEGATRON:
+        return MEGATRON_TARGETS
+    return (IA3_TARGETS if kind is AdapterKind.IA3 else LORA_TARGETS)[architecture.model_type]
+
+
+def _feedforward_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:
+    """PEFT's defaults come together: with targets of one's own no module is a feed-forward one by itself."""
+    if adapter.kind is not AdapterKind.IA3 or adapter.target_modules or adapter.feedforward_modules is not None:
+        return adapter.feedforward_modules or ()
+    return IA3_FEEDFORWARD[architecture.model_type]
 
 
 def names(name: str, module: str) -> bool:
@@ -89,6 +108,9 @@ def check_modules(sections: Iterable[Section], facts: AdapterFacts) -> None:
             raise ConfigError(
                 "adapter.target_modules", target, f"names no linear module of this model; there are {known}"
             )
+    for name in facts.feedforward_modules:
+        if not any(names(name, module) and facts.targets(module) for module in linears):
+            raise ConfigError("adapter.feedforward_modules", name, "should be among the target modules")
     modules = {module_of(tensor, row) for row in rows for tensor in row.reads} - {""}
     for name in facts.modules_to_save:
         _check_saved(name, modules, {module for module in linears if facts.targets(module)})

@@ -1,72 +1,35 @@
 """LoRA and DoRA on one linear module (peft/tuners/lora: layer.py, variants.py, dora.py)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Product, Row, Shape, Tensor
 from calc.operators import TOKENS, Numerics, autocast_input, autocast_weight, linear, parameter, stamped
 from calc.primitives import add, cast, dropout, frame, like, matmul, multiply, scale, shift, wider
 
-from .facts import AdapterFacts, is_linear
-from .freezing import module_of
+from .facts import AdapterFacts
+from .modules import LinearModule
 
 RANK: Shape = ("R",)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Adapted:
-    """The linear module an adapter's branch stands beside."""
-
-    module: str
-    x: Tensor
-    """Its input, before autocast."""
-    of_base: Tensor
-    """Its output."""
-    result: Tensor
-    """The output together with the branch's."""
-    weight: Tensor
-    bias: Tensor | None
-    product: Product
-
-    @property
-    def in_dims(self) -> Shape:
-        return self.product.k
-
-    @property
-    def out_dims(self) -> Shape:
-        return self.product.n
+def with_lora(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> Iterator[Row]:
+    """The module's rows, then its output plus the branch's (LoraLayer's Linear.forward)."""
+    yield from adapted.writing(adapted.of_base)
+    yield from stamped(_branch(adapted, facts, numerics), Component.ADAPTER, adapted.name)
 
 
-def with_lora(rows: list[Row], facts: AdapterFacts, numerics: Numerics) -> Iterator[Row]:
-    """The rows of one linear module, then its output plus the branch's (LoraLayer's Linear.forward)."""
-    base = next(row for row in rows if is_linear(row))
-    result = base.writes[0]
-    of_base = replace(result, name=f"{result.name} of the base")
-    yield from (replace(row, writes=(of_base,)) if row is base else row for row in rows)
-    owned = {tensor.name.rpartition(".")[2]: tensor for row in rows for tensor in row.reads if module_of(tensor, row)}
-    adapted = Adapted(
-        module=base.module,
-        x=next((row.reads[0] for row in rows if base.reads[0] in row.writes), base.reads[0]),
-        of_base=of_base,
-        result=result,
-        weight=owned["weight"],
-        bias=owned.get("bias"),
-        product=base.products[0],
-    )
-    yield from stamped(_branch(adapted, facts, numerics), Component.ADAPTER, base.module)
-
-
-def _branch(adapted: Adapted, facts: AdapterFacts, numerics: Numerics) -> Iterator[Row]:
+def _branch(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> Iterator[Row]:
     types = Numerics(weights=facts.dtype, compute=numerics.compute if numerics.autocast else facts.dtype)
     x = adapted.x
     branch_input = x
     if x.dtype is not facts.dtype:
-        branch_input = like(x, f"{x.name} for {adapted.module}.lora", dtype=facts.dtype)
+        branch_input = like(x, f"{x.name} for {adapted.name}.lora", dtype=facts.dtype)
         yield cast(x, branch_input)
     dropped = branch_input
     if facts.dropout:
-        dropped = like(branch_input, f"{adapted.module}.lora_dropout output")
+        dropped = like(branch_input, f"{adapted.name}.lora_dropout output")
         yield dropout(branch_input, dropped)
     rows, outer = (_dora if facts.dora else _lora)(adapted, dropped, facts, types)
     yield from rows
@@ -80,31 +43,31 @@ def _branch(adapted: Adapted, facts: AdapterFacts, numerics: Numerics) -> Iterat
     yield frame(x, branch_input)
 
 
-def _lora(adapted: Adapted, x: Tensor, facts: AdapterFacts, types: Numerics) -> tuple[list[Row], Tensor]:
+def _lora(adapted: LinearModule, x: Tensor, facts: AdapterFacts, types: Numerics) -> tuple[list[Row], Tensor]:
     """B(A(x))·scaling."""
-    name = adapted.module
+    name = adapted.name
     inner = Tensor(f"{name}.lora_A output", (*TOKENS, *RANK), types.compute)
     outer, scaled = (
         Tensor(f"{name}.lora_B {part}", adapted.result.shape, types.compute) for part in ("output", "output scaled")
     )
     rows = [
-        *linear(f"{name}.lora_A", x, inner, adapted.in_dims, RANK, types),
-        *linear(f"{name}.lora_B", inner, outer, RANK, adapted.out_dims, types),
+        *linear(f"{name}.lora_A", x, inner, adapted.product.k, RANK, types),
+        *linear(f"{name}.lora_B", inner, outer, RANK, adapted.product.n, types),
         scale(outer, scaled),
     ]
     return rows, scaled
 
 
-def _dora(adapted: Adapted, x: Tensor, facts: AdapterFacts, types: Numerics) -> tuple[list[Row], Tensor]:
+def _dora(adapted: LinearModule, x: Tensor, facts: AdapterFacts, types: Numerics) -> tuple[list[Row], Tensor]:
     """(m/n - 1)·W(x) + m/n·B(A(x))·scaling, n being the norms of the rows of W + scaling·BA (DoraLinearLayer.forward).
 
     n is used without its gradient, but made with one: until the function returns, that graph keeps what it would need.
     """
-    name = f"{adapted.module}.lora_magnitude_vector"
-    casts_a, a = autocast_weight(parameter(f"{adapted.module}.lora_A.weight", (*RANK, *adapted.in_dims), types), types)
-    casts_b, b = autocast_weight(parameter(f"{adapted.module}.lora_B.weight", (*adapted.out_dims, *RANK), types), types)
+    name = f"{adapted.name}.lora_magnitude_vector"
+    casts_a, a = autocast_weight(parameter(f"{adapted.name}.lora_A.weight", (*RANK, *adapted.product.k), types), types)
+    casts_b, b = autocast_weight(parameter(f"{adapted.name}.lora_B.weight", (*adapted.product.n, *RANK), types), types)
     rows, norm, until_return, graph = _weight_norms(name, adapted, (casts_a, a), (casts_b, b), facts, types)
-    magnitude = parameter(f"{name}.weight", adapted.out_dims, types)
+    magnitude = parameter(f"{name}.weight", adapted.product.n, types)
     ratio, shifted = (like(norm, f"{name}.{part}") for part in ("m/n", "m/n - 1"))
     rows.append(
         Row(
@@ -116,12 +79,12 @@ def _dora(adapted: Adapted, x: Tensor, facts: AdapterFacts, types: Numerics) -> 
             elementwise_flops=1,
         )
     )
-    casts_x, low_x = autocast_input(x, types, f"{adapted.module}.lora_A")
-    inner = Tensor(f"{adapted.module}.lora_A output", (*TOKENS, *RANK), types.compute)
-    outer = Tensor(f"{adapted.module}.lora_B output", adapted.result.shape, types.compute)
+    casts_x, low_x = autocast_input(x, types, f"{adapted.name}.lora_A")
+    inner = Tensor(f"{adapted.name}.lora_A output", (*TOKENS, *RANK), types.compute)
+    outer = Tensor(f"{adapted.name}.lora_B output", adapted.result.shape, types.compute)
     rows += casts_x
-    rows.append(matmul("linear", low_x, a, inner, Product((), TOKENS, RANK, adapted.in_dims)))
-    rows.append(matmul("linear", inner, b, outer, Product((), TOKENS, adapted.out_dims, RANK)))
+    rows.append(matmul("linear", low_x, a, inner, Product((), TOKENS, RANK, adapted.product.k)))
+    rows.append(matmul("linear", inner, b, outer, Product((), TOKENS, adapted.product.n, RANK)))
     base_rows, base = _base_result(name, adapted, x, until_return[1], facts, types)
     of_base, of_branch = (
         like(outer, f"{name}.{part.name} · ratio", dtype=wider(part.dtype, ratio.dtype)) for part in (base, outer)
@@ -144,7 +107,7 @@ Factor = tuple[list[Row], Tensor]
 
 
 def _weight_norms(
-    name: str, adapted: Adapted, factor_a: Factor, factor_b: Factor, facts: AdapterFacts, types: Numerics
+    name: str, adapted: LinearModule, factor_a: Factor, factor_b: Factor, facts: AdapterFacts, types: Numerics
 ) -> tuple[list[Row], Tensor, tuple[Tensor, Tensor], tuple[Tensor, ...]]:
     """The norms of the rows of W + scaling·BA (get_lora_weight, get_weight_norm).
 
@@ -152,7 +115,7 @@ def _weight_norms(
     of BA keeps: BA comes of an identity matrix sent through A and B.
     """
     (casts_a, a), (casts_b, b) = factor_a, factor_b
-    in_dims, out_dims = adapted.in_dims, adapted.out_dims
+    in_dims, out_dims = adapted.product.k, adapted.product.n
     identity = Tensor(f"{name}.identity", (*in_dims, *in_dims), types.weights)
     casts_x, low_identity = autocast_input(identity, types, "lora_A")
     inner = Tensor(f"{name}.lora_A of the identity", (*in_dims, *RANK), types.compute)
@@ -195,7 +158,7 @@ def _in_type(x: Tensor, dtype: DType) -> tuple[list[Row], Tensor]:
 
 
 def _base_result(
-    name: str, adapted: Adapted, x: Tensor, weight: Tensor, facts: AdapterFacts, types: Numerics
+    name: str, adapted: LinearModule, x: Tensor, weight: Tensor, facts: AdapterFacts, types: Numerics
 ) -> tuple[list[Row], Tensor]:
     """W(x): the module's own output less its bias, or, where x has gone through dropout, computed again."""
     if not facts.dropout:

@@ -10,7 +10,7 @@ import pytest
 
 from calc import Adapter, ConfigError, Scenario, estimate
 from calc.plan import INFERENCE_FIELDS, SUPPORTED
-from calc.scenario import LARGEST_SIZE, AdapterKind, Attention, Loss, Optimizer, Parallel, Task
+from calc.scenario import ADAPTER_FIELDS, LARGEST_SIZE, AdapterKind, Attention, Loss, Optimizer, Parallel, Task
 from calc.scenario import scenario_from_strings as from_strings
 
 LATER: dict[str, list[Any]] = {
@@ -51,7 +51,7 @@ def test_what_comes_later(field: str, value: Any) -> None:
 def test_every_value_is_built_or_comes_later() -> None:
     for field, words in {"task": Task, "optimizer": Optimizer, "attention": Attention, "loss": Loss}.items():
         assert sorted(map(str, SUPPORTED[field])) == sorted(set(map(str, words)) - set(LATER[field]))
-    assert {"lora", *LATER["adapter.kind"]} == set(AdapterKind)
+    assert sorted([*ADAPTER_FIELDS, *LATER["adapter.kind"]]) == sorted(AdapterKind)
     assert {f"parallel.{name}" for name in Parallel.model_fields} <= LATER.keys()
     assert set(INFERENCE_FIELDS) | SUPPORTED.keys() <= LATER.keys()
 
@@ -79,6 +79,7 @@ OTHER_ADAPTER = {
     "alpha": 1.0,
     "dropout": 0.5,
     "target_modules": ("c_fc",),
+    "feedforward_modules": ("c_attn",),
     "modules_to_save": ("ln_f",),
     "use_dora": True,
     "dtype": "base",
@@ -98,8 +99,9 @@ def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
 @pytest.mark.parametrize("field", sorted(Adapter.model_fields.keys() - {"kind"}))
 def test_every_field_of_an_adapter_has_an_effect(field: str) -> None:
     other = OTHER_ADAPTER[field]
+    kind = next(kind for kind, fields in ADAPTER_FIELDS.items() if field in fields)
     plain: dict[str, Any] = {"model": "gpt2", "precision": "bf16"}
-    changed = answer(**plain, adapter=Adapter()) != answer(**plain, adapter={field: other})
+    changed = answer(**plain, adapter={"kind": kind}) != answer(**plain, adapter={"kind": kind, field: other})
     assert changed == (f"adapter.{field}" not in WITHOUT_EFFECT)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Scenario, estimate
 from calc.plan import SUPPORTED
-from calc.scenario import AdapterDType, Attention, Optimizer, Precision, Recompute
+from calc.scenario import AdapterDType, AdapterKind, Attention, Optimizer, Precision, Recompute
 from validation.trace import Trace, trace
 
 PEAK_TOLERANCE = 0.01
@@ -98,16 +98,19 @@ def windows(draw: st.DrawFn, num_layers: int, *, mixed: bool) -> dict[str, Any]:
 
 @st.composite
 def adapters(draw: st.DrawFn, linears: tuple[str, ...], saved: tuple[str, ...]) -> Adapter:
-    dtype, use_dora = draw(st.sampled_from(AdapterDType)), draw(st.booleans())
+    targets = draw(st.none() | st.just(("all-linear",)) | subsets(linears))
+    common: dict[str, Any] = {
+        "dtype": draw(st.sampled_from(AdapterDType)),
+        "target_modules": targets,
+        "modules_to_save": draw(st.none() | subsets(saved)),
+    }
+    if draw(st.booleans()):
+        inputs = st.none() if targets in {None, ("all-linear",)} else st.none() | subsets(targets)
+        return Adapter(kind=AdapterKind.IA3, feedforward_modules=draw(inputs), **common)
+    use_dora = draw(st.booleans())
     refused = use_dora and linears is GPT2_LINEARS  # in some types
-    return Adapter(
-        rank=draw(st.integers(1, 9)),
-        dropout=0.0 if refused else draw(st.sampled_from((0.0, 0.1))),
-        dtype=dtype,
-        target_modules=draw(st.none() | st.just(("all-linear",)) | subsets(linears)),
-        modules_to_save=draw(st.none() | subsets(saved)),
-        use_dora=use_dora,
-    )
+    dropout = 0.0 if refused else draw(st.sampled_from((0.0, 0.1)))
+    return Adapter(rank=draw(st.integers(1, 9)), dropout=dropout, use_dora=use_dora, **common)
 
 
 def subsets(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calc import Adapter, Estimate, Scenario, estimate
-from calc.adapters.facts import DEFAULT_TARGETS
+from calc.adapters.facts import LORA_TARGETS
 from calc.closed_forms import lora_parameters
 from calc.ledger import Component, Kind
 from calc.scenario import AdapterDType
@@ -65,7 +65,7 @@ def test_targets_are_ends_of_paths(model: Any, targets: tuple[str, ...], sizes: 
 
 @pytest.mark.parametrize(("model", "targets"), [(GPT2, ("c_attn",)), (LLAMA, ("q_proj", "v_proj"))])
 def test_pefts_default_targets(model: Any, targets: tuple[str, ...]) -> None:
-    assert targets in DEFAULT_TARGETS.values()
+    assert targets in LORA_TARGETS.values()
     assert (
         answered(model, Adapter()).parameters.trainable
         == answered(model, Adapter(target_modules=targets)).parameters.trainable
