@@ -7,6 +7,8 @@ from .adapters import adapter_facts
 from .architecture import Architecture, Dropouts, Layer, Wiring
 from .attention import AttentionCore
 from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
+from .dimensions import SMALLEST_8BIT
+from .grad_scaler import HELD, uses_grad_scaler
 from .kernels import (
     FLASH_SEQUENCE_BLOCK,
     HEAD_MULTIPLE,
@@ -21,14 +23,22 @@ from .kernels import (
     repeats_heads,
     round_up,
 )
+from .ledger import Tensor
 from .megatron import as_megatron
-from .memory import GRAD_SCALER, Run, StepMemory
-from .optimizers import uses_grad_scaler
-from .plan import Plan, Workload
+from .memory import Run, StepMemory
+from .optimizer_step import NUM_GRADIENTS, norm_chunks
+from .optimizers import CODES, QUANTISATION_MAPS, averaged
+from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
 from .scenario import Attention, Implementation
 from .sizes import Sizes
 from .step import Step, StepFacts, step
+
+NUM_CODES = 256
+"""Of a byte."""
+FOREACH_CHUNK = 65536
+"""Elements of a gradient whose norm one block computes (aten/src/ATen/native/cuda/MultiTensorApply.cuh, kChunkSize)."""
+
 
 Unit = tuple[Layer, ...]
 """Layers in a row that repeat as one."""
@@ -49,15 +59,46 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
         adapter=adapter_facts(plan.adapter, architecture, plan.numerics) if plan.adapter else None,
     )
     built = step(facts)
-    common = common_sizes(architecture, workload, plan)
+    runs = tuple(_runs(built, sections, common_sizes(architecture, workload, plan), plan))
+    _count_trained(runs, plan)
     return StepMemory(
         step=built,
-        runs=tuple(_runs(built, sections, common, plan)),
-        buffers=(*BUFFERS[architecture.wiring], *(GRAD_SCALER if uses_grad_scaler(plan) else ())),
+        runs=runs,
+        buffers=tuple(_buffers(architecture.wiring, plan)),
         inputs=(INPUT_IDS,),
         workload=workload,
         plan=plan,
     )
+
+
+def _buffers(wiring: Wiring, plan: Plan) -> Iterator[Tensor]:
+    """What lives between steps and belongs to no part."""
+    yield from BUFFERS[wiring]
+    if plan.weight_ema:
+        yield from map(averaged, BUFFERS[wiring])
+    if uses_grad_scaler(plan):
+        yield from HELD
+    if plan.optimizer in BITSANDBYTES:
+        yield from QUANTISATION_MAPS
+
+
+def _count_trained(runs: tuple[Run, ...], plan: Plan) -> None:
+    """Give the runs' sizes what depends on all trained parameters: how many gradients are clipped and by how many
+    chunks, and whether any is large enough for 8-bit states."""
+    if plan.max_grad_norm is None and plan.optimizer not in BITSANDBYTES:
+        return
+    counts: dict[str, int] = {}
+    trained = [(tensor.dtype, run.count, run.sizes[tensor.shape]) for run in runs for tensor in run.part.trained]
+    if plan.max_grad_norm is not None:
+        counts[NUM_GRADIENTS] = sum(count for _, count, _ in trained)
+        for dtype in {dtype for dtype, _, _ in trained}:
+            same = [(count, numel) for other, count, numel in trained if other is dtype]
+            chunks = -(-max(numel for _, numel in same) // FOREACH_CHUNK)
+            counts[norm_chunks(dtype)] = chunks * sum(count for count, _ in same)
+    if plan.optimizer in BITSANDBYTES:
+        counts[CODES] = NUM_CODES if max(numel for _, _, numel in trained) >= SMALLEST_8BIT else 0
+    for run in runs:
+        run.sizes.update(counts)
 
 
 def _runs(built: Step, sections: list[tuple[Unit, int]], common: dict[str, int], plan: Plan) -> Iterator[Run]:

@@ -104,9 +104,9 @@ def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     total = hidden_states(numerics, "embeddings") if facts.embedding_dropout else output
     total_row = add(tokens, positions, total, one_sequence=facts.one_sequence)
     rows = [
-        embedding(parameter("wte.weight", ("V", "H"), numerics), INPUT_IDS, tokens),
+        embedding(parameter("wte.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
-        embedding(parameter("wpe.weight", ("P", "H"), numerics), POSITION_IDS, positions),
+        embedding(parameter("wpe.weight", ("P", "H"), numerics, num_columns=1), POSITION_IDS, positions),
         total_row,
         *_mask_rows(facts, numerics),
     ]
@@ -130,7 +130,7 @@ def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         Tensor(f"rotary.{name}", ("S", "D"), DType.FP32) for name in ("angles", "cos in fp32", "sin in fp32")
     )
     rows = [
-        embedding(parameter("embed_tokens.weight", ("V", "H"), numerics), INPUT_IDS, tokens),
+        embedding(parameter("embed_tokens.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
         *_mask_rows(facts, numerics),
         Row(name="rotary_emb", reads=(POSITION_IDS,), writes=(cos, sin), temporaries=angles),
@@ -311,8 +311,8 @@ def head(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> 
     """The final norm, the language-model head and the loss; `outside` is what the model's own frame held until the
     norm."""
     x = hidden_states(numerics)
-    embedding_name = EMBEDDING_WEIGHTS[facts.wiring]
-    weight = parameter(embedding_name if facts.tied_embeddings else "lm_head.weight", ("V", "H"), numerics)
+    name = EMBEDDING_WEIGHTS[facts.wiring] if facts.tied_embeddings else "lm_head.weight"
+    weight = parameter(name, ("V", "H"), numerics, num_columns=1)
     if facts.wiring is not Wiring.LLAMA:
         norm, normed = layer_norm("ln_f", x, "ln_f output", numerics)
     else:

@@ -11,6 +11,7 @@ class DType(Enum):
     FP16 = "fp16", 2
     INT64 = "int64", 8
     BOOL = "bool", 1
+    UINT8 = "uint8", 1
 
     def __init__(self, label: str, itemsize: int) -> None:
         self.label = label

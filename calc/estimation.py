@@ -70,6 +70,8 @@ class Memory:
     peak_at: str
     """The part of the model that runs at the peak."""
     at_peak: dict[str, int]
+    paged_optimizer_state_bytes: int
+    """In CUDA's managed memory, not in the peak."""
     library_workspace_bytes: int | None
     assumed_context_bytes: int | None
     peak_reserved_bytes: int | None
@@ -172,6 +174,9 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         recompute_group_size=plan.recompute_group_size,
         recompute_offload=plan.recompute_offload,
         adapter=plan.adapter,
+        max_grad_norm=plan.max_grad_norm,
+        zero_grad_set_to_none=plan.zero_grad_set_to_none,
+        weight_ema=plan.weight_ema,
         frozen_layers=plan.frozen_layers,
     )
     return _answer(scenario, architecture, workload, plan, gpu)
@@ -257,6 +262,7 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
         peak_phase=peak.stretch.phase,
         peak_at=peak.stretch.label,
         at_peak={kind.value: size for kind, size in step.at_peak_bytes.items()},
+        paged_optimizer_state_bytes=step.paged_bytes,
         library_workspace_bytes=workspace,
         assumed_context_bytes=ASSUMED_CONTEXT_BYTES if gpu else None,
         peak_reserved_bytes=None,

@@ -84,6 +84,7 @@ class TensorEntry(NamedTuple):
 
 ALIVE = {
     Kind.PARAMETERS: "always",
+    Kind.WEIGHT_EMA: "always",
     Kind.OPTIMIZER_STATES: "always, from the first step's end on",
     Kind.BUFFERS: "always",
     Kind.INPUTS: "always",
@@ -100,7 +101,7 @@ def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
     entries = [
         _entry(tensor, size, each, library, origins.get(tensor.name))
         for (tensor, size), each in _counted(memory).items()
-        if each.total or each.at_peak
+        if size and (each.total or each.at_peak)
     ]
     return tuple(sorted(entries, key=lambda entry: -entry.bytes * entry.count))
 

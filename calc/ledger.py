@@ -15,8 +15,8 @@ from typing import Any
 
 from .dtype import DType
 
-Dimension = str | int
-"""A symbol of `SYMBOLS`, or a literal size."""
+Dimension = Any
+"""A symbol of `SYMBOLS`, a literal size, or one that follows from others (dimensions.py)."""
 
 Shape = tuple[Dimension, ...]
 
@@ -50,6 +50,7 @@ class Kind(StrEnum):
     """What a tensor is for; the parts of the peak."""
 
     PARAMETERS = "parameters"
+    WEIGHT_EMA = "weight_ema"
     GRADIENTS = "gradients"
     OPTIMIZER_STATES = "optimizer_states"
     BUFFERS = "buffers"
@@ -81,6 +82,8 @@ class Tensor:
     kind: Kind = Kind.ACTIVATIONS
     trainable: bool = False
     """A parameter that is trained."""
+    num_columns: int = 0
+    """How many of the last dimensions are a matrix parameter's columns; its rows are the others. 0: a vector."""
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -5,28 +5,26 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
-from .dtype import DType
+from .dimensions import SMALLEST_PAGED
 from .ledger import Kind, Tensor
-from .optimizers import uses_grad_scaler
+from .optimizer_step import Pass
+from .optimizers import gradients_persist
 from .plan import Plan, Workload
+from .scenario import Optimizer
 from .sizes import Sizes, storage_bytes
 from .step import Part, Step
 from .timeline import Phase, Program, Stretch, Surplus, Timeline, timeline
 
-GRAD_SCALER = tuple(
-    Tensor(f"GradScaler.{name}", (), DType.FP32, Kind.BUFFERS) for name in ("_scale", "_growth_tracker")
+NUM_MOMENTS = 2
+"""Of AdamW, each a byte per element where it is paged."""
+PERSISTENT_KINDS: tuple[Kind, ...] = (
+    Kind.PARAMETERS,
+    Kind.WEIGHT_EMA,
+    Kind.GRADIENTS,
+    Kind.OPTIMIZER_STATES,
+    Kind.BUFFERS,
+    Kind.INPUTS,
 )
-"""torch/amp/grad_scaler.py: two scalars on the device."""
-
-_FOUND_INF = Tensor("GradScaler.found_inf", (), DType.FP32, Kind.TEMPORARIES)
-_INVERSE_SCALE = [replace(_FOUND_INF, name=f"GradScaler.scale.{part}") for part in ("double", "reciprocal", "float")]
-UNSCALE = Program(
-    [(tensor, True) for tensor in (*_INVERSE_SCALE, _FOUND_INF)] + [(tensor, False) for tensor in _INVERSE_SCALE]
-)
-"""GradScaler.unscale_: the inverse of the scale by way of fp64, and a flag that lives until update()."""
-SCALER_UPDATE = Program([(_FOUND_INF, False)])
-
-PERSISTENT_KINDS: tuple[Kind, ...] = (Kind.PARAMETERS, Kind.GRADIENTS, Kind.OPTIMIZER_STATES, Kind.BUFFERS, Kind.INPUTS)
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,14 @@ class StepMemory:
             totals[tensor.kind] += storage_bytes(tensor, self.runs[0].sizes)
         return totals
 
+    @property
+    def paged_bytes(self) -> int:
+        """Optimizer states in CUDA's managed memory: outside the allocator, and evicted to the host when needed."""
+        if self.plan.optimizer is not Optimizer.PAGED_ADAMW_8BIT:
+            return 0
+        numels = ((run.count, run.sizes[tensor.shape]) for run in self.runs for tensor in run.part.trained)
+        return sum(count * NUM_MOMENTS * numel for count, numel in numels if numel >= SMALLEST_PAGED)
+
     @cached_property
     def timeline(self) -> Timeline:
         """The steady step."""
@@ -88,11 +94,23 @@ class StepMemory:
 
     @cached_property
     def first_step_peak_bytes(self) -> int:
-        """The peak of the first step: there are no optimizer states before `step()` itself makes them."""
-        missing = 0 if self.plan.recipe else self.persistent_bytes[Kind.OPTIMIZER_STATES]
-        updating = (span for span in self.timeline.spans if span.stretch.phase is Phase.OPTIMIZER)
-        with_states = {id(span) for span in updating if span.stretch.program is not UNSCALE}
-        return max(span.peak_bytes - (0 if id(span) in with_states else missing) for span in self.timeline.spans)
+        """The peak of the first step: it begins without optimizer states, and without gradients of a step before."""
+        if self.plan.recipe:
+            return self.timeline.peak.peak_bytes
+        phase, spans = self.step.optimizer, self.timeline.spans
+        missing = self.persistent_bytes[Kind.OPTIMIZER_STATES] + self.persistent_bytes[Kind.GRADIENTS]
+        num_ending = len(list(self.optimizer_phase(phase.ending)))
+        num_updating = len(list(self.optimizer_phase(phase.update)))
+        before, updating = spans[: -num_updating - num_ending], spans[-num_updating - num_ending : -num_ending]
+        if gradients_persist(self.plan):
+            stretches = [*self._micro_batches(gradients_exist=False), *self.optimizer_phase(phase.clipping)]
+            before = timeline(self.timeline.base_bytes, stretches).spans
+        start_bytes = before[-1].end_bytes - self.persistent_bytes[Kind.GRADIENTS]
+        if not phase.makes_states_first:
+            start_bytes -= self.persistent_bytes[Kind.OPTIMIZER_STATES]
+            updating = timeline(start_bytes, list(self.optimizer_phase(phase.first_update))).spans
+        highest = max((start_bytes, *(span.peak_bytes for span in updating)))
+        return max(highest, *(span.peak_bytes - missing for span in before))
 
     @cached_property
     def hooks_bytes(self) -> int:
@@ -123,11 +141,16 @@ class StepMemory:
         return list(self.timeline.spans[which * num_runs + 1 : (which + 1) * num_runs - 1])
 
     def _stretches(self) -> Iterator[Stretch]:
-        for later in range(2 if self.workload.gradient_accumulation_steps > 1 else 1):
-            yield from self._micro_batch(later=bool(later))
-        yield from self._optimizer()
+        yield from self._micro_batches(gradients_exist=gradients_persist(self.plan))
+        yield from self.optimizer_phase(self.step.optimizer.steady)
 
-    def _micro_batch(self, *, later: bool) -> Iterator[Stretch]:
+    def _micro_batches(self, *, gradients_exist: bool) -> Iterator[Stretch]:
+        """The first, and one that stands for all later."""
+        for later in range(min(self.workload.gradient_accumulation_steps, 2)):
+            yield from self.micro_batch(later=bool(later) or gradients_exist)
+
+    def micro_batch(self, *, later: bool) -> Iterator[Stretch]:
+        """Forward and backward; `later`: backward finds gradients and adds to them."""
         runs = self.runs
         for run in runs:
             yield _stretch(Phase.FORWARD, run, run.part.forward)
@@ -138,30 +161,17 @@ class StepMemory:
             yield _stretch(Phase.BACKWARD, run, run.part.backward_later if later else run.part.backward)
         yield Stretch(phase=Phase.BACKWARD, label="end", program=self.step.finish, sizes=runs[-1].sizes)
 
-    def _optimizer(self) -> Iterator[Stretch]:
-        """step(), through the scaler where there is one, and zero_grad(set_to_none=True)."""
-        scaled = uses_grad_scaler(self.plan)
-        if scaled:
-            yield _stretch(Phase.OPTIMIZER, self.runs[0], UNSCALE)
-        for run in self.runs:
-            yield _stretch(Phase.OPTIMIZER, run, run.part.update.begin)
-        for run in self.runs:
-            yield _stretch(Phase.OPTIMIZER, run, run.part.update.end)
-        yield from self._loop()
-        if scaled:
-            yield _stretch(Phase.OPTIMIZER, self.runs[0], SCALER_UPDATE)
-        for run in self.runs:
-            yield _stretch(Phase.OPTIMIZER, run, run.part.update.zero_grad)
-
-    def _loop(self) -> Iterator[Stretch]:
-        """The for-loop implementation, parameter by parameter."""
-        if self.step.loop is None:
-            return
-        for run, (first, rest) in zip(self.runs, self.step.loop.parts, strict=True):
-            yield _stretch(Phase.OPTIMIZER, replace(run, count=1), first)
-            if run.count > 1:
-                yield _stretch(Phase.OPTIMIZER, replace(run, count=run.count - 1), rest)
-        yield _stretch(Phase.OPTIMIZER, self.runs[-1], self.step.loop.end)
+    def optimizer_phase(self, passes: tuple[Pass, ...]) -> Iterator[Stretch]:
+        """Clipping, step(), the averaged weights, zero_grad()."""
+        for each in passes:
+            for run, (first, later) in zip(self.runs, each.parts or [], strict=bool(each.parts)):
+                if first is later or run.count == 1:
+                    yield _stretch(Phase.OPTIMIZER, run, first)
+                else:
+                    yield _stretch(Phase.OPTIMIZER, replace(run, count=1), first)
+                    yield _stretch(Phase.OPTIMIZER, replace(run, count=run.count - 1), later)
+            if each.end is not None:
+                yield _stretch(Phase.OPTIMIZER, self.runs[-1], each.end)
 
 
 def _stretch(phase: Phase, run: Run, program: Program) -> Stretch:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from .architecture import Architecture, Wiring
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
-from .plan import Plan, Workload
-from .scenario import Attention, Implementation, Recompute
+from .plan import BITSANDBYTES, Plan, Workload
+from .scenario import Attention, Implementation, Optimizer, Recompute
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -28,6 +28,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_length(architecture, workload),
         *_of_attention(architecture, workload, plan, gpu),
         *_of_plan(plan),
+        *_of_optimizer(plan),
         *_of_recomputation(architecture, plan),
     )
 
@@ -81,6 +82,32 @@ def _of_plan(plan: Plan) -> Iterator[str]:
         )
     if plan.implementation is Implementation.MEGATRON:
         yield "implementation = megatron is the paper's count; assumed, its code was not traced."
+
+
+def _of_optimizer(plan: Plan) -> Iterator[str]:
+    if plan.optimizer in OPTIMIZER_NOTES:
+        yield f"optimizer = {plan.optimizer}: {OPTIMIZER_NOTES[plan.optimizer]}."
+    if plan.optimizer in BITSANDBYTES:
+        yield (
+            "8-bit states are derived from the source of bitsandbytes 0.50.2 (Optimizer2State.init_state) and traced "
+            "outside its kernels; assumed, not measured. Trainer keeps those of embeddings in fp32; this loop does not."
+        )
+    if plan.weight_ema:
+        yield "weight_ema: AveragedModel copies the whole model, frozen weights included."
+
+
+OPTIMIZER_NOTES = {
+    Optimizer.ADAFACTOR: "torch.optim.Adafactor's default, a loop over the parameters; transformers' own is another",
+    Optimizer.LION: "Lion of lion-pytorch 0.2.5, a loop over the parameters; PyTorch has none",
+    Optimizer.MUON: (
+        "torch.optim.Muon for the matrices of the layers, AdamW (foreach) for embeddings, head and vectors; "
+        "the products of its Newton-Schulz iterations are not in flops"
+    ),
+    Optimizer.PAGED_ADAMW_8BIT: (
+        "states of 100,000 elements or more are in CUDA's managed memory, which the driver moves to the host when "
+        "needed: paged_optimizer_state_bytes, in no sum and not in the verdict"
+    ),
+}
 
 
 def _of_recomputation(architecture: Architecture, plan: Plan) -> Iterator[str]:

@@ -50,8 +50,8 @@ def stamped(rows: Iterable[Row], component: Component, module: str) -> list[Row]
     return [replace(row, component=component, module=row.module or module) for row in rows]
 
 
-def parameter(name: str, shape: Shape, numerics: Numerics) -> Tensor:
-    return Tensor(name, shape, numerics.weights, Kind.PARAMETERS, trainable=True)
+def parameter(name: str, shape: Shape, numerics: Numerics, num_columns: int = 0) -> Tensor:
+    return Tensor(name, shape, numerics.weights, Kind.PARAMETERS, trainable=True, num_columns=num_columns)
 
 
 def autocast_input(x: Tensor, numerics: Numerics, use: str) -> tuple[list[Row], Tensor]:
@@ -85,7 +85,7 @@ def linear(
 ) -> list[Row]:
     """nn.Linear, or GPT-2's Conv1D: [B, S, in] -> [B, S, out], weight out·in, 2·B·S·in·out FLOPs."""
     cast_x, lower_x = autocast_input(x, numerics, name)
-    weight = weight or parameter(f"{name}.weight", (*out_dims, *in_dims), numerics)
+    weight = weight or parameter(f"{name}.weight", (*out_dims, *in_dims), numerics, num_columns=len(in_dims))
     cast_weight, weight = autocast_weight(weight, numerics)
     cast_bias: list[Row] = []
     b = None

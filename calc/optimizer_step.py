@@ -13,8 +13,8 @@ from .frames import Frame
 from .ledger import Kind, Tensor
 from .lifetimes import Event, gradient_of
 from .optimizer_loops import LOOPS, Update, temporary
-from .optimizers import gradients_persist, optimizer_of, states
-from .plan import Plan
+from .optimizers import QUANTISATION_MAPS, gradients_persist, optimizer_of, states
+from .plan import BITSANDBYTES, Plan
 from .recipes import State
 from .scenario import Optimizer
 from .timeline import Program
@@ -29,6 +29,10 @@ NUM_GRADIENTS = "gradients"
 def norm_chunks(dtype: DType) -> str:
     """The symbol for the partial norms of the gradients of one type."""
     return f"chunks of {dtype.label} gradients"
+
+
+MAKES_STATES_ON_THE_WAY = frozenset({Optimizer.LION, Optimizer.MUON})
+"""Lion makes each state in its loop; Muon's are all there before AdamW makes its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +51,38 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerStep:
-    """The optimizer phase: of the first step, whose `step()` makes the states, and of all later ones."""
+    """The optimizer phase."""
 
-    first: tuple[Pass, ...]
-    steady: tuple[Pass, ...]
+    clipping: tuple[Pass, ...]
+    first_update: tuple[Pass, ...]
+    """`step()` when it makes its states."""
+    update: tuple[Pass, ...]
+    """`step()` from then on."""
+    ending: tuple[Pass, ...]
+    """The averaged weights and zero_grad()."""
+    makes_states_first: bool
+    """The first `step()` makes all its states before anything else."""
+
+    @property
+    def first(self) -> tuple[Pass, ...]:
+        """The phase in the first step; the average's first update copies, and makes nothing."""
+        return (*self.clipping, *self.first_update, self.ending[-1])
+
+    @property
+    def steady(self) -> tuple[Pass, ...]:
+        """The phase in all later steps."""
+        return (*self.clipping, *self.update, *self.ending)
 
 
 def optimizer_step(trained: Parts, in_layers: Sequence[bool], plan: Plan) -> OptimizerStep:
     """The optimizer phase of `plan` on the parameters `trained`; `in_layers` tells which parts are layers."""
     shares = dict(_shares(trained, in_layers, plan))
-    steady = tuple(_phase(trained, shares, plan, is_first=False))
-    starts_without_states = plan.recipe is None
     return OptimizerStep(
-        tuple(_phase(trained, shares, plan, is_first=True)) if starts_without_states else steady, steady
+        clipping=tuple(_useful(_clipping(trained, shares, plan))),
+        first_update=tuple(_useful(_update(shares, plan, is_first=plan.recipe is None))),
+        update=tuple(_useful(_update(shares, plan, is_first=False))),
+        ending=tuple(_ending(trained, plan)),
+        makes_states_first=not (plan.optimizer in MAKES_STATES_ON_THE_WAY or grad_scaler.uses_grad_scaler(plan)),
     )
 
 
@@ -74,25 +97,29 @@ def _shares(trained: Parts, in_layers: Sequence[bool], plan: Plan) -> Iterator[t
             yield optimizer, parts
 
 
-def _phase(trained: Parts, shares: dict[Optimizer, Parts], plan: Plan, *, is_first: bool) -> Iterator[Pass]:
-    """Passes that do something, and zero_grad, which ends the phase whatever it does."""
-    *before, zero_grad = _passes(trained, shares, plan, is_first=is_first)
-    yield from (each for each in before if each.does_something)
-    yield zero_grad
+def _useful(passes: Iterable[Pass]) -> Iterator[Pass]:
+    return (each for each in passes if each.does_something)
 
 
-def _passes(trained: Parts, shares: dict[Optimizer, Parts], plan: Plan, *, is_first: bool) -> Iterator[Pass]:
-    clips = plan.max_grad_norm is not None
-    if clips:
+def _clipping(trained: Parts, shares: dict[Optimizer, Parts], plan: Plan) -> Iterator[Pass]:
+    if plan.max_grad_norm is not None:
         yield _once(grad_scaler.unscale(shares, plan))
         yield from _clip(trained)
+
+
+def _update(shares: dict[Optimizer, Parts], plan: Plan, *, is_first: bool) -> Iterator[Pass]:
+    """`step()` of each optimizer, by way of the scaler where there is one."""
     for optimizer, parts in shares.items():
-        before, after = grad_scaler.around_step(optimizer, plan, unscaled=clips)
+        before, after = grad_scaler.around_step(optimizer, plan, unscaled=plan.max_grad_norm is not None)
         yield _once(before)
         yield from _step(optimizer, parts, plan, is_first=is_first)
         yield _once(after)
     yield _once(grad_scaler.update(shares, plan))
-    if plan.weight_ema and not is_first:
+
+
+def _ending(trained: Parts, plan: Plan) -> Iterator[Pass]:
+    """The averaged weights, whose counter goes to the device from the second step on; zero_grad()."""
+    if plan.weight_ema:
         yield _once(_moment(Tensor("ema.n_averaged on the device", (), DType.INT64, Kind.TEMPORARIES)))
     yield _every(trained, lambda tensor: () if gradients_persist(plan) else _freed([gradient_of(tensor)]))
 
@@ -108,6 +135,8 @@ def _step(optimizer: Optimizer, parts: Parts, plan: Plan, *, is_first: bool) -> 
         yield _loop(LOOPS[optimizer], written, made)
         return
     yield _every(parts, lambda tensor: _allocated(made(tensor)))
+    if is_first and optimizer in BITSANDBYTES:
+        yield _once(Program(_allocated(QUANTISATION_MAPS)))
     if optimizer is Optimizer.ADAMW:
         yield from _adamw(written)
     elif optimizer in LOOPS:

@@ -1,128 +1,116 @@
-"""Optimizers: the states they keep for each trained parameter and what one `step()` allocates for a moment (torch
-2.13.0, torch/optim)."""
+"""Optimizers: which there are, and the states they keep for each trained parameter.
+
+torch.optim of torch 2.13.0; Lion of lion-pytorch 0.2.5; the 8-bit AdamW of bitsandbytes 0.50.2 (optim/optimizer.py,
+Optimizer2State.init_state).
+"""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
+from .dimensions import StateBlocks, StateBytes
 from .dtype import DType
 from .ledger import Kind, Tensor
-from .lifetimes import Event, gradient_of
-from .plan import ADAMW, Plan
+from .lifetimes import gradient_of
+from .plan import ADAMW, BITSANDBYTES, Plan
 from .recipes import State
-from .scenario import Optimizer, Precision
-from .timeline import Program
-
-
-def states(parameter: Tensor, plan: Plan) -> tuple[Tensor, ...]:
-    """What lives from the first step on for one trained parameter, beside its weight.
-
-    PyTorch's optimizers keep states in the parameter's type; `step` is a CUDA scalar in the fused implementation
-    alone. A recipe keeps its
-    own types, and no fp32 gradient copy or master weight is ever freed.
-    """
-    recipe = plan.recipe
-    if recipe is None:
-        kept = [_state(parameter, name, parameter.dtype) for name in MOMENTS[plan.optimizer]]
-    else:
-        own = (state for state in recipe.states if state not in (State.WEIGHTS, State.GRADIENTS))
-        kept = [_state(parameter, state, recipe.states[state]) for state in own]
-    if plan.optimizer is Optimizer.ADAMW_FUSED:
-        kept.append(Tensor(f"{parameter.name}.step", (), DType.FP32, Kind.OPTIMIZER_STATES))
-    return tuple(kept)
-
-
-def _state(parameter: Tensor, name: str, dtype: DType) -> Tensor:
-    return Tensor(f"{parameter.name}.{name}", parameter.shape, dtype, Kind.OPTIMIZER_STATES)
-
+from .scenario import Optimizer
 
 MOMENTS = {
     **dict.fromkeys(ADAMW, ("exp_avg", "exp_avg_sq")),
     Optimizer.SGD: (),
     Optimizer.SGD_MOMENTUM: ("momentum_buffer",),
+    Optimizer.SGD_NESTEROV: ("momentum_buffer",),
+    Optimizer.LION: ("exp_avg",),
+    Optimizer.MUON: ("momentum_buffer",),
 }
+"""States of the parameter's own shape and type."""
+
+CODES = "8-bit codes"
+"""The symbol for the 256 codes of a byte, where any state is of bytes."""
+QUANTISATION_MAPS = tuple(Tensor(name, (CODES,), DType.FP32, Kind.OPTIMIZER_STATES) for name in ("qmap1", "qmap2"))
+"""bitsandbytes' values of the codes, of the signed and of the unsigned state; all parameters share them."""
+
+
+def optimizer_of(parameter: Tensor, plan: Plan, *, in_layer: bool) -> Optimizer:
+    """The optimizer that updates `parameter`: Muon takes the matrices of the layers and leaves the rest to AdamW."""
+    if plan.optimizer is Optimizer.MUON and not (in_layer and parameter.num_columns):
+        return Optimizer.ADAMW
+    return plan.optimizer
+
+
+def states(parameter: Tensor, optimizer: Optimizer) -> tuple[Tensor, ...]:
+    """What `optimizer` keeps of one parameter from the first step on, beside its weight.
+
+    PyTorch's optimizers keep states in the parameter's type; `step` is a CUDA scalar in the fused implementation
+    alone.
+    """
+    if optimizer is Optimizer.ADAFACTOR:
+        return tuple(_factored(parameter))
+    if optimizer in BITSANDBYTES:
+        return tuple(_block_wise(parameter, paged=optimizer is Optimizer.PAGED_ADAMW_8BIT))
+    return (*(_state(parameter, name) for name in MOMENTS[optimizer]), *_step_counter(parameter, optimizer))
+
+
+def kept_between_steps(parameter: Tensor, plan: Plan, *, in_layer: bool) -> tuple[Tensor, ...]:
+    """What lives between steps for one trained parameter, beside its weight. A recipe keeps its own types, and no fp32
+    gradient copy or master weight is ever freed."""
+    if plan.recipe is None:
+        own = states(parameter, optimizer_of(parameter, plan, in_layer=in_layer))
+    else:
+        kept = (state for state in plan.recipe.states if state not in (State.WEIGHTS, State.GRADIENTS))
+        own = (
+            *(_state(parameter, state, plan.recipe.states[state]) for state in kept),
+            *_step_counter(parameter, plan.optimizer),
+        )
+    return (*own, *persistent_gradient(parameter, plan))
+
+
+def _factored(parameter: Tensor) -> Iterator[Tensor]:
+    """torch/optim/_adafactor.py, _init_group: a matrix keeps the mean squares of its rows and of its columns."""
+    if parameter.num_columns:
+        rows, columns = sides(parameter)
+        yield replace(_state(parameter, "row_var"), shape=rows)
+        yield replace(_state(parameter, "col_var"), shape=columns)
+    else:
+        yield _state(parameter, "variance")
+
+
+def _block_wise(parameter: Tensor, *, paged: bool) -> Iterator[Tensor]:
+    """Two states of a byte per element, each block of 256 elements with its own fp32 scale."""
+    for number in "12":
+        shape = (StateBytes(parameter.shape, paged),)
+        yield Tensor(f"{parameter.name}.state{number}", shape, DType.UINT8, Kind.OPTIMIZER_STATES)
+    for number in "12":
+        shape = (StateBlocks(parameter.shape),)
+        yield Tensor(f"{parameter.name}.absmax{number}", shape, DType.FP32, Kind.OPTIMIZER_STATES)
+
+
+def _state(parameter: Tensor, name: str, dtype: DType | None = None) -> Tensor:
+    return Tensor(f"{parameter.name}.{name}", parameter.shape, dtype or parameter.dtype, Kind.OPTIMIZER_STATES)
+
+
+def _step_counter(parameter: Tensor, optimizer: Optimizer) -> Iterator[Tensor]:
+    if optimizer is Optimizer.ADAMW_FUSED:
+        yield Tensor(f"{parameter.name}.step", (), DType.FP32, Kind.OPTIMIZER_STATES)
+
+
+def sides(matrix: Tensor) -> tuple[tuple, tuple]:
+    """The dimensions of a matrix parameter's rows, and those of its columns."""
+    return matrix.shape[: -matrix.num_columns], matrix.shape[-matrix.num_columns :]
 
 
 def persistent_gradient(parameter: Tensor, plan: Plan) -> tuple[Tensor, ...]:
-    """The gradient buffer of a recipe whose gradients live all step long; PyTorch's own loop has none."""
-    if plan.recipe is None:
-        return ()
-    return (replace(gradient_of(parameter), dtype=plan.recipe.states[State.GRADIENTS]),)
+    """The gradient that lives between steps: of a recipe, or where zero_grad keeps it."""
+    if plan.recipe is not None:
+        return (replace(gradient_of(parameter), dtype=plan.recipe.states[State.GRADIENTS]),)
+    return (gradient_of(parameter),) if gradients_persist(plan) else ()
 
 
-def uses_grad_scaler(plan: Plan) -> bool:
-    """fp16 under autocast scales its loss."""
-    return plan.precision is Precision.FP16_AUTOCAST
+def gradients_persist(plan: Plan) -> bool:
+    """Backward finds the gradients of the step before."""
+    return plan.recipe is not None or not plan.zero_grad_set_to_none
 
 
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What `step()` and `zero_grad(set_to_none=True)` do with the parameters of one part, as programs."""
-
-    begin: Program
-    """Runs for all parts before any `end`."""
-    end: Program
-    zero_grad: Program
-
-
-def update(trained: list[Tensor], plan: Plan) -> Update:
-    """The programs of `plan`'s optimizer on the parameters `trained`.
-
-    foreach makes the square roots of all second moments together (_multi_tensor_adam); fused and SGD make nothing.
-    """
-    roots = [_root(_written(parameter, plan)) for parameter in trained if plan.optimizer is Optimizer.ADAMW]
-    gradients = [] if plan.recipe else [gradient_of(parameter) for parameter in trained]
-    return Update(
-        begin=Program([(root, True) for root in roots]),
-        end=Program([(root, False) for root in roots]),
-        zero_grad=Program([(gradient, False) for gradient in gradients]),
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Loop:
-    """The for-loop implementation: per part the programs of its first and of its later repetitions, then the end."""
-
-    parts: tuple[tuple[Program, Program], ...]
-    end: Program
-
-
-def loop(trained_by_part: list[list[Tensor]], plan: Plan) -> Loop | None:
-    """_single_tensor_adam, one parameter after another; None for the other implementations."""
-    if plan.optimizer is not Optimizer.ADAMW_FOR_LOOP:
-        return None
-    previous: Tensor | None = None
-    parts = []
-    for trained in trained_by_part:
-        written = [_written(parameter, plan) for parameter in trained]
-        last = written[-1] if written else previous
-        parts.append((Program(list(_one_by_one(written, previous))), Program(list(_one_by_one(written, last)))))
-        previous = last
-    return Loop(tuple(parts), Program([(_denominator(previous), False)] if previous else []))
-
-
-def _one_by_one(parameters: list[Tensor], previous: Tensor | None) -> Iterator[Event]:
-    """Per parameter the root, then the denominator, which lives until the next one replaces it."""
-    for parameter in parameters:
-        yield _root(parameter), True
-        yield _denominator(parameter), True
-        yield _root(parameter), False
-        if previous is not None:
-            yield _denominator(previous), False
-        previous = parameter
-
-
-def _written(parameter: Tensor, plan: Plan) -> Tensor:
-    """The tensor that `step()` writes: the weight, or a recipe's fp32 master copy of it."""
-    return parameter if plan.recipe is None else replace(parameter, dtype=plan.recipe.states[State.MASTER_WEIGHTS])
-
-
-def _root(parameter: Tensor) -> Tensor:
-    return _temporary(parameter, "exp_avg_sq.sqrt()")
-
-
-def _denominator(parameter: Tensor) -> Tensor:
-    return _temporary(parameter, "denom")
-
-
-def _temporary(parameter: Tensor, name: str) -> Tensor:
-    return Tensor(f"{parameter.name}.{name}", parameter.shape, parameter.dtype, Kind.TEMPORARIES)
+def averaged(tensor: Tensor) -> Tensor:
+    """Its copy in torch.optim.swa_utils.AveragedModel."""
+    return replace(tensor, name=f"ema.{tensor.name}", kind=Kind.WEIGHT_EMA, trainable=False)

@@ -1,6 +1,7 @@
 """What a Scenario means for one architecture: the workload's sizes and the plan's choices, checked against each
 other."""
 
+import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -39,10 +40,10 @@ NUMERICS = {
 
 RECIPE_PRECISIONS = frozenset({Precision.ZERO_16, Precision.MEGATRON_18, Precision.TEXTBOOK_20})
 ADAMW = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FUSED, Optimizer.ADAMW_FOR_LOOP})
+BITSANDBYTES = frozenset({Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT})
 
 SUPPORTED = {
     "task": {Task.TRAINING},
-    "optimizer": ADAMW | {Optimizer.SGD, Optimizer.SGD_MOMENTUM},
     "attention": {Attention.AUTO, Attention.EAGER, *OBSTACLES},
     "loss": {Loss.CROSS_ENTROPY},
     "num_gpus": {1},
@@ -88,6 +89,9 @@ class Plan:
     """What a checkpointed layer keeps lies in host memory."""
     implementation: Implementation = Implementation.TRANSFORMERS
     adapter: Adapter | None = None
+    max_grad_norm: float | None = None
+    zero_grad_set_to_none: bool = True
+    weight_ema: bool = False
     frozen_layers: int = 0
 
     @property
@@ -123,6 +127,9 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         recompute_offload=_offload(scenario),
         implementation=scenario.implementation,
         adapter=scenario.adapter,
+        max_grad_norm=scenario.max_grad_norm,
+        zero_grad_set_to_none=scenario.zero_grad_set_to_none,
+        weight_ema=scenario.weight_ema,
         frozen_layers=_frozen_layers(scenario, architecture),
     )
     return architecture, workload, plan
@@ -181,6 +188,10 @@ def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
     return length
 
 
+RECIPE_LOOP = {"max_grad_norm": None, "zero_grad_set_to_none": True, "weight_ema": False}
+"""What a textbook recipe does not count."""
+
+
 def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture) -> int:
     """`field` of `scenario`: how many layers make one unit of recomputation."""
     count: int = getattr(scenario, field)
@@ -217,12 +228,22 @@ def _frozen_layers(scenario: Scenario, architecture: Architecture) -> int:
 
 
 def _optimizer(scenario: Scenario) -> Optimizer:
-    if scenario.precision in RECIPE_PRECISIONS and scenario.optimizer not in ADAMW:
+    """The optimizer, once it is clear that the precision goes with it and with the loop around it."""
+    if scenario.precision not in RECIPE_PRECISIONS:
+        return scenario.optimizer
+    if scenario.optimizer not in ADAMW:
         raise ConfigError(
             "optimizer",
             _plain(scenario.optimizer),
             f"should be adamw, adamw-fused or adamw-for-loop with precision = {scenario.precision}",
         )
+    for field, only in RECIPE_LOOP.items():
+        if getattr(scenario, field) != only:
+            raise ConfigError(
+                field,
+                getattr(scenario, field),
+                f"should be {json.dumps(only)} with precision = {scenario.precision}, a count of bytes per parameter",
+            )
     return scenario.optimizer
 
 

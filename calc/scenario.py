@@ -19,6 +19,7 @@ from .errors import ConfigError
 
 LARGEST_SIZE = 10**9
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIZE)]
+PositiveNumber = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 
 
@@ -51,6 +52,7 @@ class Optimizer(StrEnum):
     PAGED_ADAMW_8BIT = "paged-adamw-8bit"
     SGD = "sgd"
     SGD_MOMENTUM = "sgd-momentum"
+    SGD_NESTEROV = "sgd-nesterov"
     ADAFACTOR = "adafactor"
     LION = "lion"
     MUON = "muon"
@@ -134,7 +136,7 @@ class Adapter(Question):
     """Which adapter."""
     rank: Size = 8
     """Inner width of the two factors."""
-    alpha: Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)] = 16.0
+    alpha: PositiveNumber = 16.0
     """The branch is scaled by alpha / rank; rsLoRA's alpha / √rank would be another number. Changes no size."""
     dropout: Probability = 0.0
     """Dropout on the branch's input."""
@@ -188,6 +190,12 @@ class Scenario(Question):
     """Types of weights, gradients, states and arithmetic."""
     optimizer: Optimizer = Optimizer.ADAMW
     """Which optimizer; adamw is PyTorch's default, the foreach implementation."""
+    max_grad_norm: PositiveNumber | None = None
+    """Gradients are clipped to this norm (torch.nn.utils.clip_grad_norm_); none = not clipped."""
+    zero_grad_set_to_none: Annotated[bool, Field(strict=True)] = True
+    """False: zero_grad fills the gradients with zeros and keeps them."""
+    weight_ema: Annotated[bool, Field(strict=True)] = False
+    """Keep a moving average of the weights (torch.optim.swa_utils.AveragedModel)."""
     attention: Attention = Attention.AUTO
     """Which attention kernel; auto = the fastest that takes the type and head size."""
     recompute: Recompute = Recompute.NONE

@@ -3,6 +3,7 @@
 from math import prod
 from typing import Any
 
+from .dimensions import Derived
 from .ledger import Shape, Tensor
 
 ALLOCATION_UNIT_BYTES = 512
@@ -18,6 +19,8 @@ class Sizes(dict[Any, int]):
     def __missing__(self, key: Any) -> int:
         if isinstance(key, int):
             return key
+        if isinstance(key, Derived):
+            return key.size(self)
         if not isinstance(key, tuple):
             raise KeyError(key)
         if key and isinstance(key[0], tuple):

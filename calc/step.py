@@ -12,11 +12,13 @@ from .adapters import AdapterFacts, adapt, check_modules, frozen_section, with_f
 from .architecture import Wiring
 from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
 from .flops import AttentionProducts, Products, attention_products, products
+from .grad_scaler import uses_grad_scaler
 from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import NEXT, Context, Event, Lifetimes, gradient_of, lifetimes
 from .megatron import megatron_layer
 from .operators import Numerics
-from .optimizers import Loop, Update, loop, persistent_gradient, states, update, uses_grad_scaler
+from .optimizer_step import OptimizerStep, optimizer_step
+from .optimizers import averaged, kept_between_steps
 from .plan import Plan
 from .recomputation import makes_leaves, recomputed
 from .sizes import StorageClass, storage_class
@@ -60,7 +62,8 @@ class Part:
     backward: Program
     backward_later: Program
     """Of a micro-batch that finds gradients of an earlier one."""
-    update: Update
+    in_layer: bool
+    """It is a layer, neither embedding nor head."""
     parameters: tuple[tuple[Tensor, Component], ...]
     """Its own: tied weights belong to the embedding."""
     persistent: tuple[Tensor, ...]
@@ -88,8 +91,7 @@ class Step:
     """After forward: the scaled loss is made, the outputs are dropped, the backward pass gets its first gradient."""
     finish: Program
     """After backward: the scaled loss and its gradient are dropped."""
-    loop: Loop | None
-    """The optimizer's, where it goes parameter by parameter."""
+    optimizer: OptimizerStep
     saved_by_several: tuple[StorageClass, ...]
     """What saved-tensor hooks see once, though several parts keep it and none of them alone makes it its own."""
 
@@ -117,7 +119,7 @@ def step(facts: StepFacts) -> Step:
         parts=parts,
         between=between,
         finish=finish,
-        loop=loop([part.trained for part in parts], facts.plan),
+        optimizer=optimizer_step([part.trained for part in parts], [part.in_layer for part in parts], facts.plan),
         saved_by_several=tuple(map(storage_class, shared)),
     )
 
@@ -222,17 +224,27 @@ def _parts(sections: list[Section], contexts: list[Context], facts: StepFacts) -
                 for tensor, component in section.parameters()
                 if section is sections[0] or tensor not in tied
             )
-            known[id(section), context] = _part(section, context, parameters, facts.plan)
+            in_layer = section is not sections[0] and section is not sections[-1]
+            known[id(section), context] = _part(section, context, parameters, facts.plan, in_layer=in_layer)
         yield known[id(section), context]
 
 
-def _part(section: Section, context: Context, parameters: tuple[tuple[Tensor, Component], ...], plan: Plan) -> Part:
+def _part(
+    section: Section,
+    context: Context,
+    parameters: tuple[tuple[Tensor, Component], ...],
+    plan: Plan,
+    *,
+    in_layer: bool,
+) -> Part:
     later = lifetimes(section, replace(context, gradients_exist=True))
-    life = later if plan.recipe else lifetimes(section, context)
+    life = lifetimes(section, context)
     trained = [tensor for tensor, _ in parameters if tensor.trainable]
     persistent = [tensor for tensor, _ in parameters]
     for tensor in trained:
-        persistent += [*states(tensor, plan), *persistent_gradient(tensor, plan)]
+        persistent += kept_between_steps(tensor, plan, in_layer=in_layer)
+    if plan.weight_ema:
+        persistent += [averaged(tensor) for tensor, _ in parameters]
     return Part(
         section=section,
         life=life,
@@ -240,7 +252,7 @@ def _part(section: Section, context: Context, parameters: tuple[tuple[Tensor, Co
         forward_end=Program(life.forward_end),
         backward=Program(life.backward),
         backward_later=Program(later.backward),
-        update=update(trained, plan),
+        in_layer=in_layer,
         parameters=parameters,
         persistent=tuple(persistent),
         persistent_classes={

@@ -15,6 +15,7 @@ COLOURS = {
     "good": ("#0b6b3f", "#66d6a0"),
     "bad": ("#b1241c", "#ff9d92"),
     "parameters": ("#33439f", "#98a7ff"),
+    "weight_ema": ("#33439f", "#98a7ff"),
     "gradients": ("#a8500b", "#f5b35c"),
     "optimizer_states": ("#6d3fc0", "#c6adff"),
     "autocast_weights": ("#0b6a94", "#7ccdf5"),
@@ -28,6 +29,7 @@ COLOURS = {
 
 TEXTURES = {
     "parameters": None,
+    "weight_ema": "falling",
     "gradients": "rising",
     "optimizer_states": "dots",
     "autocast_weights": "level",

@@ -7,17 +7,20 @@ pydantic. There a scenario is a plain object of strings and numbers with the Sce
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import peft
 import torch
 import transformers
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -42,12 +45,43 @@ WEIGHT_DTYPE: dict[str, torch.dtype] = {
 }
 AUTOCAST_DTYPE: dict[str, torch.dtype] = {"bf16-autocast": torch.bfloat16, "fp16-autocast": torch.float16}
 
-OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
-    "adamw": partial(torch.optim.AdamW, foreach=True),
-    "adamw-fused": partial(torch.optim.AdamW, fused=True),
-    "adamw-for-loop": partial(torch.optim.AdamW, foreach=False, fused=False),
-    "sgd": partial(torch.optim.SGD, foreach=True),
-    "sgd-momentum": partial(torch.optim.SGD, foreach=True, momentum=0.9),
+Optimizers = Callable[[torch.nn.Module], list[torch.optim.Optimizer]]
+
+
+def of_all(optimizer: Callable[..., torch.optim.Optimizer], **options: Any) -> Optimizers:
+    """One optimizer for all trained parameters."""
+    return lambda model: [optimizer([p for p in model.parameters() if p.requires_grad], **options)]
+
+
+def muon(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """torch.optim.Muon takes matrices only, and is meant for hidden layers: AdamW gets the rest, as its page shows."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    hidden = [p for name, p in trained.items() if p.ndim == 2 and IN_LAYER.search(name)]
+    rest = [p for p in trained.values() if not any(p is other for other in hidden)]
+    optimizers = {torch.optim.Muon: hidden, partial(torch.optim.AdamW, foreach=True): rest}
+    return [optimizer(parameters) for optimizer, parameters in optimizers.items() if parameters]
+
+
+def from_library(module: str, name: str) -> Optimizers:
+    """An optimizer of a library that is imported when it is asked for."""
+    return lambda model: of_all(getattr(import_module(module), name))(model)
+
+
+IN_LAYER = re.compile(r"\.(h|layers)\.\d+\.")
+"""Names of the parameters of a model's layers."""
+
+OPTIMIZERS: dict[str, Optimizers] = {
+    "adamw": of_all(torch.optim.AdamW, foreach=True),
+    "adamw-fused": of_all(torch.optim.AdamW, fused=True),
+    "adamw-for-loop": of_all(torch.optim.AdamW, foreach=False, fused=False),
+    "adamw-8bit": from_library("bitsandbytes.optim", "AdamW8bit"),
+    "paged-adamw-8bit": from_library("bitsandbytes.optim", "PagedAdamW8bit"),
+    "sgd": of_all(torch.optim.SGD, foreach=True),
+    "sgd-momentum": of_all(torch.optim.SGD, foreach=True, momentum=0.9),
+    "sgd-nesterov": of_all(torch.optim.SGD, foreach=True, momentum=0.9, nesterov=True),
+    "adafactor": of_all(torch.optim.Adafactor),
+    "lion": from_library("lion_pytorch", "Lion"),
+    "muon": muon,
 }
 
 ONLY = {
@@ -65,11 +99,14 @@ class Job:
     """All that one training step needs; `scaler` is None unless the precision is fp16-autocast."""
 
     model: torch.nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: torch.amp.GradScaler | None
     input_ids: torch.Tensor
     gradient_accumulation_steps: int
+    max_grad_norm: float | None
+    zero_grad_set_to_none: bool
+    weight_ema: AveragedModel | None
 
 
 class CannotRun(ValueError):
@@ -94,7 +131,7 @@ def build_job(
         supported(field, getattr(scenario, field), {only: None})
     checkpoint_options = {"use_reentrant": False, "context_fn": context_fn}
     precision = supported("precision", scenario.precision, WEIGHT_DTYPE)
-    optimizer = supported("optimizer", scenario.optimizer, OPTIMIZERS)
+    optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     # A copy: transformers writes into nested fields (rope_scaling).
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
     if scenario.recompute == "selective":
@@ -111,15 +148,19 @@ def build_job(
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter)
         model.train()
+        weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(scenario.micro_batch_size, sequence_length(scenario, hf_config), dtype=torch.int64)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
         model=model,
-        optimizer=optimizer([p for p in model.parameters() if p.requires_grad]),
+        optimizers=optimizers(model),
         autocast=partial(torch.autocast, device, autocast_dtype) if autocast_dtype else nullcontext,
         scaler=torch.amp.GradScaler(device) if scenario.precision == "fp16-autocast" else None,
         input_ids=input_ids,
         gradient_accumulation_steps=scenario.gradient_accumulation_steps,
+        max_grad_norm=scenario.max_grad_norm,
+        zero_grad_set_to_none=scenario.zero_grad_set_to_none,
+        weight_ema=weight_ema,
     )
 
 

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from torch.nn.utils import clip_grad_norm_
+
 if TYPE_CHECKING:
     from validation.models import Job
 
@@ -31,15 +33,30 @@ def training_step(job: Job, during: Callable[[Phase], AbstractContextManager[Non
                 job.scaler.scale(loss).backward()
             del loss
     with during(Phase.OPTIMIZER):
-        if job.scaler is None:
-            job.optimizer.step()
-        else:
-            job.scaler.step(job.optimizer)
-            job.scaler.update()
-        job.optimizer.zero_grad()
+        update(job)
 
 
 def forward(job: Job) -> Any:
     """The model's outputs, loss included, for one micro-batch."""
     with job.autocast():
         return job.model(input_ids=job.input_ids, labels=job.input_ids, use_cache=False)
+
+
+def update(job: Job) -> None:
+    """Clipping, the optimizers' steps, the averaged weights, zero_grad; with the scaler as Trainer has it."""
+    if job.max_grad_norm is not None:
+        if job.scaler is not None:
+            for optimizer in job.optimizers:
+                job.scaler.unscale_(optimizer)
+        clip_grad_norm_(job.model.parameters(), job.max_grad_norm)
+    for optimizer in job.optimizers:
+        if job.scaler is None:
+            optimizer.step()
+        else:
+            job.scaler.step(optimizer)
+    if job.scaler is not None:
+        job.scaler.update()
+    if job.weight_ema is not None:
+        job.weight_ema.update_parameters(job.model)
+    for optimizer in job.optimizers:
+        optimizer.zero_grad(set_to_none=job.zero_grad_set_to_none)

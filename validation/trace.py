@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import masking_utils, modeling_utils
 
-from calc.scenario import Attention, Parallel, Scenario, scenario_from_strings
+from calc.scenario import Attention, Optimizer, Parallel, Scenario, scenario_from_strings
 from validation import sdpa
 from validation.cuda_kernels import (
     CudaFunctions,
@@ -95,6 +95,7 @@ class StepRecorder(TorchDispatchMode):
         self.ended: dict[int, list[PhaseBytes]] = defaultdict(list)
         self.flops: dict[tuple[int, str], int] = defaultdict(int)
         self.live_bytes_before_step: dict[int, int] = {}
+        self.on_host: set[int] = set()
         self.storages = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -104,8 +105,9 @@ class StepRecorder(TorchDispatchMode):
         # Grad mode is off inside the engine; within backward only a checkpoint's recomputed forward turns it on.
         in_engine = self.phase is Phase.BACKWARD and not torch.is_grad_enabled()
         out = cuda_call(func, args, kwargs, in_engine)
-        # torch.tensor(number) makes a host tensor: the foreach and for-loop optimizers' step counters.
-        self.hold(out, str(func), on_device=func is not torch.ops.aten.lift_fresh.default)
+        if getattr(func, "namespace", None) == "bitsandbytes":
+            self.hold(args, "moved to the device")  # its tables of 8-bit codes, made on the host
+        self.hold(out, str(func), on_device=not self._is_on_host(func, args))
         for sizes in hidden_workspace_bytes(func, args):
             self._hold_inside(func, sizes)
         packet = getattr(func, "overloadpacket", None)
@@ -120,9 +122,19 @@ class StepRecorder(TorchDispatchMode):
             if isinstance(tensor, FakeTensor) and (key := tensor.untyped_storage()._cdata) not in self.alive:
                 size = round_up(tensor.untyped_storage().nbytes(), ALLOCATION_UNIT_BYTES) * on_device
                 self.storages += 1
+                if not on_device:
+                    self.on_host.add(key)
                 ended = partial(self._release, key, self.storages, size)
                 self.alive[key] = size, weakref.ref(tensor.untyped_storage(), ended)
                 self._change(op, self.storages, size, tuple(tensor.shape), str(tensor.dtype))
+
+    def _is_on_host(self, func: Any, args: Any) -> bool:
+        """torch.tensor(number) makes a host tensor (an optimizer's step counter); what it alone is used for stays
+        there."""
+        if func is torch.ops.aten.lift_fresh.default:
+            return True
+        inputs = [x for x in tree_leaves(args) if isinstance(x, FakeTensor)]
+        return bool(inputs) and all(x.untyped_storage()._cdata in self.on_host for x in inputs)
 
     @contextmanager
     def during(self, phase: Phase) -> Iterator[None]:
@@ -140,6 +152,7 @@ class StepRecorder(TorchDispatchMode):
 
     def _release(self, key: int, storage: int, size: int, _: Any) -> None:
         del self.alive[key]
+        self.on_host.discard(key)
         self._change(FREE, storage, -size)
 
     def _change(self, op: str, storage: int, size: int, shape: tuple[int, ...] = (), dtype: str = "") -> None:
@@ -151,7 +164,7 @@ class StepRecorder(TorchDispatchMode):
 
 
 class CudaCalls(TorchDispatchMode):
-    """A forward as CUDA would run it, not recorded."""
+    """Calls as CUDA would run them, not recorded."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return cuda_call(func, args, kwargs or {}, in_engine=False)
@@ -161,12 +174,17 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
     """The first and the second, steady step of `scenario` on the model that `config` (a config.json) describes."""
     if scenario.parallel != Parallel():
         raise CannotRun("parallel", str(scenario.parallel), ["one GPU"])
+    if scenario.optimizer is Optimizer.PAGED_ADAMW_8BIT:
+        raise CannotRun("optimizer", scenario.optimizer, ["all others: its states page only where there is a GPU"])
     kernel = supported("attention", scenario.attention, KERNELS)
     contexts = partial(checkpoint_contexts, scenario.attention)
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(scenario.attention), only_reference_counting():
-        job = build_job(scenario, config, "cpu", kernel, contexts)
+        with CudaCalls():
+            job = build_job(scenario, config, "cpu", kernel, contexts)
         recorder = StepRecorder()
-        recorder.hold([*job.model.parameters(), *job.model.buffers(), job.input_ids], "persistent")
+        recorder.hold([*job.model.parameters(), *job.model.buffers(), *averaged(job), job.input_ids], "persistent")
+        if job.weight_ema is not None:
+            recorder.hold(job.weight_ema.n_averaged, "persistent", on_device=False)
         with recorder:
             for recorder.step in (FIRST_STEP, STEADY_STEP):
                 recorder.live_bytes_before_step[recorder.step] = recorder.live_bytes
@@ -177,7 +195,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
 
 @contextmanager
 def as_on_cuda(attention: Attention) -> Iterator[None]:
-    """CUDA's branch of composite functions, and transformers' mask code as it runs outside of tracing."""
+    """CUDA's branch of composite functions, and code as it runs outside of tracing."""
     find = masking_utils.find_packed_sequence_indices
 
     def find_none(position_ids: torch.Tensor) -> None:
@@ -194,6 +212,9 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
     def step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, _: Any) -> None:
         optimizer.step()  # the scaler first looks at the number of infinities
 
+    def same(mode: FakeTensorMode, _: Any) -> FakeTensorMode:
+        return mode  # AveragedModel copies the model, but there is one mode
+
     def copied(tensor: FakeTensor, memo: dict[int, Any]) -> torch.Tensor:
         copy = tensor.detach().clone()  # views of a fake tensor's deep copy would have a storage of their own
         if isinstance(tensor, torch.nn.Parameter):
@@ -201,6 +222,7 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
         return memo.setdefault(id(tensor), copy)
 
     with (
+        patch.object(FakeTensorMode, "__deepcopy__", same, create=True),
         patch.object(FakeTensor, "__deepcopy__", copied),
         patch.object(masking_utils, "find_packed_sequence_indices", find_none),
         patch.object(torch.utils, "swap_tensors", set_data),
@@ -234,11 +256,14 @@ def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, A
     before = recorder.live_bytes_before_step
     # Made by the first step, as the optimizer's states are.
     scaler = storage_bytes(scaler_tensors(job))
+    gradients = storage_bytes(p.grad for p in job.model.parameters() if p.grad is not None)
     return {
         "persistent_bytes": {
             "parameters": storage_bytes(job.model.parameters()),
-            "optimizer_states": before[STEADY_STEP] - before[FIRST_STEP] - scaler,
+            "optimizer_states": before[STEADY_STEP] - before[FIRST_STEP] - scaler - gradients,
             "buffers": storage_bytes(job.model.buffers()) + scaler,
+            "weight_ema": storage_bytes(averaged(job)),
+            "gradients": gradients,
             "inputs": storage_bytes([job.input_ids]),
         },
         "saved_activation_bytes": steady[0].end_allocated_bytes - before[STEADY_STEP],
@@ -248,6 +273,12 @@ def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, A
         "peak_allocated_bytes": highest.peak_allocated_bytes,
         "peak_phase": highest.name,
     }
+
+
+def averaged(job: Job) -> list[torch.Tensor]:
+    """The copies of weights and buffers that a moving average keeps."""
+    copy = job.weight_ema.module if job.weight_ema is not None else torch.nn.Module()
+    return [*copy.parameters(), *copy.buffers()]
 
 
 def scaler_tensors(job: Job) -> list[torch.Tensor]:

@@ -14,7 +14,7 @@ from calc.hf_config import architecture
 from calc.ledger import Component, Kind, Tensor
 from calc.lifetimes import gradient_of
 from calc.memory import StepMemory
-from calc.optimizers import persistent_gradient, states
+from calc.optimizers import kept_between_steps, persistent_gradient
 from calc.plan import Plan, Workload
 from calc.recomputation import CORE_MODULE
 from calc.scenario import Adapter, Attention, Implementation, Precision, Recompute
@@ -71,7 +71,7 @@ def test_parameters() -> None:
 def test_bytes_of_weights_gradients_and_adam_states(precision: Precision, recipe: str) -> None:
     plan = Plan(precision=precision)
     weight, gradient = weight_and_gradient(plan)
-    held = sum(tensor.nbytes(PHI) for tensor in (weight, gradient, *states(weight, plan)))
+    held = sum(tensor.nbytes(PHI) for tensor in {weight, gradient, *kept_between_steps(weight, plan, in_layer=True)})
     assert_equal(held, closed_forms.adam_mixed_precision_bytes(num_parameters=PHI["Φ"], recipe=recipe))
 
 

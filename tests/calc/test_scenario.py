@@ -44,7 +44,9 @@ WORDS_OF_THE_CONTRACT = {
     Task: "training inference",
     Implementation: "transformers megatron",
     Precision: "bf16-autocast fp16-autocast fp32 bf16 fp16 zero-16 megatron-18 textbook-20",
-    Optimizer: "adamw adamw-fused adamw-for-loop adamw-8bit paged-adamw-8bit sgd sgd-momentum adafactor lion muon",
+    Optimizer: (
+        "adamw adamw-fused adamw-for-loop adamw-8bit paged-adamw-8bit sgd sgd-momentum sgd-nesterov adafactor lion muon"
+    ),
     Attention: "auto flash eager efficient math cudnn",
     Recompute: "none full selective",
     AdapterDType: "fp32 base",

@@ -27,6 +27,10 @@ OPTIMIZERS = (
     Optimizer.ADAMW_FOR_LOOP,
     Optimizer.SGD,
     Optimizer.SGD_MOMENTUM,
+    Optimizer.SGD_NESTEROV,
+    Optimizer.ADAFACTOR,
+    Optimizer.LION,
+    Optimizer.MUON,
 )
 PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST)
 GPT2_LINEARS = ("c_attn", "c_proj", "c_fc")
@@ -143,6 +147,9 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         gradient_accumulation_steps=draw(st.sampled_from((1, 1, 2))),
         precision=precision,
         optimizer=draw(st.sampled_from(OPTIMIZERS)),
+        max_grad_norm=draw(st.sampled_from((None, None, 1.0))),
+        zero_grad_set_to_none=draw(st.sampled_from((True, True, False))),
+        weight_ema=draw(st.sampled_from((False, False, True))),
         attention=draw(st.sampled_from(sorted(SUPPORTED["attention"]))),
         **draw(recomputations(config)),
         adapter=(adapter := draw(st.none() | adapters(linears, saved))),

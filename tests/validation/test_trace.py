@@ -122,7 +122,8 @@ def real_bytes(scenario: Scenario, config: dict[str, Any]) -> dict[Phase, tuple[
 
 def optimizer_states(job: Job) -> list[torch.Tensor]:
     """Without the step counters, which stay on the host."""
-    return [value for state in job.optimizer.state.values() for value in state.values() if value.dim()]
+    states = (state for optimizer in job.optimizers for state in optimizer.state.values())
+    return [value for state in states for value in state.values() if value.dim()]
 
 
 @pytest.mark.parametrize(
@@ -405,7 +406,7 @@ def test_gpt2_124m(dropout: float | None, forward_gib: float, backward_gib: floa
     [
         ("attention", {"attention": "cudnn"}),
         ("precision", {"precision": "zero-16"}),
-        ("optimizer", {"optimizer": "lion"}),
+        ("optimizer", {"optimizer": "paged-adamw-8bit"}),
         ("implementation", {"implementation": "megatron"}),
         ("parallel", {"parallel": {"tensor": 2}}),
         ("adapter.kind", {"adapter": {"kind": "qlora"}}),
