@@ -4,7 +4,7 @@
 from dataclasses import replace
 
 from calc.ledger import Component, Kind, Row, Tensor
-from calc.operators import Numerics, stamped
+from calc.operators import Numerics, parameter, stamped
 from calc.primitives import cast, frame, like, multiply, scale, wider
 
 from .facts import AdapterFacts
@@ -16,7 +16,8 @@ def with_ia3(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
     """The module's rows, with the scaling before or behind them."""
     name, x, before = adapted.name, adapted.x, facts.feeds_forward(adapted.name)
     dims = adapted.product.k if before else adapted.product.n
-    vector = Tensor(f"{name}.ia3_l", dims, facts.dtype, Kind.PARAMETERS, trainable=True)
+    # PEFT gives it a side of 1, so that optimizers take it for a matrix.
+    vector = replace(parameter(f"{name}.ia3_l", dims, numerics, num_columns=len(dims)), dtype=facts.dtype)
     scaling = replace(vector, name=f"{name}.ia3_scaling", kind=Kind.ACTIVATIONS, trainable=False)
     first = [scale(vector, scaling)]
     if before:

@@ -64,8 +64,11 @@ def _dora(adapted: LinearModule, x: Tensor, facts: AdapterFacts, types: Numerics
     n is used without its gradient, but made with one: until the function returns, that graph keeps what it would need.
     """
     name = f"{adapted.name}.lora_magnitude_vector"
-    casts_a, a = autocast_weight(parameter(f"{adapted.name}.lora_A.weight", (*RANK, *adapted.product.k), types), types)
-    casts_b, b = autocast_weight(parameter(f"{adapted.name}.lora_B.weight", (*adapted.product.n, *RANK), types), types)
+    inside, outside = adapted.product.k, adapted.product.n
+    weight_a = parameter(f"{adapted.name}.lora_A.weight", (*RANK, *inside), types, num_columns=len(inside))
+    weight_b = parameter(f"{adapted.name}.lora_B.weight", (*outside, *RANK), types, num_columns=len(RANK))
+    casts_a, a = autocast_weight(weight_a, types)
+    casts_b, b = autocast_weight(weight_b, types)
     rows, norm, until_return, graph = _weight_norms(name, adapted, (casts_a, a), (casts_b, b), facts, types)
     magnitude = parameter(f"{name}.weight", adapted.product.n, types)
     ratio, shifted = (like(norm, f"{name}.{part}") for part in ("m/n", "m/n - 1"))
