@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .comparison import Comparison, compare
     from .estimation import Estimate, estimate, estimate_plan
     from .hardware import gpus
+    from .lengths import LengthReport, length_report
     from .model_source import load_model
     from .solution import Solution, solve
     from .tradeoff import Tradeoff, recompute_tradeoffs
@@ -26,6 +27,7 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "Estimate",
+    "LengthReport",
     "Parallel",
     "Scenario",
     "Solution",
@@ -36,6 +38,7 @@ __all__ = [
     "estimate",
     "estimate_plan",
     "gpus",
+    "length_report",
     "load_model",
     "models",
     "recompute_tradeoffs",
@@ -46,6 +49,7 @@ _HOMES = {
     "Advice": ".advice",
     "Comparison": ".comparison",
     "Estimate": ".estimation",
+    "LengthReport": ".lengths",
     "Solution": ".solution",
     "Tradeoff": ".tradeoff",
     "advise": ".advice",
@@ -53,6 +57,7 @@ _HOMES = {
     "estimate": ".estimation",
     "estimate_plan": ".estimation",
     "gpus": ".hardware",
+    "length_report": ".lengths",
     "load_model": ".model_source",
     "models": ".catalogue",
     "recompute_tradeoffs": ".tradeoff",

@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from io import TextIOWrapper
@@ -27,7 +27,7 @@ from .flags import (
 )
 from .hardware import gpus
 from .inventory import largest_at_peak
-from .scenario import Scenario
+from .lengths import LENGTHS_FILE, length_report, read_lengths
 from .solution import Maximise, Minimise, solve
 from .tradeoff import recompute_tradeoffs
 
@@ -77,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     comparing = command("compare", _compare, "Up to four scenarios side by side, with their differences.")
     explaining = command("explain", _explain, "Where the numbers come from, and what would change them.")
     explaining.add_argument("--topic", choices=TOPICS, default="formulas", help=_topics())
+    explaining.add_argument("--lengths", metavar="FILE", help=f"Samples' lengths in tokens: {LENGTHS_FILE}.")
     listings = [
         command("models", _models, "The catalogue's models."),
         command("gpus", _gpus, "The catalogue's GPUs."),
@@ -134,9 +135,8 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _topic_as_flag(arguments: Sequence[str]) -> list[str]:
     """`explain recompute MODEL` is `explain --topic recompute MODEL`: argparse cannot leave out the first of two."""
-    if arguments[:1] == ["explain"] and arguments[1:2] and arguments[1] in TOPICS:
-        return ["explain", "--topic", *arguments[1:]]
-    return list(arguments)
+    command, *rest = arguments or [""]
+    return [command, "--topic", *rest] if command == "explain" and rest and rest[0] in TOPICS else list(arguments)
 
 
 def _topics() -> str:
@@ -148,45 +148,61 @@ class _Topic:
     """What `explain` can be asked: in words, the answer's parts, and how each is written and printed."""
 
     text: str
-    answer: Callable[[Scenario], Sequence[Any]]
-    to_object: Callable[[Any], dict[str, Any]]
+    answer: Callable[..., Any]
+    """Of the Scenario, and of lengths where `takes_lengths`."""
+    to_json: Callable[[Any], Any]
     printer: str
     """The function of `report`, which is imported when it prints."""
+    takes_lengths: bool = False
+
+
+def _each(to_object: Callable[[Any], dict[str, Any]]) -> Callable[[Iterable[Any]], list[dict[str, Any]]]:
+    return lambda entries: list(map(to_object, entries))
 
 
 TOPICS = {
     "formulas": _Topic(
         "the closed formulas with this scenario's numbers, beside the ledger",
         lambda scenario: formulas(estimate(scenario)),
-        asdict,
+        _each(asdict),
         "print_formulas",
     ),
     "peak": _Topic(
         "the largest tensors alive at the peak",
         lambda scenario: largest_at_peak(estimate(scenario).tensors),
-        lambda entry: entry.to_dict(),
+        _each(lambda entry: entry.to_dict()),
         "print_tensors",
     ),
     "recompute": _Topic(
         "what each way of recomputation keeps and what it computes again",
         recompute_tradeoffs,
-        lambda tradeoff: tradeoff.to_dict(),
+        _each(lambda tradeoff: tradeoff.to_dict()),
         "print_tradeoffs",
     ),
     "advice": _Topic(
         "what would lower the peak, and what that costs",
         advise,
-        lambda advice: advice.to_dict(),
+        _each(lambda advice: advice.to_dict()),
         "print_advice",
+    ),
+    "lengths": _Topic(
+        "what padding wastes and packing spares, for samples of the --lengths in a file",
+        length_report,
+        lambda report: report.to_dict(),
+        "print_lengths",
+        takes_lengths=True,
     ),
 }
 
 
 def _explain(options: argparse.Namespace) -> int:
     topic = TOPICS[options.topic]
-    answer = topic.answer(scenario_from_options(options))
+    scenario = scenario_from_options(options)
+    if topic.takes_lengths is (options.lengths is None):
+        raise ConfigError("lengths", options.lengths, "belongs to the topic lengths, which needs it: a file of lengths")
+    answer = topic.answer(scenario, read_lengths(options.lengths)) if topic.takes_lengths else topic.answer(scenario)
     if options.json:
-        _write_json(list(map(topic.to_object, answer)))
+        _write_json(topic.to_json(answer))
     else:
         from . import report
 

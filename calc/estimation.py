@@ -191,7 +191,7 @@ def _answer(
         architecture=architecture,
         parameters=_parameters(step),
         memory=_memory(step, architecture, gpu),
-        flops=_flops(step, workload),
+        flops=step_flops(step, workload),
         notes=notes(architecture, workload, plan, gpu),
         step=step,
     )
@@ -290,7 +290,8 @@ def _library_workspace_bytes(gpu: Gpu) -> int:
     return CUBLAS_HANDLES * (CUBLAS_WORKSPACE_BYTES_HOPPER if hopper else CUBLAS_WORKSPACE_BYTES)
 
 
-def _flops(step: StepMemory, workload: Workload) -> Flops:
+def step_flops(step: StepMemory, workload: Workload) -> Flops:
+    """FLOPs of one optimizer step: those of a micro-batch, times their number."""
     k = workload.gradient_accumulation_steps
     tokens = workload.micro_batch_size * workload.sequence_length
     forward = backward = recompute = useful = causal = elementwise = 0

@@ -15,6 +15,18 @@ STANDARD_INPUT = "-"
 
 def read_json_object(path: str | Path, field: str) -> dict[str, Any]:
     """The JSON object in the file at `path`, or on standard input for `-`. `field` is what errors call it."""
+    text = read_text(path, field)
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(field, str(path), f"is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(field, str(path), f"should hold a JSON object, not a {type(content).__name__}")
+    return content
+
+
+def read_text(path: str | Path, field: str) -> bytes:
+    """What is in the file at `path`, or on standard input for `-`."""
     try:
         if path == STANDARD_INPUT:
             text = _read_bounded(sys.stdin.buffer)
@@ -27,13 +39,7 @@ def read_json_object(path: str | Path, field: str) -> dict[str, Any]:
         raise ConfigError(field, str(path), "cannot be a file's name") from None
     if len(text) > LARGEST_FILE_BYTES:
         raise ConfigError(field, str(path), f"is larger than {LARGEST_FILE_BYTES:,} bytes")
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(field, str(path), f"is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(field, str(path), f"should hold a JSON object, not a {type(content).__name__}")
-    return content
+    return text
 
 
 def _read_bounded(file: BinaryIO) -> bytes:

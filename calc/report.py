@@ -16,6 +16,7 @@ from .estimation import Estimate
 from .explain import Formula
 from .hardware import Gpu
 from .inventory import TensorEntry
+from .lengths import LENGTH_NOTES, LengthReport
 from .model_source import load_model
 from .scenario import Scenario
 from .solution import Minimise, Solution
@@ -257,6 +258,32 @@ def print_advice(advice: Iterable[Advice]) -> None:
     )
     columns = ("change", "saves", "peak", "FLOPs", "training", "fits")
     Console(highlight=False).print(_table("What would lower the peak", columns, rows))
+
+
+def print_lengths(report: LengthReport) -> None:
+    """One line per way of batching."""
+    rows = (
+        (
+            _words(each.way),
+            f"{each.num_sequences:,}",
+            f"{each.padding_tokens / each.computed_tokens:.1%}",
+            f"{each.wasted_flops / each.flops:.1%}",
+            _peak_and_length(each.mean),
+            _peak_and_length(each.longest),
+            _fits(each.longest),
+        )
+        for each in report.batchings
+    )
+    columns = ("batches", "rows", "padding", "wasted", "mean row", "longest row", "fits")
+    samples = f"{report.num_samples:,} samples of {report.shortest:,} to {report.longest:,} tokens"
+    together = f"{format_count(report.num_tokens)} tokens, {format_flops(report.flops)}"
+    console = Console(highlight=False)
+    console.print(_table(f"{samples}: {together}", columns, rows))
+    _print_notes(console, LENGTH_NOTES)
+
+
+def _peak_and_length(estimate: Estimate) -> str:
+    return f"{format_gib(estimate.memory.peak_allocated_bytes)}, {estimate.scenario.sequence_length:,}"
 
 
 def print_models(models: Iterable[CatalogueModel]) -> None:

@@ -175,6 +175,9 @@ def test_scenario_file_and_standard_input_say_what_flags_say(tmp_path: Path, cap
         (["estimate", '{"model_type"'], ["model"]),
         (["estimate", "gpt2", "--scenario", "-"], ["model = 'gpt2'", "--scenario"]),
         (["explain", "gpt2", "--sequence-length", "1e9"], ["sequence_length"]),
+        (["explain", "lengths", "gpt2"], ["lengths = None", "needs it"]),
+        (["explain", "peak", "gpt2", "--lengths", "a.json"], ["lengths = 'a.json'", "topic lengths"]),
+        (["explain", "lengths", "gpt2", "--lengths", "none.json"], ["lengths = 'none.json'", "No such file"]),
         (["solve", "gpt2", "--gpu", "rtx-4090"], ["maximise = None", "one of maximise and minimise"]),
         (["solve", "gpt2", "--maximise", "batch"], ["maximise = 'batch'", "micro_batch_size"]),
         (["solve", "gpt2", "--maximise", "num-layers"], ["gpu = None", "is required"]),
@@ -274,3 +277,14 @@ def test_topics_of_explain(topic: str, keys: set[str], capsys: pytest.CaptureFix
         assert keys <= entry.keys()
     assert main(["explain", topic, "gpt2"]) == 0
     assert capsys.readouterr().out
+
+
+def test_lengths_of_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "lengths.json"
+    file.write_text("[100, 200, 300]")
+    arguments = ["explain", "lengths", "gpt2", "--micro-batch-size", "2", "--lengths", str(file)]
+    assert main([*arguments, "--json"]) == 0
+    expected = calc.length_report(Scenario(model="gpt2", micro_batch_size=2), [100, 200, 300]).to_dict()
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected))
+    assert main(arguments) == 0
+    assert "3 samples of 100 to 300 tokens" in capsys.readouterr().out
