@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .adapters import adapter_facts
+from .adapters import TEXT_IDS, adapter_facts
 from .architecture import Architecture, Dropouts, Layer, Wiring
 from .attention import AttentionCore
 from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
@@ -30,7 +30,7 @@ from .optimizer_step import NUM_GRADIENTS, norm_chunks
 from .optimizers import CODES, QUANTISATION_MAPS, averaged
 from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
-from .scenario import Attention, Implementation
+from .scenario import Adapter, Attention, Implementation, num_prompt_tokens
 from .sizes import Sizes
 from .step import Step, StepFacts, step
 
@@ -49,6 +49,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     if plan.implementation is Implementation.MEGATRON:
         architecture = as_megatron(architecture, plan)
     architecture = architecture.with_frozen_layers(plan.frozen_layers)
+    asked, workload = workload, _with_prompt(workload, plan)
     sections = list(_layer_sections(architecture, plan))
     facts = StepFacts(
         model=_model_facts(architecture, workload, plan),
@@ -61,12 +62,13 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     built = step(facts)
     runs = tuple(_runs(built, sections, common_sizes(architecture, workload, plan), plan))
     _count_trained(runs, plan)
+    prompted = num_prompt_tokens(plan.adapter) > 0
     return StepMemory(
         step=built,
         runs=runs,
         buffers=tuple(_buffers(architecture.wiring, plan)),
-        inputs=(INPUT_IDS,),
-        workload=workload,
+        inputs=(TEXT_IDS if prompted else INPUT_IDS,),
+        workload=asked,
         plan=plan,
     )
 
@@ -200,6 +202,11 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
     )
 
 
+def _with_prompt(workload: Workload, plan: Plan) -> Workload:
+    """The sequences as the model gets them."""
+    return replace(workload, sequence_length=workload.sequence_length + num_prompt_tokens(plan.adapter))
+
+
 def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
     """The symbols that mean the same in all sections."""
     length = workload.sequence_length
@@ -214,7 +221,16 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "V": architecture.vocab_size,
         "P": architecture.max_position_embeddings,
         "H": architecture.hidden_size,
-        "R": plan.adapter.rank if plan.adapter else 0,
+        **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
+    }
+
+
+def _adapter_sizes(adapter: Adapter, architecture: Architecture, length: int) -> dict[str, int]:
+    return {
+        "R": adapter.rank,
+        "T": adapter.num_virtual_tokens,
+        "S-T": length - num_prompt_tokens(adapter),
+        "E": adapter.encoder_hidden_size or architecture.hidden_size,
     }
 
 

@@ -25,7 +25,7 @@ Symbols = Mapping[str, Any]
 
 SYMBOLS = {
     "B": "micro_batch_size",
-    "S": "sequence_length",
+    "S": "sequence_length, with the virtual tokens of a prompt",
     "L": "num_hidden_layers",
     "V": "vocab_size",
     "P": "max_position_embeddings",
@@ -36,6 +36,9 @@ SYMBOLS = {
     "D": "head_dim",
     "D/2": "head_dim / 2",
     "R": "adapter.rank",
+    "T": "adapter.num_virtual_tokens",
+    "S-T": "sequence_length without virtual tokens",
+    "E": "adapter.encoder_hidden_size",
     "S+1": "sequence_length + 1",
     "S⌈8⌉": "sequence_length, rounded up to 8",
     "S⌈32⌉": "sequence_length, rounded up to 32",

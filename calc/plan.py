@@ -23,6 +23,7 @@ from .scenario import (
     Recompute,
     Scenario,
     Task,
+    num_prompt_tokens,
 )
 
 DEFAULT_SEQUENCE_LENGTH = 4096
@@ -120,7 +121,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     plan = Plan(
         precision=scenario.precision,
         optimizer=_optimizer(scenario),
-        attention=_attention(scenario, architecture, workload.sequence_length),
+        attention=_attention(scenario, architecture, workload.sequence_length + num_prompt_tokens(scenario.adapter)),
         recompute=scenario.recompute,
         recompute_interval=_layers_in_a_row(scenario, "recompute_interval", architecture),
         recompute_group_size=_layers_in_a_row(scenario, "recompute_group_size", architecture),
@@ -180,10 +181,15 @@ def _dropouts(probability: float, wiring: Wiring) -> Dropouts:
 
 def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
     longest = architecture.max_position_embeddings
+    learned = architecture.wiring is Wiring.GPT2
+    virtual = num_prompt_tokens(scenario.adapter)
+    if learned:
+        longest -= virtual
     length = scenario.sequence_length or min(longest, DEFAULT_SEQUENCE_LENGTH)
-    if architecture.wiring is Wiring.GPT2 and length > longest:
+    if learned and length > longest:
+        left = f" left by {virtual} virtual tokens" if virtual else ""
         raise ConfigError(
-            "sequence_length", length, f"should be at most {longest}: the model has that many learned positions"
+            "sequence_length", length, f"should be at most {longest}: the model has that many learned positions{left}"
         )
     return length
 

@@ -43,7 +43,7 @@ def layers_in_a_row(plan: Plan) -> int:
 
 
 def makes_leaves(plan: Plan) -> bool:
-    """transformers' own checkpointing of layers makes a frozen model's embeddings require a gradient."""
+    """transformers' own checkpointing of layers makes frozen embeddings' output require a gradient."""
     return plan.recompute is Recompute.FULL and plan.recompute_group_size == 1
 
 

@@ -121,9 +121,14 @@ def _listed(names: object) -> object:
     return (names,) if isinstance(names, str) else names
 
 
+PROMPTED = frozenset({AdapterKind.PROMPT_TUNING, AdapterKind.P_TUNING})
+"""Their virtual tokens stand before the text."""
+
 LORA_FIELDS = frozenset({"rank", "alpha", "dropout", "target_modules", "modules_to_save", "dtype"})
 ADAPTER_FIELDS = {
     AdapterKind.LORA: LORA_FIELDS | {"use_dora"},
+    AdapterKind.PROMPT_TUNING: frozenset({"num_virtual_tokens"}),
+    AdapterKind.P_TUNING: frozenset({"num_virtual_tokens", "encoder_hidden_size"}),
     AdapterKind.IA3: frozenset({"target_modules", "feedforward_modules", "modules_to_save", "dtype"}),
 }
 """The kinds that are built, and the fields each reads."""
@@ -149,8 +154,17 @@ class Adapter(Question):
     """Names of modules of which a copy is trained as a whole: embeddings, head, norms."""
     use_dora: Annotated[bool, Field(strict=True)] = False
     """DoRA: the direction by LoRA, and a trained magnitude per output."""
+    num_virtual_tokens: Size = 20
+    """Trained tokens before the text. PEFT has no default; its documentation's examples take 20."""
+    encoder_hidden_size: Size | None = None
+    """Inner width of the network that makes the virtual tokens; none = the model's hidden size."""
     dtype: AdapterDType = AdapterDType.FP32
     """Type of the adapter's weights: fp32 (PEFT's default for a half-precision base) or the base's."""
+
+
+def num_prompt_tokens(adapter: Adapter | None) -> int:
+    """How many tokens an adapter puts before the text."""
+    return adapter.num_virtual_tokens if adapter is not None and adapter.kind in PROMPTED else 0
 
 
 class Parallel(Question):

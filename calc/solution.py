@@ -14,7 +14,7 @@ from .estimation import Estimate, Memory, estimate
 from .hardware import Gpu, gpus
 from .kernels import MASK_MULTIPLE, fewer_splits
 from .model_source import load_config, load_model
-from .scenario import LARGEST_SIZE, Scenario
+from .scenario import LARGEST_SIZE, Scenario, num_prompt_tokens
 from .tradeoff import recompute_tradeoffs
 from .units import format_bytes, format_gib
 
@@ -156,7 +156,9 @@ def _maximise(scenario: Scenario, sought: Maximise) -> Solution:
     _check_gpu(scenario)
     architecture = load_model(scenario.model)
     trials = _Trials(_setter(scenario, sought))
-    value = _largest(trials.fits, _growing(sought, architecture, trials), _first_guess(scenario, sought, architecture))
+    value = _largest(
+        trials.fits, _growing(scenario, sought, architecture, trials), _first_guess(scenario, sought, architecture)
+    )
     if value is None:
         return _nothing_fits(sought, trials)
     if value == LARGEST_SIZE:
@@ -228,7 +230,9 @@ def with_num_layers(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     return changed
 
 
-def _growing(sought: Maximise, architecture: Architecture, trials: Mapping[int, Estimate | ConfigError]) -> list[range]:
+def _growing(
+    scenario: Scenario, sought: Maximise, architecture: Architecture, trials: Mapping[int, Estimate | ConfigError]
+) -> list[range]:
     """All sizes, in ranges within which memory never falls; the largest sizes first.
 
     In each the step is the same operations on tensors that only grow; from one range to the next it may be others. One
@@ -237,7 +241,8 @@ def _growing(sought: Maximise, architecture: Architecture, trials: Mapping[int, 
     tensors.
     """
     layers = [layer for layer, _ in architecture.layers]
-    windows = {layer.sliding_window for layer in layers if layer.sliding_window}
+    virtual = num_prompt_tokens(scenario.adapter)
+    windows = {max(1, layer.sliding_window - virtual) for layer in layers if layer.sliding_window}
     starts = {
         Maximise.MICRO_BATCH_SIZE: lambda: {2}.union(*map(fewer_splits, layers)),
         Maximise.SEQUENCE_LENGTH: lambda: {2, *windows},

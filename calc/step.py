@@ -159,7 +159,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     embedding, *layers, last = sections
     made = frozenset(tensor for row in embedding.rows for tensor in row.writes)
     required = requires_gradient(embedding.rows)
-    leaves = frozenset(embedding.leaves if makes_leaves(facts.plan) and not required else ())
+    leaves = frozenset(embedding.leaves).difference(required) if makes_leaves(facts.plan) else frozenset()
     required = requires_gradient(embedding.rows, leaves)
     own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
     held = embedding.output if embedding.output in embedding.held else None

@@ -46,6 +46,8 @@ ADAPTER: dict[str, Any] = {
     "feedforward_modules": None,
     "modules_to_save": None,
     "use_dora": False,
+    "num_virtual_tokens": 20,
+    "encoder_hidden_size": None,
     "dtype": "fp32",
 }
 """The Scenario's defaults; a test holds them equal."""

@@ -229,7 +229,24 @@ def ia3(adapter: Adapter, model_type: str) -> peft.PeftConfig:
     )
 
 
-PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {"lora": lora, "ia3": ia3}
+def prompt_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
+    return peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=adapter.num_virtual_tokens)
+
+
+def p_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
+    return peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=adapter.num_virtual_tokens,
+        encoder_hidden_size=adapter.encoder_hidden_size,  # pyright: ignore[reportArgumentType]  # none: the model's
+    )
+
+
+PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {
+    "lora": lora,
+    "ia3": ia3,
+    "prompt-tuning": prompt_tuning,
+    "p-tuning": p_tuning,
+}
 
 
 def targets(adapter: Adapter) -> list[str] | str | None:

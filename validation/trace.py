@@ -5,6 +5,8 @@ Left out: temporaries inside kernels that depend on data or on the GPU (the sort
 reductions, flash attention's split key/value accumulators for short sequences, cuBLAS workspaces).
 """
 
+from __future__ import annotations
+
 import argparse
 import gc
 import json
@@ -181,6 +183,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
     with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(scenario.attention), only_reference_counting():
         with CudaCalls():
             job = build_job(scenario, config, "cpu", kernel, contexts)
+        keep_on_host(getattr(job.model, "prompt_tokens", {}))
         recorder = StepRecorder()
         recorder.hold([*job.model.parameters(), *job.model.buffers(), *averaged(job), job.input_ids], "persistent")
         if job.weight_ema is not None:
@@ -191,6 +194,27 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
                 training_step(job, recorder.during)
         saved = autograd_saved_bytes(job)
     return Trace(parameter_counts(job.model), memory(job, recorder, saved), flops(recorder), tuple(recorder.events))
+
+
+@dataclass(frozen=True, slots=True)
+class HostIds:
+    """Token ids in host memory, of which only the copy on the device counts."""
+
+    shape: tuple[int, ...]
+
+    def unsqueeze(self, dim: int) -> HostIds:
+        return HostIds((1, *self.shape))
+
+    def expand(self, num_sequences: int, _: int) -> HostIds:
+        return HostIds((num_sequences, *self.shape[1:]))
+
+    def to(self, device: torch.device) -> torch.Tensor:
+        return torch.zeros(self.shape, dtype=torch.int64, device=device)
+
+
+def keep_on_host(ids: dict[str, Any]) -> None:
+    """PEFT keeps the ids of virtual tokens on the host."""
+    ids |= {adapter: HostIds(tuple(each.shape)) for adapter, each in ids.items()}
 
 
 @contextmanager

@@ -6,15 +6,16 @@ from itertools import groupby
 
 from calc.ledger import Row, Section
 from calc.operators import Numerics
-from calc.scenario import AdapterKind
+from calc.scenario import PROMPTED, AdapterKind
 
 from .facts import AdapterFacts, adapter_facts, check_modules
 from .freezing import frozen, frozen_section, with_frozen
 from .ia3 import with_ia3
 from .lora import with_lora
 from .modules import LinearModule, is_linear, linear_module
+from .prompts import TEXT_IDS, with_prompts
 
-__all__ = ["AdapterFacts", "adapt", "adapter_facts", "check_modules", "frozen_section", "with_frozen"]
+__all__ = ["TEXT_IDS", "AdapterFacts", "adapt", "adapter_facts", "check_modules", "frozen_section", "with_frozen"]
 
 
 ADAPTERS: dict[AdapterKind, Callable[[LinearModule, AdapterFacts, Numerics], Iterable[Row]]] = {
@@ -25,6 +26,8 @@ ADAPTERS: dict[AdapterKind, Callable[[LinearModule, AdapterFacts, Numerics], Ite
 
 def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
     """`section` with its weights frozen and the adapter on its targets."""
+    if facts.kind in PROMPTED:
+        return with_prompts(frozen_section(section), facts, numerics)
     rows: list[Row] = []
     for module, group in groupby(frozen(section.rows, facts.saves), key=lambda row: row.module):
         module_rows = list(group)

@@ -8,7 +8,7 @@ from calc.dtype import DType
 from calc.errors import ConfigError
 from calc.ledger import Section
 from calc.operators import Numerics
-from calc.scenario import ALL_LINEAR, Adapter, AdapterDType, AdapterKind
+from calc.scenario import ALL_LINEAR, PROMPTED, Adapter, AdapterDType, AdapterKind
 
 from .freezing import module_of
 from .modules import is_linear
@@ -70,7 +70,7 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
         )
     return AdapterFacts(
         kind=adapter.kind,
-        target_modules=adapter.target_modules or _default_targets(adapter.kind, architecture),
+        target_modules=_target_modules(adapter, architecture),
         feedforward_modules=_feedforward_modules(adapter, architecture),
         modules_to_save=adapter.modules_to_save or (),
         dropout=adapter.dropout > 0,
@@ -80,10 +80,14 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
     )
 
 
-def _default_targets(kind: AdapterKind, architecture: Architecture) -> tuple[str, ...]:
+def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:
+    if adapter.kind in PROMPTED:
+        return ()
+    if adapter.target_modules is not None:
+        return adapter.target_modules
     if architecture.wiring is Wiring.MEGATRON:
         return MEGATRON_TARGETS
-    return (IA3_TARGETS if kind is AdapterKind.IA3 else LORA_TARGETS)[architecture.model_type]
+    return (IA3_TARGETS if adapter.kind is AdapterKind.IA3 else LORA_TARGETS)[architecture.model_type]
 
 
 def _feedforward_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:

@@ -136,7 +136,7 @@ def test_trying_every_size_finds_the_same(sought: str, seed: int, gpu_of: Callab
 
 def growing(scenario: Scenario, sought: str) -> list[range]:
     rank_one = {1: calc.estimate(with_size(scenario, sought, 1))} if sought == "adapter.rank" else {}
-    return _growing(Maximise(sought), load_model(scenario.model), rank_one)
+    return _growing(scenario, Maximise(sought), load_model(scenario.model), rank_one)
 
 
 @pytest.mark.parametrize("attention", built("attention", Attention))

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Scenario, estimate
 from calc.plan import SUPPORTED
-from calc.scenario import AdapterDType, AdapterKind, Attention, Optimizer, Precision, Recompute
+from calc.scenario import (
+    ADAPTER_FIELDS,
+    PROMPTED,
+    AdapterDType,
+    AdapterKind,
+    Attention,
+    Optimizer,
+    Precision,
+    Recompute,
+)
 from validation.trace import Trace, trace
 
 PEAK_TOLERANCE = 0.01
@@ -51,7 +60,7 @@ def gpt2_configs(draw: st.DrawFn) -> dict[str, Any]:
         "n_layer": draw(st.integers(1, 4)),
         "n_inner": draw(st.none() | st.integers(1, 333)),
         "vocab_size": draw(st.integers(4, 2000)),
-        "n_positions": 128,
+        "n_positions": 160,
         "activation_function": draw(st.sampled_from(("gelu_new", "gelu", "relu", "gelu_pytorch_tanh", "silu"))),
         "tie_word_embeddings": draw(st.booleans()),
         **dropouts,
@@ -102,15 +111,19 @@ def windows(draw: st.DrawFn, num_layers: int, *, mixed: bool) -> dict[str, Any]:
 
 @st.composite
 def adapters(draw: st.DrawFn, linears: tuple[str, ...], saved: tuple[str, ...]) -> Adapter:
+    kind = draw(st.sampled_from(list(ADAPTER_FIELDS)))
+    if kind in PROMPTED:
+        width = {"encoder_hidden_size": draw(st.integers(1, 99))} if kind is AdapterKind.P_TUNING else {}
+        return Adapter(kind=kind, num_virtual_tokens=draw(st.integers(1, 30)), **width)
     targets = draw(st.none() | st.just(("all-linear",)) | subsets(linears))
     common: dict[str, Any] = {
         "dtype": draw(st.sampled_from(AdapterDType)),
         "target_modules": targets,
         "modules_to_save": draw(st.none() | subsets(saved)),
     }
-    if draw(st.booleans()):
+    if kind is AdapterKind.IA3:
         inputs = st.none() if targets in {None, ("all-linear",)} else st.none() | subsets(targets)
-        return Adapter(kind=AdapterKind.IA3, feedforward_modules=draw(inputs), **common)
+        return Adapter(kind=kind, feedforward_modules=draw(inputs), **common)
     use_dora = draw(st.booleans())
     refused = use_dora and linears is GPT2_LINEARS  # in some types
     dropout = 0.0 if refused else draw(st.sampled_from((0.0, 0.1)))
