@@ -1,9 +1,7 @@
 """IA³ on one linear module: its output, or a feed-forward module's input, times a trained vector
 (peft/tuners/ia3/layer.py, Linear.forward)."""
 
-from dataclasses import replace
-
-from calc.ledger import Component, Kind, Row, Tensor
+from calc.ledger import Component, Row, Tensor
 from calc.operators import Numerics, parameter, stamped
 from calc.primitives import cast, frame, like, multiply, scale, wider
 
@@ -17,8 +15,10 @@ def with_ia3(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
     name, x, before = adapted.name, adapted.x, facts.feeds_forward(adapted.name)
     dims = adapted.product.k if before else adapted.product.n
     # PEFT gives it a side of 1, so that optimizers take it for a matrix.
-    vector = replace(parameter(f"{name}.ia3_l", dims, numerics, num_columns=len(dims)), dtype=facts.dtype)
-    scaling = replace(vector, name=f"{name}.ia3_scaling", kind=Kind.ACTIVATIONS, trainable=False)
+    shape, num_columns = ((1, *dims), len(dims)) if before else ((*dims, 1), 1)
+    types = Numerics(weights=facts.dtype, compute=facts.dtype)
+    vector = parameter(f"{name}.ia3_l", shape, types, num_columns)
+    scaling = Tensor(f"{name}.ia3_scaling", dims, facts.dtype)
     first = [scale(vector, scaling)]
     if before:
         scaled = like(x, f"{x.name} scaled for {name}")

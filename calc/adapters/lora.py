@@ -67,8 +67,10 @@ def _dora(adapted: LinearModule, x: Tensor, facts: AdapterFacts, types: Numerics
     inside, outside = adapted.product.k, adapted.product.n
     weight_a = parameter(f"{adapted.name}.lora_A.weight", (*RANK, *inside), types, num_columns=len(inside))
     weight_b = parameter(f"{adapted.name}.lora_B.weight", (*outside, *RANK), types, num_columns=len(RANK))
-    casts_a, a = autocast_weight(weight_a, types)
-    casts_b, b = autocast_weight(weight_b, types)
+    in_dims, out_dims = adapted.product.k, adapted.product.n
+    weight_a = parameter(f"{adapted.name}.lora_A.weight", (*RANK, *in_dims), types, len(in_dims))
+    weight_b = parameter(f"{adapted.name}.lora_B.weight", (*out_dims, *RANK), types, len(RANK))
+    (casts_a, a), (casts_b, b) = (autocast_weight(weight, types) for weight in (weight_a, weight_b))
     rows, norm, until_return, graph = _weight_norms(name, adapted, (casts_a, a), (casts_b, b), facts, types)
     magnitude = parameter(f"{name}.weight", adapted.product.n, types)
     ratio, shifted = (like(norm, f"{name}.{part}") for part in ("m/n", "m/n - 1"))

@@ -53,7 +53,7 @@ def _before(words: Tensor, tokens: Tensor, facts: AdapterFacts, numerics: Numeri
     types = Numerics(weights=DType.FP32, compute=numerics.compute if numerics.autocast else DType.FP32)
     prompts = _prompts(numerics)
     embedded = Tensor(f"{ENCODER}.embedding output", (1, *PROMPT, "H"), types.weights)
-    weight = parameter(f"{ENCODER}.embedding.weight", (*PROMPT, "H"), types)
+    weight = parameter(f"{ENCODER}.embedding.weight", (*PROMPT, "H"), types, num_columns=1)
     rows = [
         Row(name="cat", reads=(), writes=(PROMPT_LABELS, LABELS)),
         Row(name="to", reads=(), writes=(TOKEN_IDS,)),
@@ -93,7 +93,9 @@ def _encoder(x: Tensor, types: Numerics) -> tuple[list[Row], Tensor]:
             x = activated
         name = f"{ENCODER}.mlp_head.{2 * number}"
         cast_bias, bias = autocast_weight(parameter(f"{name}.bias", out_dims, types), types)
-        cast_weight, weight = autocast_weight(parameter(f"{name}.weight", (*out_dims, *in_dims), types), types)
+        cast_weight, weight = autocast_weight(
+            parameter(f"{name}.weight", (*out_dims, *in_dims), types, len(in_dims)), types
+        )
         cast_x, lower = autocast_input(x, types, name)
         out = Tensor(f"{name} output", (1, *PROMPT, *out_dims), types.compute)
         product = matmul("linear", lower, weight, out, Product((), PROMPT, out_dims, in_dims), bias=bias)
