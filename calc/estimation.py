@@ -9,6 +9,7 @@ from typing import Any
 from .accuracy import nearest_accuracy
 from .architecture import Architecture, Wiring
 from .assembly import step_memory
+from .checkpoint import checkpoint_bytes
 from .curve import Point, curve
 from .flops import AttentionFlops, attention_flops, causal_flops, elementwise_flops, total_flops
 from .hardware import Gpu, gpu_named
@@ -116,6 +117,11 @@ class Estimate:
         return nearest_accuracy(self.architecture.model_type, self.step.plan)
 
     @cached_property
+    def checkpoint_bytes(self) -> dict[str, int]:
+        """What saving weights and optimizer states writes to files."""
+        return checkpoint_bytes(self.step)
+
+    @cached_property
     def timeline(self) -> tuple[Point, ...]:
         """Allocated bytes through the step, ready to be drawn."""
         return curve(self.step.timeline)
@@ -134,6 +140,7 @@ class Estimate:
             "parameters": _fields(self.parameters),
             "memory": {
                 **_fields(self.memory),
+                "checkpoint_bytes": self.checkpoint_bytes,
                 "phases": [_fields(phase) for phase in self.memory.phases],
                 "timeline": [point.to_dict() for point in self.timeline],
             },
