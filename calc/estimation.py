@@ -229,10 +229,9 @@ def _parameters(step: StepMemory) -> Parameters:
     by_component: Counter[str] = Counter()
     trainable = 0
     for run in step.runs:
-        for tensor, component in run.part.parameters:
-            count = run.count * run.sizes[tensor.shape]
-            by_component[component.value] += count
-            trainable += count * tensor.trainable
+        for component, counts in run.part.parameter_counts.items():
+            by_component[component.value] += run.count * counts.summed(run.sizes)
+        trainable += run.count * run.part.trained_counts.summed(run.sizes)
     total = sum(by_component.values())
     return Parameters(
         total=total,

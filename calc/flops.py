@@ -27,6 +27,12 @@ class Counts(NamedTuple):
         return sum(map(mul, map(sizes.__getitem__, self.shapes), self.times))
 
 
+def once(shapes: Iterable[Shape]) -> Counts:
+    """Each of `shapes` counted as often as it is there."""
+    counted = Counter(shapes)
+    return Counts(tuple(counted), tuple(counted.values()))
+
+
 @dataclass(frozen=True, slots=True)
 class Products:
     """What one part of the model computes for one micro-batch. A product's shape is batch, m, n, k."""
@@ -69,7 +75,7 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
 
 
 def _counts(counted: dict[Product, int]) -> Counts:
-    return Counts(tuple(product.shape for product in counted), tuple(counted.values()))
+    return once(product.shape for product, count in counted.items() for _ in range(count))
 
 
 def total_flops(counts: Counts, sizes: Sizes) -> int:

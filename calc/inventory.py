@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -27,10 +28,11 @@ class Description(NamedTuple):
     """How each dimension is written, and what its size is found by."""
 
 
-class TensorEntry(NamedTuple):
+@dataclass(slots=True)
+class TensorEntry:
     """Equal tensors of one step: what they are, how many, and how many of them are alive at the peak.
 
-    A tuple, because a step has a hundred.
+    Not frozen, because a step has a hundred of them.
     """
 
     description: Description

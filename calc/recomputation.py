@@ -1,6 +1,6 @@
 """Recomputation as a transformation of the ledger: which rows of a layer, or of several in a row, are checkpointed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from .ledger import Kind, Region, Row, Section, Tensor, with_tensors
@@ -70,7 +70,7 @@ def joined(layers: Sequence[Section]) -> Section:
     x = first.input
     for index, layer in enumerate(layers):
         passed_on = layer.output if index == len(others) else _numbered(layer.output, index)
-        name = _Names(layer, index, {layer.input: x, layer.output: passed_on})
+        name = _Names(layer, index, [(layer.input, x), (layer.output, passed_on)])
         regions += [_moved(region, len(rows), name) for region in layer.regions]
         rows += [with_tensors(row, name) for row in layer.rows]
         x = passed_on
@@ -92,11 +92,12 @@ def _numbered(tensor: Tensor, index: int) -> Tensor:
 class _Names:
     """What the joined section calls a tensor of one of its layers; what comes from outside keeps its name."""
 
-    def __init__(self, layer: Section, index: int, passed_on: dict[Tensor | None, Tensor | None]) -> None:
+    def __init__(self, layer: Section, index: int, ends: Iterable[tuple[Tensor | None, Tensor | None]]) -> None:
         made = {tensor for row in layer.rows for tensor in row.writes}
         read = {tensor for row in layer.rows for tensor in row.reads if tensor.kind is not Kind.PARAMETERS}
         self.index = index
-        self.known = {tensor: tensor for tensor in read - made} | passed_on
+        self.known = {tensor: tensor for tensor in read - made}
+        self.known |= {tensor: name for tensor, name in ends if tensor is not None and name is not None}
 
     def __call__(self, tensor: Tensor) -> Tensor:
         if tensor not in self.known:

@@ -17,17 +17,18 @@ class Sizes(dict[Any, int]):
     """Symbol -> size. Also shape -> number of elements, and storage class -> bytes as allocated, each computed once."""
 
     def __missing__(self, key: Any) -> int:
-        if isinstance(key, int):
-            return key
-        if isinstance(key, Derived):
-            return key.size(self)
-        if not isinstance(key, tuple):
-            raise KeyError(key)
-        if key and isinstance(key[0], tuple):
-            shape, itemsize = key
-            value = -(-self[shape] * itemsize // ALLOCATION_UNIT_BYTES) * ALLOCATION_UNIT_BYTES
+        if isinstance(key, tuple):
+            if key and isinstance(key[0], tuple):
+                shape, itemsize = key
+                value = -(-self[shape] * itemsize // ALLOCATION_UNIT_BYTES) * ALLOCATION_UNIT_BYTES
+            else:
+                value = prod(map(self.__getitem__, key))
+        elif isinstance(key, int):
+            value = key
+        elif isinstance(key, Derived):
+            value = key.size(self)
         else:
-            value = prod(map(self.__getitem__, key))
+            raise KeyError(key)
         self[key] = value
         return value
 

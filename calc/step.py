@@ -4,16 +4,17 @@ What a step's ledger looks like depends on facts (kinds, types, choices), not on
 set of facts and kept.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from .adapters import AdapterFacts, adapt, check_modules, frozen_section, with_frozen
 from .architecture import Wiring
 from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
-from .flops import AttentionProducts, Products, attention_products, products
+from .flops import AttentionProducts, Counts, Products, attention_products, once, products
 from .grad_scaler import uses_grad_scaler
-from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
+from .ledger import Component, Kind, Section, Shape, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import NEXT, Context, Event, Lifetimes, gradient_of, lifetimes
 from .megatron import megatron_layer
 from .operators import Numerics
@@ -53,32 +54,78 @@ class StepFacts:
 
 @dataclass(frozen=True)
 class Part:
-    """A section with its events and everything else of it that is summed."""
+    """A section with its events and everything else of it that is summed, each made when first asked for."""
 
     section: Section
-    life: Lifetimes
-    forward: Program
-    forward_end: Program
-    backward: Program
-    backward_later: Program
-    """Of a micro-batch that finds gradients of an earlier one."""
+    context: Context
     in_layer: bool
     """It is a layer, neither embedding nor head."""
     parameters: tuple[tuple[Tensor, Component], ...]
     """Its own: tied weights belong to the embedding."""
     persistent: tuple[Tensor, ...]
     """Parameters, optimizer states and gradients that live between steps."""
-    persistent_classes: Mapping[Kind, tuple[StorageClass, ...]]
-    saved_classes: tuple[StorageClass, ...]
-    """What saved-tensor hooks see of its own."""
-    offloaded_classes: tuple[StorageClass, ...]
-    """What lies in host memory between forward and backward."""
-    products: Products
-    attention: AttentionProducts
 
-    @property
+    @cached_property
+    def life(self) -> Lifetimes:
+        return lifetimes(self.section, self.context)
+
+    @cached_property
+    def forward(self) -> Program:
+        return Program(self.life.forward)
+
+    @cached_property
+    def forward_end(self) -> Program:
+        return Program(self.life.forward_end)
+
+    @cached_property
+    def backward(self) -> Program:
+        return Program(self.life.backward)
+
+    @cached_property
+    def backward_later(self) -> Program:
+        """Of a micro-batch that finds gradients of an earlier one."""
+        return Program(lifetimes(self.section, replace(self.context, gradients_exist=True)).backward)
+
+    @cached_property
     def trained(self) -> list[Tensor]:
         return [tensor for tensor, _ in self.parameters if tensor.trainable]
+
+    @cached_property
+    def parameter_counts(self) -> Mapping[Component, Counts]:
+        shapes: dict[Component, list[Shape]] = defaultdict(list)
+        for tensor, component in self.parameters:
+            shapes[component].append(tensor.shape)
+        return {component: once(each) for component, each in shapes.items()}
+
+    @cached_property
+    def trained_counts(self) -> Counts:
+        return once(tensor.shape for tensor in self.trained)
+
+    @cached_property
+    def persistent_classes(self) -> Mapping[Kind, tuple[StorageClass, ...]]:
+        return {
+            kind: tuple(storage_class(tensor) for tensor in self.persistent if tensor.kind is kind)
+            for kind in {tensor.kind for tensor in self.persistent}
+        }
+
+    @cached_property
+    def saved_classes(self) -> tuple[StorageClass, ...]:
+        """What saved-tensor hooks see of its own."""
+        return tuple(map(storage_class, self.life.saved))
+
+    @cached_property
+    def offloaded_classes(self) -> tuple[StorageClass, ...]:
+        """What lies in host memory between forward and backward."""
+        return tuple(map(storage_class, self.life.offloaded))
+
+    @cached_property
+    def products(self) -> Products:
+        return products(self.section.rows, self.life)
+
+    @cached_property
+    def attention(self) -> AttentionProducts:
+        """Of one layer."""
+        return attention_products(self.section.rows[: len(self.section.rows) // self.section.num_layers])
 
 
 @dataclass(frozen=True)
@@ -225,42 +272,22 @@ def _parts(sections: list[Section], contexts: list[Context], facts: StepFacts) -
                 if section is sections[0] or tensor not in tied
             )
             in_layer = section is not sections[0] and section is not sections[-1]
-            known[id(section), context] = _part(section, context, parameters, facts.plan, in_layer=in_layer)
+            known[id(section), context] = Part(
+                section=section,
+                context=context,
+                in_layer=in_layer,
+                parameters=parameters,
+                persistent=tuple(_persistent((tensor for tensor, _ in parameters), facts.plan, in_layer=in_layer)),
+            )
         yield known[id(section), context]
 
 
-def _part(
-    section: Section,
-    context: Context,
-    parameters: tuple[tuple[Tensor, Component], ...],
-    plan: Plan,
-    *,
-    in_layer: bool,
-) -> Part:
-    later = lifetimes(section, replace(context, gradients_exist=True))
-    life = lifetimes(section, context)
-    trained = [tensor for tensor, _ in parameters if tensor.trainable]
-    persistent = [tensor for tensor, _ in parameters]
-    for tensor in trained:
-        persistent += kept_between_steps(tensor, plan, in_layer=in_layer)
+def _persistent(parameters: Iterable[Tensor], plan: Plan, *, in_layer: bool) -> Iterator[Tensor]:
+    """Parameters, then what lives between steps for each trained one, then the averaged weights."""
+    parameters = list(parameters)
+    yield from parameters
+    for tensor in parameters:
+        if tensor.trainable:
+            yield from kept_between_steps(tensor, plan, in_layer=in_layer)
     if plan.weight_ema:
-        persistent += [averaged(tensor) for tensor, _ in parameters]
-    return Part(
-        section=section,
-        life=life,
-        forward=Program(life.forward),
-        forward_end=Program(life.forward_end),
-        backward=Program(life.backward),
-        backward_later=Program(later.backward),
-        in_layer=in_layer,
-        parameters=parameters,
-        persistent=tuple(persistent),
-        persistent_classes={
-            kind: tuple(storage_class(tensor) for tensor in persistent if tensor.kind is kind)
-            for kind in {tensor.kind for tensor in persistent}
-        },
-        saved_classes=tuple(map(storage_class, life.saved)),
-        offloaded_classes=tuple(map(storage_class, life.offloaded)),
-        products=products(section.rows, life),
-        attention=attention_products(section.rows[: len(section.rows) // section.num_layers]),
-    )
+        yield from map(averaged, parameters)

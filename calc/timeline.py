@@ -83,9 +83,10 @@ def _by_kind(surplus: dict[Tensor, int]) -> tuple[tuple[tuple[Kind, StorageClass
     return tuple((key, count) for key, count in counts.items() if count)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, eq=False)
 class Stretch:
-    """`count` equal programs, one after another, of one phase."""
+    """`count` equal programs, one after another, of one phase. Not frozen, as a step has dozens and each estimate makes
+    them anew."""
 
     phase: Phase
     label: str
@@ -181,7 +182,7 @@ def timeline(base_bytes: int, stretches: Sequence[Stretch]) -> Timeline:
     level = base_bytes
     for stretch in stretches:
         running = stretch.program.running_bytes(stretch.sizes)
-        span = Span(stretch, level, running[-1], max(0, *running), running)
+        span = Span(stretch, level, running[-1], max(0, max(running)), running)
         spans.append(span)
         level = span.end_bytes
     return Timeline(base_bytes, tuple(spans))
