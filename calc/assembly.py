@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .adapters import TEXT_IDS, adapter_facts
+from .adapters import OUTPUT_LAYER, TEXT_IDS, adapter_facts
 from .architecture import Architecture, Dropouts, Layer, Wiring
 from .attention import AttentionCore
 from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
@@ -24,13 +24,14 @@ from .kernels import (
     round_up,
 )
 from .ledger import Tensor
+from .losses import LinearLoss, chunk_tokens, lends_nothing
 from .megatron import as_megatron
 from .memory import Run, StepMemory
 from .optimizer_step import NUM_GRADIENTS, norm_chunks
 from .optimizers import CODES, QUANTISATION_MAPS, averaged
 from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
-from .scenario import Adapter, Attention, Implementation, num_prompt_tokens
+from .scenario import Adapter, Attention, Implementation, Loss, num_prompt_tokens
 from .sizes import Sizes
 from .step import Step, StepFacts, step
 
@@ -163,7 +164,28 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
         frozen_embedding=plan.frozen_layers > 0,
+        linear_loss=_linear_loss(architecture, workload, plan),
     )
+
+
+def _linear_loss(architecture: Architecture, workload: Workload, plan: Plan) -> LinearLoss | None:
+    if plan.loss is Loss.CROSS_ENTROPY:
+        return None
+    tokens = workload.micro_batch_size * workload.sequence_length
+    chunk = chunk_tokens(plan.loss, tokens, architecture.vocab_size, architecture.hidden_size)
+    return LinearLoss(
+        loss=plan.loss,
+        one_sequence=workload.micro_batch_size == 1,
+        several_chunks=chunk < tokens,
+        trained=_trains_head(architecture, plan),
+        narrow=lends_nothing(architecture.vocab_size, architecture.hidden_size, plan.numerics.weights),
+    )
+
+
+def _trains_head(architecture: Architecture, plan: Plan) -> bool:
+    if plan.adapter is not None:
+        return adapter_facts(plan.adapter, architecture, plan.numerics).saves(OUTPUT_LAYER)
+    return plan.frozen_layers == 0 or not architecture.tied_embeddings
 
 
 def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> LayerFacts:
@@ -210,8 +232,12 @@ def _with_prompt(workload: Workload, plan: Plan) -> Workload:
 def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
     """The symbols that mean the same in all sections."""
     length = workload.sequence_length
+    tokens = workload.micro_batch_size * length
+    chunk = chunk_tokens(plan.loss, tokens, architecture.vocab_size, architecture.hidden_size)
     return {
         "B": workload.micro_batch_size,
+        "C": chunk,
+        "C2": min(chunk, tokens - chunk),
         "S": length,
         "S+1": length + 1,
         "S⌈8⌉": round_up(length, MASK_MULTIPLE),

@@ -8,6 +8,7 @@ from .attention import HEADS, KEY_VALUE_HEADS, AttentionCore, eager_attention
 from .dtype import DType
 from .ledger import Component, Kind, Row, Section, Tensor
 from .lifetimes import NEXT
+from .losses import LinearLoss, linear_loss
 from .operators import (
     CORE_MODULE,
     POSITION_IDS,
@@ -60,6 +61,8 @@ class ModelFacts:
     one_sequence: bool
     tied_embeddings: bool
     frozen_embedding: bool
+    linear_loss: LinearLoss | None = None
+    """Head and loss in one call; None: logits and their cross-entropy."""
 
 
 INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)
@@ -317,6 +320,9 @@ def head(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> 
         norm, normed = layer_norm("ln_f", x, "ln_f output", numerics)
     else:
         norm, normed = rms_norm("norm", x, "norm output", ("H",), numerics)
+    if facts.linear_loss is not None:
+        loss_rows, loss = linear_loss(normed, weight, facts.linear_loss, numerics)
+        return Section(name="head", rows=(*norm, frame(x, *outside), *loss_rows), input=x, output=loss)
     logits = Tensor("logits", ("B", "S", "V"), numerics.compute)
     loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence)
     projection = linear("lm_head", normed, logits, ("H",), ("V",), numerics, weight=weight)

@@ -57,7 +57,8 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
     elementwise: Counter[Shape] = Counter()
     for row in rows:
         wanted = [gradient for gradient in row.gradients if gradient.of in life.required]
-        backward.update(product for gradient in wanted for product in gradient.products)
+        for gradient in wanted:
+            (forward if gradient.in_forward else backward).update(gradient.products)
         if wanted:
             backward.update((*row.backward_products, *row.backward_rerun))
             rerun.update(row.backward_rerun)

@@ -39,6 +39,8 @@ SYMBOLS = {
     "T": "adapter.num_virtual_tokens",
     "S-T": "sequence_length without virtual tokens",
     "E": "adapter.encoder_hidden_size",
+    "C": "tokens whose logits are made at once",
+    "C2": "tokens of the second chunk",
     "S+1": "sequence_length + 1",
     "S⌈8⌉": "sequence_length, rounded up to 8",
     "S⌈32⌉": "sequence_length, rounded up to 32",
@@ -142,6 +144,8 @@ class Gradient:
     """Hands on the storage of the output's gradient (additions, views)."""
     viewed: bool = False
     """Arrives as a view whose base autograd keeps, so that a second gradient cannot be added to it in place."""
+    in_forward: bool = False
+    """Forward makes it, and keeps it for the node to hand on."""
     unreduced: Tensor | None = None
     """What the node makes first, where the engine then sums or casts it to the gradient's shape and type."""
 
@@ -169,6 +173,8 @@ class Row:
     graph: tuple[Tensor, ...] = ()
     """Kept until here by nodes no backward reaches: saved-tensor hooks see them, and where the row is checkpointed only
     its second run keeps them."""
+    hooks_see_gradients: bool = False
+    """Gradients made in forward are kept as saved tensors, not as attributes of the node."""
     is_view: bool = False
     """What it writes shares the storage of the first tensor it reads."""
     elementwise_flops: int = 0

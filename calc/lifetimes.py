@@ -121,7 +121,7 @@ class _Builder:
         roots = {section.input} if section.input and context.input_required else set()
         self.required = requires_gradient(section.rows, roots | context.leaves)
         self.base = _bases(section.rows)
-        written = {self._storage(tensor) for row in section.rows for tensor in row.writes}
+        written = {self._storage(tensor) for row in section.rows for tensor in (*row.writes, *self._made(row))}
         self.local = (written | context.released) - context.exported
         if section.input is not None:
             self.local.add(section.input)
@@ -173,6 +173,11 @@ class _Builder:
         saved = saved_for_backward(row, self.required)
         return {self._storage(tensor) for tensor in saved if tensor.kind is not Kind.PARAMETERS}
 
+    def _made(self, row: Row) -> list[Tensor]:
+        """Gradients that `row` makes in forward already."""
+        wanted = [gradient.of for gradient in row.gradients if gradient.in_forward and gradient.of in self.required]
+        return list(map(made_in_forward, wanted))
+
     def _region(self, index: int) -> Region | None:
         return next((region for region in self.section.regions if region.start <= index < region.stop), None)
 
@@ -207,6 +212,8 @@ class _Builder:
         for index, row in enumerate(self.section.rows):
             if self._region(index) is None:
                 seen |= self._saved(row).union(row.graph)
+                seen |= self._saved(row)
+                seen.update(self._made(row) if row.hooks_see_gradients else ())
         for region in self.section.regions:
             if not region.offloaded:  # else hooks nearer to it see its tensors
                 seen |= self._saved_by_checkpoint(region)
@@ -244,6 +251,7 @@ class _Builder:
                 dying.setdefault(index, []).append(tensor)
         for index, row in enumerate(rows):
             self._allocate(tensor for tensor in row.writes if self._storage(tensor) is tensor)
+            self._allocate(self._made(row))
             self._moment(row.temporaries)
             self._free(dying.get(index, ()))
 
@@ -330,6 +338,8 @@ class _Builder:
         if gradient.passes:
             received[0].holders += 1
             return received[0]
+        if gradient.in_forward:
+            return _Storage(made_in_forward(gradient.of))
         storage = _Storage(gradient_of(gradient.of))
         self._allocate([gradient.unreduced or storage.tensor])
         return storage
@@ -383,6 +393,12 @@ def gradient_of(tensor: Tensor) -> Tensor:
 
 def _from_host(tensor: Tensor) -> Tensor:
     return replace(tensor, name=f"{tensor.name} from the host")
+
+
+def made_in_forward(tensor: Tensor) -> Tensor:
+    """The gradient of `tensor` where forward makes it: a parameter's is its gradient from then on."""
+    gradient = gradient_of(tensor)
+    return gradient if tensor.kind is Kind.PARAMETERS else replace(gradient, kind=Kind.ACTIVATIONS)
 
 
 def _bases(rows: Iterable[Row]) -> dict[Tensor, Tensor]:

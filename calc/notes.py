@@ -7,7 +7,7 @@ from .architecture import Architecture, Wiring
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
-from .scenario import Attention, Implementation, Optimizer, Recompute
+from .scenario import Attention, Implementation, Loss, Optimizer, Recompute
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -29,6 +29,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_attention(architecture, workload, plan, gpu),
         *_of_plan(plan),
         *_of_optimizer(plan),
+        *_of_loss(plan),
         *_of_recomputation(architecture, plan),
     )
 
@@ -108,6 +109,23 @@ OPTIMIZER_NOTES = {
         "needed: paged_optimizer_state_bytes, in no sum and not in the verdict"
     ),
 }
+
+
+def _of_loss(plan: Plan) -> Iterator[str]:
+    if plan.loss is Loss.CHUNKED_CROSS_ENTROPY:
+        yield (
+            "loss = chunked-cross-entropy: torch.nn.functional.linear_cross_entropy with LinearCrossEntropyOptions() "
+            "in the place of head and loss; there are no logits in the outputs, its products run in forward, and "
+            "backward is handed zeros of both gradients' size. Assumed: compute capability 8.0 or more."
+        )
+        if plan.numerics.autocast:
+            yield "Autocast does not reach linear_cross_entropy: the head's products run in fp32."
+    if plan.loss is Loss.FUSED_LINEAR_CROSS_ENTROPY:
+        yield (
+            "loss = fused-linear-cross-entropy is LigerFusedLinearCrossEntropyFunction of liger_kernel 0.8.5, called "
+            "as its lce_forward does, none of its other kernels used; derived from its source and traced in an "
+            "emulation without its Triton kernels; assumed, not measured. Assumed: compute capability 8.0 or more."
+        )
 
 
 def _of_recomputation(architecture: Architecture, plan: Plan) -> Iterator[str]:

@@ -46,7 +46,6 @@ BITSANDBYTES = frozenset({Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT})
 SUPPORTED = {
     "task": {Task.TRAINING},
     "attention": {Attention.AUTO, Attention.EAGER, *OBSTACLES},
-    "loss": {Loss.CROSS_ENTROPY},
     "num_gpus": {1},
     "target_length": {None},
 }
@@ -94,6 +93,8 @@ class Plan:
     zero_grad_set_to_none: bool = True
     weight_ema: bool = False
     frozen_layers: int = 0
+    loss: Loss = Loss.CROSS_ENTROPY
+    hold_outputs: bool = False
 
     @property
     def numerics(self) -> Numerics:
@@ -132,6 +133,8 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         zero_grad_set_to_none=scenario.zero_grad_set_to_none,
         weight_ema=scenario.weight_ema,
         frozen_layers=_frozen_layers(scenario, architecture),
+        loss=_loss(scenario),
+        hold_outputs=scenario.hold_outputs,
     )
     return architecture, workload, plan
 
@@ -231,6 +234,12 @@ def _frozen_layers(scenario: Scenario, architecture: Architecture) -> int:
             "frozen_layers", num_frozen, f"should be at most {architecture.num_layers}: the model has that many layers"
         )
     return num_frozen
+
+
+def _loss(scenario: Scenario) -> Loss:
+    if scenario.implementation is Implementation.MEGATRON and scenario.loss is not Loss.CROSS_ENTROPY:
+        raise ConfigError("loss", scenario.loss.value, "should be cross-entropy with implementation = megatron")
+    return scenario.loss
 
 
 def _optimizer(scenario: Scenario) -> Optimizer:

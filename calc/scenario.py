@@ -221,7 +221,10 @@ class Scenario(Question):
     recompute_offload: Annotated[bool, Field(strict=True)] = False
     """Keep the inputs of checkpointed layers in host memory (transformers' `offload`)."""
     loss: Loss = Loss.CROSS_ENTROPY
-    """How the loss is computed."""
+    """How the loss is computed: from logits (transformers), or with the head in one call, chunk by chunk
+    (torch.nn.functional.linear_cross_entropy, Liger's fused kernel)."""
+    hold_outputs: Annotated[bool, Field(strict=True)] = False
+    """The model's outputs, logits among them, live until backward ends; Trainer drops them before."""
     adapter: Adapter | None = None
     """Train an adapter on the frozen model; none = train all weights."""
     frozen_layers: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 0

@@ -172,18 +172,22 @@ def step(facts: StepFacts) -> Step:
 
 
 def _around_backward(last: Section, facts: StepFacts) -> tuple[Program, Program]:
-    """Before backward: `loss / k`, its scaling, `del outputs`, the first gradients. After it: the scalars go."""
+    """Before backward: `loss / k`, `del outputs`, the scaling, the first gradients. After it: the scalars go, and the
+    outputs where they are held."""
     loss = last.output
     names = ("loss / k", *(("loss · scale",) if uses_grad_scaler(facts.plan) else ()), "∂loss / k")
     scalars = [replace(loss, name=name) for name in names]
-    before: list[Event] = [(scalars[0], True), (loss, False), (_logits(last), False)]
-    before += [(scalar, True) for scalar in (*scalars[1:], gradient_of(loss))]
-    return Program(before), Program([(scalar, False) for scalar in scalars])
+    dropped: list[Event] = [(tensor, False) for tensor in (loss, *_logits(last))]
+    made: list[Event] = [(scalar, True) for scalar in (*scalars, gradient_of(loss))]
+    gone: list[Event] = [(scalar, False) for scalar in scalars]
+    if facts.plan.hold_outputs:
+        return Program(made), Program([*gone, *dropped])
+    return Program([made[0], *dropped, *made[1:]]), Program(gone)
 
 
-def _logits(last: Section) -> Tensor:
-    """What the model's outputs hold until they are dropped."""
-    return next(tensor for row in last.rows for tensor in row.writes if tensor.name == "logits")
+def _logits(last: Section) -> frozenset[Tensor]:
+    """What the model's outputs hold until they are dropped; nothing where head and loss are one call."""
+    return frozenset(tensor for row in last.rows for tensor in row.writes if tensor.name == "logits")
 
 
 def _sections(facts: StepFacts) -> list[Section]:
@@ -225,12 +229,12 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         exported=shared - own,
         kept=kept.difference(*freed) - freed_by_first,
         meeting=frozenset(tied),
-        meets_view=not facts.plan.numerics.autocast,
+        meets_view=facts.model.linear_loss is None and not facts.plan.numerics.autocast,
     )
     final = Context(
         input_required=lives[-1].output_required,
         released=shared - kept - own,
-        exported=frozenset({_logits(last)}),
+        exported=_logits(last),
         waiting=frozenset(tied),
     )
     contexts = [replace(context, freed_in_backward=last) for context, last in zip(contexts, freed, strict=True)]

@@ -33,6 +33,7 @@ STEP: dict[str, Any] = {
     "recompute_group_size": 1,
     "recompute_offload": False,
     "loss": "cross-entropy",
+    "hold_outputs": False,
     "adapter": None,
     "frozen_layers": 0,
     "dropout": None,

@@ -26,6 +26,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from validation.losses import LOSSES, with_loss
+
 if TYPE_CHECKING:
     from calc.scenario import Adapter, Scenario
 
@@ -87,7 +89,6 @@ OPTIMIZERS: dict[str, Optimizers] = {
 ONLY = {
     "task": "training",
     "implementation": "transformers",
-    "loss": "cross-entropy",
 }
 """Fields of which one value is run here."""
 
@@ -107,6 +108,7 @@ class Job:
     max_grad_norm: float | None
     zero_grad_set_to_none: bool
     weight_ema: AveragedModel | None
+    hold_outputs: bool
 
 
 class CannotRun(ValueError):
@@ -145,6 +147,9 @@ def build_job(
             model.activation_checkpointing_enable(
                 checkpoint_options, scenario.recompute_interval, scenario.recompute_offload
             )
+        loss = supported("loss", scenario.loss, LOSSES)
+        if loss is not None:
+            with_loss(model, loss)
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter)
         model.train()
@@ -161,6 +166,7 @@ def build_job(
         max_grad_norm=scenario.max_grad_norm,
         zero_grad_set_to_none=scenario.zero_grad_set_to_none,
         weight_ema=weight_ema,
+        hold_outputs=scenario.hold_outputs,
     )
 
 

@@ -26,12 +26,13 @@ def training_step(job: Job, during: Callable[[Phase], AbstractContextManager[Non
             outputs = forward(job)
         with during(Phase.BACKWARD):
             loss = outputs.loss / job.gradient_accumulation_steps
-            del outputs  # as Trainer does: the logits are not held during backward
+            if not job.hold_outputs:
+                outputs = None  # as Trainer does: the logits are not held during backward
             if job.scaler is None:
                 loss.backward()
             else:
                 job.scaler.scale(loss).backward()
-            del loss
+            del loss, outputs
     with during(Phase.OPTIMIZER):
         update(job)
 

@@ -38,6 +38,7 @@ from validation.cuda_kernels import (
     hidden_workspace_bytes,
     round_up,
 )
+from validation.cuda_losses import CHUNKED_LOSS, chunked_loss, losses_on_cuda
 from validation.models import CannotRun, Job, build_job, parameter_counts, supported
 from validation.step import Phase, forward, training_step
 
@@ -46,6 +47,14 @@ FIRST_STEP, STEADY_STEP = 1, 2
 FREE = "free"
 KERNELS = {Attention.AUTO: "sdpa", **dict.fromkeys(sdpa.KERNELS, "sdpa"), Attention.EAGER: "eager"}
 """transformers' attention function."""
+
+
+def addmm_flops(_: Any, a: torch.Tensor, b: torch.Tensor, *rest: Any, **options: Any) -> int:
+    return 2 * a.shape[0] * a.shape[1] * b.shape[1]
+
+
+FLOPS = flop_registry | dict.fromkeys((torch.ops.aten.addmm, torch.ops.aten.addmm_), addmm_flops)
+"""torch's counter knows addmm neither in place nor with an out_dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,9 @@ class StepRecorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:
             return args[0].fake_device  # no tensor, and the most frequent call
+        if func is CHUNKED_LOSS:
+            with self:
+                return chunked_loss(*args)
         # Grad mode is off inside the engine; within backward only a checkpoint's recomputed forward turns it on.
         in_engine = self.phase is Phase.BACKWARD and not torch.is_grad_enabled()
         out = cuda_call(func, args, kwargs, in_engine)
@@ -113,9 +125,9 @@ class StepRecorder(TorchDispatchMode):
         for sizes in hidden_workspace_bytes(func, args):
             self._hold_inside(func, sizes)
         packet = getattr(func, "overloadpacket", None)
-        if packet in flop_registry:
+        if packet in FLOPS:
             work = "recompute" if self.phase is Phase.BACKWARD and not in_engine else str(self.phase)
-            self.flops[self.step, work] += flop_registry[packet](*args, **kwargs, out_val=out)
+            self.flops[self.step, work] += FLOPS[packet](*args, **kwargs, out_val=out)
         return out
 
     def hold(self, tensors: Any, op: str, on_device: bool = True) -> None:
@@ -253,6 +265,7 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
         patch.object(modeling_utils, "save_on_cpu", on_host),
         patch.object(torch.amp.GradScaler, "_maybe_opt_step", step),
         CudaFunctions(attention),
+        losses_on_cuda(),
     ):
         yield
 

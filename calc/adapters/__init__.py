@@ -8,14 +8,23 @@ from calc.ledger import Row, Section
 from calc.operators import Numerics
 from calc.scenario import PROMPTED, AdapterKind
 
-from .facts import AdapterFacts, adapter_facts, check_modules
+from .facts import OUTPUT_LAYER, AdapterFacts, adapter_facts, check_modules
 from .freezing import frozen, frozen_section, with_frozen
 from .ia3 import with_ia3
 from .lora import with_lora
 from .modules import LinearModule, is_linear, linear_module
 from .prompts import TEXT_IDS, with_prompts
 
-__all__ = ["TEXT_IDS", "AdapterFacts", "adapt", "adapter_facts", "check_modules", "frozen_section", "with_frozen"]
+__all__ = [
+    "OUTPUT_LAYER",
+    "TEXT_IDS",
+    "AdapterFacts",
+    "adapt",
+    "adapter_facts",
+    "check_modules",
+    "frozen_section",
+    "with_frozen",
+]
 
 
 ADAPTERS: dict[AdapterKind, Callable[[LinearModule, AdapterFacts, Numerics], Iterable[Row]]] = {
