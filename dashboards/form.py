@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from calc.scenario import AdapterDType, AdapterKind, Attention, Implementation, Optimizer, Precision, Recompute
+from calc.scenario import AdapterDType, AdapterKind, Attention, Implementation, Loss, Optimizer, Precision, Recompute
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": tuple(Precision),
@@ -22,6 +22,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
         Optimizer.MUON,
     ),
     "attention": (Attention.AUTO, Attention.FLASH, Attention.EAGER),
+    "loss": tuple(Loss),
     "implementation": tuple(Implementation),
     "adapter.dtype": tuple(AdapterDType),
 }
