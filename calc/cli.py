@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     solving = command("solve", _solve, "The largest size, or the least choice, with which the step fits.")
     for name, words in (("maximise", Maximise), ("minimise", Minimise)):
         solving.add_argument(flag(name), type=field_named, metavar="FIELD", help=f"One of {', '.join(words)}.")
+    estimating.add_argument(
+        "--reserved", action="store_true", help="Put the simulated allocator's bytes into the JSON too."
+    )
     for each in (estimating, solving):
         each.add_argument("--fail-if-oom", action="store_true", help="Exit with status 1 when it does not fit.")
     comparing = command("compare", _compare, "Up to four scenarios side by side, with their differences.")
@@ -103,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 def _estimate(options: argparse.Namespace) -> int:
     answer = estimate(scenario_from_options(options))
     if options.json:
-        _write_json(answer.to_dict())
+        _write_json(answer.to_dict(reserved=options.reserved))
     else:
         from .report import print_estimate  # rich takes longer to import than an estimate takes
 

@@ -1,8 +1,9 @@
 """Scenario -> Estimate: the answer, every number of it read off the ledger."""
 
 from collections import Counter
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import accumulate
 from typing import Any
 
@@ -18,6 +19,7 @@ from .memory import StepMemory
 from .model_source import load_model
 from .notes import notes
 from .plan import Plan, Workload, resolve
+from .reserved import Reserved, reserved
 from .scenario import Scenario
 from .timeline import Phase
 
@@ -46,6 +48,9 @@ class Parameters:
     active_per_token: int
     by_component: dict[str, int]
 
+    def to_dict(self) -> dict[str, Any]:
+        return _fields(self)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PhaseMemory:
@@ -56,7 +61,10 @@ class PhaseMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes of the steady step. None where it is not known, or not asked (no GPU)."""
+    """Bytes of the steady step. None where it is not known, or not asked (no GPU).
+
+    `peak_reserved_bytes` and `device_bytes` are computed when first asked for.
+    """
 
     persistent_bytes: dict[str, int]
     saved_activation_bytes: int
@@ -75,12 +83,38 @@ class Memory:
     """In CUDA's managed memory, not in the peak."""
     library_workspace_bytes: int | None
     assumed_context_bytes: int | None
-    peak_reserved_bytes: int | None
-    device_bytes: int | None
     kv_cache_bytes: int | None
     gpu_memory_bytes: int | None
     fits: bool | None
     headroom_bytes: int | None
+    simulate: Callable[[], Reserved] = field(repr=False, compare=False)
+    """Runs the step's events through the caching allocator."""
+
+    @cached_property
+    def reserved(self) -> Reserved:
+        """The simulated allocator's counters after two steps."""
+        return self.simulate()
+
+    @property
+    def peak_reserved_bytes(self) -> int:
+        """torch.cuda.max_memory_reserved(): the segments, libraries' workspaces among them."""
+        return self.reserved.peak_reserved_bytes
+
+    @property
+    def device_bytes(self) -> int | None:
+        """What nvidia-smi shows of the process: the segments and the assumed context. None without a GPU."""
+        context = self.assumed_context_bytes
+        return None if context is None else self.peak_reserved_bytes + context
+
+    def to_dict(self, *, reserved: bool = False) -> dict[str, Any]:
+        """Reserved and device bytes are null unless `reserved` asks for them."""
+        fields = _fields(self)
+        del fields["simulate"]
+        return fields | {
+            "phases": [_fields(phase) for phase in self.phases],
+            "peak_reserved_bytes": self.peak_reserved_bytes if reserved else None,
+            "device_bytes": self.device_bytes if reserved else None,
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +129,9 @@ class Flops:
     model_flops_per_token: int
     model_flops_per_token_causal: int
     attention: AttentionFlops
+
+    def to_dict(self) -> dict[str, Any]:
+        return _fields(self) | {"attention": _fields(self.attention)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +169,18 @@ class Estimate:
         source = MEGATRON_SOURCE if self.step.step.wiring is Wiring.MEGATRON else TRANSFORMERS_SOURCE
         return inventory(self.step, source.format(family=self.architecture.model_type))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON object of the contract."""
+    def to_dict(self, *, reserved: bool = False) -> dict[str, Any]:
+        """The JSON object of the contract; with `reserved` the simulated allocator's bytes too, some 20 ms later."""
         return {
             "scenario": self.scenario.model_dump(mode="json"),
             "model": _model_summary(self.architecture),
-            "parameters": _fields(self.parameters),
-            "memory": {
-                **_fields(self.memory),
+            "parameters": self.parameters.to_dict(),
+            "memory": self.memory.to_dict(reserved=reserved)
+            | {
                 "checkpoint_bytes": self.checkpoint_bytes,
-                "phases": [_fields(phase) for phase in self.memory.phases],
                 "timeline": [point.to_dict() for point in self.timeline],
             },
-            "flops": {**_fields(self.flops), "attention": _fields(self.flops.attention)},
+            "flops": self.flops.to_dict(),
             "time": self.time,
             "tensors": [tensor.to_dict() for tensor in self.tensors],
             "notes": list(self.notes),
@@ -246,8 +282,8 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
     timeline = step.timeline
     peak = timeline.peak
     architecture = architecture.with_frozen_layers(step.plan.frozen_layers)
-    workspace = _library_workspace_bytes(gpu) if gpu else None
-    needed = peak.peak_bytes + (workspace or 0) + ASSUMED_CONTEXT_BYTES
+    workspace = _cublas_workspace_bytes(gpu) if gpu else 0
+    needed = peak.peak_bytes + CUBLAS_HANDLES * workspace + ASSUMED_CONTEXT_BYTES
     headroom = gpu.capacity_bytes - needed if gpu else None
     return Memory(
         persistent_bytes={kind.value: size for kind, size in step.persistent_bytes.items()},
@@ -269,14 +305,13 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
         peak_at=peak.stretch.label,
         at_peak={kind.value: size for kind, size in step.at_peak_bytes.items()},
         paged_optimizer_state_bytes=step.paged_bytes,
-        library_workspace_bytes=workspace,
+        library_workspace_bytes=CUBLAS_HANDLES * workspace if gpu else None,
         assumed_context_bytes=ASSUMED_CONTEXT_BYTES if gpu else None,
-        peak_reserved_bytes=None,
-        device_bytes=None,
         kv_cache_bytes=None,
         gpu_memory_bytes=gpu.capacity_bytes if gpu else None,
         fits=headroom >= 0 if headroom is not None else None,
         headroom_bytes=headroom,
+        simulate=partial(reserved, step, forward_workspace_bytes=workspace, backward_workspace_bytes=workspace),
     )
 
 
@@ -289,11 +324,12 @@ def _saved_per_layer(step: StepMemory, architecture: Architecture) -> int | list
     return each[0] if len(each) == 1 else each
 
 
-def _library_workspace_bytes(gpu: Gpu) -> int:
+def _cublas_workspace_bytes(gpu: Gpu) -> int:
+    """Of one handle."""
     if gpu.compute_capability is None:
         return 0
     hopper = float(gpu.compute_capability) >= HOPPER
-    return CUBLAS_HANDLES * (CUBLAS_WORKSPACE_BYTES_HOPPER if hopper else CUBLAS_WORKSPACE_BYTES)
+    return CUBLAS_WORKSPACE_BYTES_HOPPER if hopper else CUBLAS_WORKSPACE_BYTES
 
 
 def step_flops(step: StepMemory, workload: Workload) -> Flops:

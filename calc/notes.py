@@ -11,7 +11,8 @@ from .scenario import Attention, Implementation, Loss, Optimizer, Recompute
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
-    "peak_reserved_bytes and device_bytes are not computed yet: fragmentation is not in the verdict.",
+    "fits counts tensors, workspaces and context: what the allocator only caches it gives back when it runs out.",
+    "peak_reserved_bytes and device_bytes, computed when asked for, count its cache too: simulated, not measured yet.",
     "time is not computed yet; kv_cache_bytes belongs to inference, which is not supported yet.",
     "Left out: temporaries that depend on data (the sort in embedding's backward) or on the GPU (split reductions).",
 )

@@ -78,6 +78,7 @@ def _at_peak(estimate: Estimate) -> Table:
         "total": memory.peak_allocated_bytes,
         "library workspaces, beside it": memory.library_workspace_bytes,
         "CUDA context (assumed), beside it": memory.assumed_context_bytes,
+        "what nvidia-smi shows (simulated)": memory.device_bytes,
     }
     rows += [(name, format_bytes(size), f"{size:,}", "") for name, size in beside.items() if size is not None]
     return _table("At the peak", ("", "size", "bytes", ""), rows)

@@ -1,7 +1,7 @@
 """Estimate against record: every number that both have, and how far apart they may be."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
@@ -108,7 +108,7 @@ def asked(record: Record) -> dict[str, Any]:
 
 def numbers(answer: Estimate) -> Iterator[tuple[str, int]]:
     """The Estimate's numbers by dotted name, without those that it does not know or simulates."""
-    parts = {part: asdict(getattr(answer, part)) for part in ("parameters", "memory", "flops")}
+    parts = {part: getattr(answer, part).to_dict() for part in ("parameters", "memory", "flops")}
     return ((name, number) for name, number in leaves(parts) if name not in SIMULATED)
 
 

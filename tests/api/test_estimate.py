@@ -71,3 +71,23 @@ def test_remembered_answers_are_those_of_the_catalogues_models(client):
         client.post("/v1/estimate", json={"model": {**INLINE, "vocab_size": 4321}})
     after = remembered_answer.cache_info()
     assert (after.hits - before.hits, after.misses - before.misses) == (1, 1)
+
+
+@pytest.mark.parametrize("model", ["gpt2", {"model_type": "gpt2", "n_layer": 2}])
+def test_reserved_bytes_are_answered_when_asked_for(client, model):
+    fields = {"model": model, "gpu": "a100-sxm-80gb", "sequence_length": 64}
+    estimate = calc.estimate(calc.Scenario(**fields))
+    for query, expected in (("", None), ("?reserved=false", None), ("?reserved=true", estimate.memory.device_bytes)):
+        memory = client.post(f"/v1/estimate{query}", json=fields).json()["memory"]
+        assert memory["device_bytes"] == expected
+    asked = {"model": json.dumps(model) if isinstance(model, dict) else model, "gpu": "a100-sxm-80gb"}
+    answer = client.get("/v1/estimate", params=asked | {"sequence_length": 64, "reserved": "true"})
+    assert answer.json()["memory"]["peak_reserved_bytes"] == estimate.memory.peak_reserved_bytes
+
+
+@pytest.mark.parametrize(
+    ("query", "field"), [("?reserved=perhaps", "reserved"), ("?micro_batch_size=2", "micro_batch_size")]
+)
+def test_a_posted_scenario_has_no_other_parameters(client, query, field):
+    answer = client.post(f"/v1/estimate{query}", json={"model": "gpt2"})
+    assert (answer.status_code, answer.json()["field"]) == (422, field)

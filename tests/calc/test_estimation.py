@@ -86,10 +86,22 @@ def test_it_is_json() -> None:
 def test_what_is_not_computed_yet_is_null_and_said() -> None:
     given = answered()
     memory, notes = given.memory, " ".join(given.notes)
-    missing = ("peak_reserved_bytes", "device_bytes", "kv_cache_bytes")
-    assert [getattr(memory, name) for name in missing] == [None] * 3
+    assert memory.kv_cache_bytes is None
     assert given.time is None
-    assert all(name in notes for name in (*missing, "time"))
+    assert all(name in notes for name in ("kv_cache_bytes", "time"))
+
+
+def test_reserved_bytes_are_computed_when_asked_for() -> None:
+    given = answered(gpu="h100-sxm-80gb")
+    names = ("peak_reserved_bytes", "device_bytes")
+    assert [given.to_dict()["memory"][name] for name in names] == [None, None]
+    assert "reserved" not in vars(given.memory)
+    memory = given.to_dict(reserved=True)["memory"]
+    assert [memory[name] for name in names] == [getattr(given.memory, name) for name in names]
+    assert memory["peak_reserved_bytes"] >= memory["peak_allocated_bytes"] + memory["library_workspace_bytes"]
+    assert memory["device_bytes"] == memory["peak_reserved_bytes"] + memory["assumed_context_bytes"]
+    assert answered().memory.device_bytes is None
+    assert answered().memory.peak_reserved_bytes < memory["peak_reserved_bytes"]
 
 
 def test_the_scenario_comes_back_with_its_gaps_filled() -> None:
