@@ -248,7 +248,7 @@ def _lora(estimate: Estimate, sizes: Symbols) -> Formula:
     """LoRA on the first adapted module, or, without an adapter, on an H×H matrix at the default rank."""
     matrices = [row for row in estimate.step.runs[FIRST_LAYER].part.section.rows if row.component is Component.ADAPTER]
     factors = [row.products[0] for row in matrices if row.products][:2]
-    symbols = {"r": sizes["R"] or Adapter().rank, "in": sizes["H"], "out": sizes["H"]}
+    symbols = {"r": (estimate.scenario.adapter or Adapter()).rank, "in": sizes["H"], "out": sizes["H"]}
     ledger_value = None
     if factors:
         a, b = factors
