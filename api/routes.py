@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Request, Response
@@ -129,7 +129,8 @@ def asks_for_reserved(request: Request) -> tuple[bool, list[tuple[str, str]]]:
 async def answer_to(scenario: calc.Scenario, *, reserved: bool) -> bytes:
     """The Estimate as JSON. Answers about the catalogue's models are remembered; configs would fill the memory."""
     # A frozen pydantic model is hashable, as lru_cache needs it, which its type does not say.
-    answer: Callable[..., bytes] = remembered_answer if isinstance(scenario.model, str) else fresh_answer
+    remembered = cast("Callable[..., bytes]", remembered_answer)
+    answer = remembered if isinstance(scenario.model, str) else fresh_answer
     if reserved:  # a simulation of some 20 ms, beside the event loop
         return await run_in_threadpool(answer, scenario, reserved=True)
     return answer(scenario, reserved=False)
