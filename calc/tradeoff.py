@@ -51,7 +51,12 @@ def recompute_tradeoffs(scenario: Scenario) -> tuple[Tradeoff, ...]:
     return tuple(sorted(tradeoffs, key=lambda each: (each.recompute_flops, -each.kept_bytes)))
 
 
-NOTHING: dict[str, Any] = {"recompute": Recompute.NONE, "recompute_interval": 1, "recompute_group_size": 1}
+NOTHING: dict[str, Any] = {
+    "recompute": Recompute.NONE,
+    "recompute_interval": 1,
+    "recompute_group_size": 1,
+    "recompute_offload": False,
+}
 
 
 def _ways(num_layers: int) -> Iterator[dict[str, Any]]:

@@ -1,11 +1,14 @@
-"""The user's scenario beside the same with one thing changed: what each saves and what it costs."""
+"""The user's scenario as full training, with recomputation and with LoRA: what each needs and saves."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import calc
-from calc.scenario import Adapter, Recompute
+from calc.advice import SUGGESTED_RANK
+from calc.scenario import Adapter, AdapterKind, Recompute
 
-DEFAULT_RANK = 16
+SUGGESTED = Adapter(rank=SUGGESTED_RANK)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,14 +21,45 @@ class Alternative:
     is_current: bool
 
 
+PLAIN: Mapping[str, Any] = {
+    "recompute_interval": 1,
+    "recompute_group_size": 1,
+    "recompute_offload": False,
+    "frozen_layers": 0,
+}
+"""What full training, recomputation of every layer and LoRA go with."""
+
+
 def alternatives(scenario: calc.Scenario, estimate: calc.Estimate) -> list[Alternative]:
-    """Full training, recomputation and LoRA under the user's other choices, the least change first."""
-    return [_answered(key, changed, scenario, estimate) for key, changed in _changes(scenario)]
+    """Full training, recomputation and LoRA under the user's other choices, the least change first; before them the
+    user's own scenario, where it is none of these."""
+    adapter = scenario.adapter if scenario.adapter and scenario.adapter.kind is AdapterKind.LORA else SUGGESTED
+    changes = {
+        "full_training": (None, Recompute.NONE),
+        "selective": (None, Recompute.SELECTIVE),
+        "full": (None, Recompute.FULL),
+        "lora": (adapter, Recompute.NONE),
+        "lora_full": (adapter, Recompute.FULL),
+    }
+    scenarios = {
+        key: scenario.model_copy(update={**PLAIN, "adapter": adapter, "recompute": recompute})
+        for key, (adapter, recompute) in changes.items()
+    }
+    if scenario not in scenarios.values():
+        scenarios = {"current": scenario, **scenarios}
+    return list(_answered(scenarios, scenario, estimate))
 
 
-def nearest_that_fits(rows: list[Alternative]) -> Alternative | None:
-    """The first alternative that fits the GPU."""
-    return next((row for row in rows if row.estimate.memory.fits), None)
+def _answered(
+    scenarios: Mapping[str, calc.Scenario], current: calc.Scenario, estimate: calc.Estimate
+) -> Iterator[Alternative]:
+    for key, changed in scenarios.items():
+        is_current = changed == current
+        try:
+            answer = estimate if is_current else calc.estimate(changed)
+        except calc.ConfigError:
+            continue  # these choices have no such variant
+        yield Alternative(key=key, scenario=changed, estimate=answer, is_current=is_current)
 
 
 def needed_bytes(estimate: calc.Estimate) -> int:
@@ -36,29 +70,4 @@ def needed_bytes(estimate: calc.Estimate) -> int:
 
 def lora_rank(scenario: calc.Scenario) -> int:
     """The rank that the LoRA alternatives use."""
-    return scenario.adapter.rank if scenario.adapter else DEFAULT_RANK
-
-
-def _changes(scenario: calc.Scenario) -> list[tuple[str, calc.Scenario]]:
-    adapter = scenario.adapter or Adapter(rank=DEFAULT_RANK)
-    changes = {
-        "full_training": {"adapter": None, "recompute": Recompute.NONE},
-        "selective": {"adapter": None, "recompute": Recompute.SELECTIVE},
-        "full": {"adapter": None, "recompute": Recompute.FULL},
-        "lora": {"adapter": adapter, "recompute": Recompute.NONE},
-        "lora_full": {"adapter": adapter, "recompute": Recompute.FULL},
-    }
-    if scenario.micro_batch_size % 2 == 0:
-        halved = {
-            "micro_batch_size": scenario.micro_batch_size // 2,
-            "gradient_accumulation_steps": scenario.gradient_accumulation_steps * 2,
-        }
-        changes = {"half_batch": halved, **changes}
-    return [(key, scenario.model_copy(update=change)) for key, change in changes.items()]
-
-
-def _answered(key: str, changed: calc.Scenario, scenario: calc.Scenario, estimate: calc.Estimate) -> Alternative:
-    is_current = changed == scenario
-    return Alternative(
-        key=key, scenario=changed, estimate=estimate if is_current else calc.estimate(changed), is_current=is_current
-    )
+    return (scenario.adapter or SUGGESTED).rank

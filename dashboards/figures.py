@@ -103,7 +103,7 @@ def curve(memory: dict[str, Any], top: float | None = None) -> dict[str, Any]:
             for point, x, y in zip(points, positions, heights, strict=True)
         ],
         "phases": phases,
-        "ticks": [{"bytes": tick, "y": 100 - 100 * tick / top} for tick in _ticks(top)],
+        "ticks": [{"bytes": tick, "y": 100 - 100 * tick / top} for tick in ticks(top)],
         "peak": {"x": positions[peak], "y": heights[peak], **points[peak]},
         "room": None if shown_room is None else {"bytes": shown_room, "y": 100 - 100 * shown_room / top},
     }
@@ -172,7 +172,7 @@ def _positions(groups: list[list[dict[str, Any]]], phases: list[dict[str, Any]])
         yield from (phase["x"] + phase["width"] * index / gaps for index in range(len(group)))
 
 
-def _ticks(top_bytes: float) -> list[int]:
+def ticks(top_bytes: float) -> list[int]:
     """At most MOST_TICKS multiples of a power of two, up to `top_bytes`, zero left out."""
     step = 2 ** math.ceil(math.log2(top_bytes / MOST_TICKS))
     return list(range(step, int(top_bytes) + 1, step))

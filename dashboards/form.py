@@ -1,32 +1,45 @@
 """The choices of the page's form. Only what is built: a value that calc refuses by name is not offered."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
-from calc.scenario import AdapterDType, AdapterKind, Attention, Implementation, Loss, Optimizer, Precision, Recompute
+from calc.plan import RECOMPUTES, SUPPORTED
+from calc.scenario import (
+    ADAPTER_FIELDS,
+    AdapterDType,
+    Attention,
+    Implementation,
+    Loss,
+    Optimizer,
+    Precision,
+    Recompute,
+)
+
+YES_OR_NO = ("false", "true")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "precision": tuple(Precision),
     "recompute": (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL),
-    "adapter.kind": ("", AdapterKind.LORA),
-    "optimizer": (
-        Optimizer.ADAMW,
-        Optimizer.ADAMW_FUSED,
-        Optimizer.ADAMW_FOR_LOOP,
-        Optimizer.ADAMW_8BIT,
-        Optimizer.PAGED_ADAMW_8BIT,
-        Optimizer.SGD,
-        Optimizer.SGD_MOMENTUM,
-        Optimizer.SGD_NESTEROV,
-        Optimizer.ADAFACTOR,
-        Optimizer.LION,
-        Optimizer.MUON,
-    ),
-    "attention": (Attention.AUTO, Attention.FLASH, Attention.EAGER),
+    "recompute_offload": YES_OR_NO,
+    "adapter.kind": ("", *ADAPTER_FIELDS),
+    "optimizer": tuple(Optimizer),
+    "zero_grad_set_to_none": ("true", "false"),
+    "weight_ema": YES_OR_NO,
+    "attention": tuple(kernel for kernel in Attention if kernel in SUPPORTED["attention"]),
     "loss": tuple(Loss),
+    "hold_outputs": YES_OR_NO,
     "implementation": tuple(Implementation),
+    "adapter.use_dora": YES_OR_NO,
     "adapter.dtype": tuple(AdapterDType),
 }
 """The values of each field, the default first."""
+
+NUMBERS = frozenset(
+    {"recompute_interval", "recompute_group_size", "gradient_accumulation_steps", "max_grad_norm", "frozen_layers"}
+    | {"dropout", "adapter.rank", "adapter.dropout", "adapter.num_virtual_tokens", "adapter.encoder_hidden_size"}
+)
+
+NAMES = ("adapter.target_modules", "adapter.feedforward_modules", "adapter.modules_to_save")
+"""Lists of modules' names."""
 
 STOPS = {
     "micro_batch_size": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128),
@@ -34,11 +47,19 @@ STOPS = {
 }
 """Where each slider stops; the number field beside it takes any size."""
 
-FIELDS = frozenset(
-    {*CHOICES, *STOPS, "model", "config", "gpu", "gradient_accumulation_steps", "dropout"}
-    | {"adapter.rank", "adapter.target_modules"}
-)
+FIELDS = frozenset({*CHOICES, *STOPS, *NUMBERS, *NAMES, "model", "config", "gpu"})
 """All fields of the form; what is wrong with another one is said below it."""
+
+READ_WITH: Mapping[str, tuple[str, Collection[str]]] = {
+    **{name: ("recompute", values) for name, values in RECOMPUTES.items()},
+    "recompute_offload": ("recompute", {Recompute.FULL}),
+    **{
+        name: ("adapter.kind", [kind for kind, read in ADAPTER_FIELDS.items() if name.partition(".")[2] in read])
+        for name in FIELDS
+        if name.startswith("adapter.") and name != "adapter.kind"
+    },
+}
+"""Fields that are shown only with some values of another one."""
 
 MOST_CONFIG_CHARACTERS = 4096
 """A packed config up to this length goes into the address: browsers, proxies and chats carry such links."""

@@ -1,9 +1,10 @@
 """The pages, rendered on the server: `/`, `/compare`, `/formulas`, `/accuracy` with a page per record, `/docs`.
 
-`/` asks `/answer` after every change.
+`/` asks `/answer` after every change, then `/answer/remedies` and `/answer/tradeoff`.
 """
 
 from collections.abc import Iterable, Iterator
+from enum import StrEnum
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from fastapi.staticfiles import StaticFiles
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp
 
@@ -25,13 +27,30 @@ from . import palette
 from .accuracy import accuracy_view, record_view
 from .address import gpu_names, model_names, query_pairs, scenario_from_query
 from .example import EXAMPLE
-from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, STOPS, written
+from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, READ_WITH, STOPS, written
+from .remedies import remedies_view
 from .side_by_side import compare_view
+from .tradeoff import tradeoff_view
 from .views import answer_view
 from .words import LABELS, WORDS, Language, preferred_language
 
-PARTS = ("model-facts", "summary", "largest", "why", "curve", "advice", "breakdown", "snippet")
-"""The pieces of the answer; each is a template and the id of the element it fills."""
+
+class Stage(StrEnum):
+    """What the page asks for after a change, one after the other: the later ones take many estimates."""
+
+    ANSWER = "answer"
+    REMEDIES = "remedies"
+    TRADEOFF = "tradeoff"
+
+
+VIEWS = {Stage.ANSWER: answer_view, Stage.REMEDIES: remedies_view, Stage.TRADEOFF: tradeoff_view}
+
+PARTS = {
+    Stage.ANSWER: ("model-facts", "summary", "why", "curve", "breakdown", "snippet"),
+    Stage.REMEDIES: ("largest", "advice"),
+    Stage.TRADEOFF: ("tradeoff",),
+}
+"""The pieces of each; each is a template and the id of the element it fills."""
 
 STATIC = Path(__file__).parent / "static"
 STATIC_VERSION = blake2b(
@@ -69,16 +88,19 @@ class Question:
         fields = dict(pairs)
         self.language = preferred_language(fields.pop("lang", None), request.headers.get("accept-language", ""))
         self.words = WORDS[self.language]
+        self.is_whole = bool(fields.pop("whole", None))
         self.pairs = written(fields.items()) or query_pairs(EXAMPLE)
 
-    def context(self) -> dict[str, Any]:
-        """What every page's template needs, with the answer, or with `wrong` in its place."""
+    def context(self, *stages: Stage) -> dict[str, Any]:
+        """What every page's template needs, with the answers to `stages`, or with `wrong` in their place."""
         common = {"w": self.words, "language": self.language, "wrong": None}
         try:
-            return common | answer_view(scenario_from_query(self.pairs), self.words)
+            scenario = scenario_from_query(self.pairs)
+            answers = [VIEWS[stage](scenario, self.words) for stage in stages]
         except calc.ConfigError as error:
             nothing = {"answer": None, "resolved_sequence_length": "", "snippet": ""}
             return common | nothing | {"wrong": _complaint(error)}
+        return {name: value for context in (common, *answers) for name, value in context.items()}
 
 
 def _complaint(error: calc.ConfigError) -> dict[str, Any]:
@@ -108,7 +130,8 @@ def _page(request: Request, name: str, context: dict[str, Any], status_code: int
 @router.get("/")
 async def fit(request: Request) -> HTMLResponse:
     question = Question(request, request.query_params.multi_items())
-    return _page(request, "fit", question.context() | _form(request, question))
+    stages = tuple(Stage) if question.is_whole else (Stage.ANSWER,)
+    return _page(request, "fit", question.context(*stages) | _form(request, question))
 
 
 def _form(request: Request, question: Question) -> dict[str, Any]:
@@ -117,32 +140,55 @@ def _form(request: Request, question: Question) -> dict[str, Any]:
         "values": values,
         "choices": CHOICES,
         "stops": STOPS,
+        "read_with_other": READ_WITH,
         "models": model_names(),
         "example_model": EXAMPLE.model,
         "gpus": gpu_names(),
         "most_config_characters": MOST_CONFIG_CHARACTERS,
         "default_language": preferred_language(None, request.headers.get("accept-language", "")),
         "api_query": f"?{urlencode(question.pairs)}",
+        "is_whole": question.is_whole,
     }
 
 
 @router.get("/answer")
 async def answer(request: Request) -> Response:
-    return _answer(Question(request, request.query_params.multi_items()))
+    return await _slots(Question(request, request.query_params.multi_items()), Stage.ANSWER)
+
+
+@router.get("/answer/{stage}")
+async def answer_further(request: Request, stage: Stage) -> Response:
+    return await _slots(Question(request, request.query_params.multi_items()), stage)
 
 
 @router.post("/answer")
 async def answer_to_form(request: Request) -> Response:
     """For a config too long for an address: the same fields as a form's body."""
-    return _answer(Question(request, parse_qsl((await request.body()).decode(errors="replace"))))
+    return await _slots(await _posted(request), Stage.ANSWER)
 
 
-def _answer(question: Question) -> Response:
-    context = question.context()
+@router.post("/answer/{stage}")
+async def answer_further_to_form(request: Request, stage: Stage) -> Response:
+    return await _slots(await _posted(request), stage)
+
+
+async def _posted(request: Request) -> Question:
+    return Question(request, parse_qsl((await request.body()).decode(errors="replace")))
+
+
+async def _slots(question: Question, stage: Stage) -> Response:
+    """The templates of `stage`. Later stages leave the event loop to the first one of the next change."""
+    if stage is Stage.ANSWER:
+        return _rendered(question, stage)
+    return await run_in_threadpool(_rendered, question, stage)
+
+
+def _rendered(question: Question, stage: Stage) -> Response:
+    context = question.context(stage)
     if context["wrong"]:
         return JSONResponse({"problem": context["wrong"], "slots": {}, "resolved": {}})
-    slots = {part: TEMPLATES.get_template(f"parts/{part}.html").render(context) for part in PARTS}
-    resolved = {"sequence_length": context["resolved_sequence_length"]}
+    slots = {part: TEMPLATES.get_template(f"parts/{part}.html").render(context) for part in PARTS[stage]}
+    resolved = {"sequence_length": context["resolved_sequence_length"]} if stage is Stage.ANSWER else {}
     return JSONResponse({"problem": None, "slots": slots, "resolved": resolved})
 
 
@@ -166,7 +212,7 @@ async def compare(request: Request) -> HTMLResponse:
 @router.get("/formulas")
 async def founding_formulas(request: Request) -> HTMLResponse:
     question = Question(request, request.query_params.multi_items())
-    context = question.context()
+    context = question.context(Stage.ANSWER)
     return _page(request, "formulas", context | {"formulas": list(_formulas(question, context))})
 
 

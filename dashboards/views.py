@@ -2,35 +2,21 @@
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlencode
 
 import calc
-from calc.solution import Maximise, Minimise
-from calc.units import GIB, format_exact_bytes, format_gib
+from calc.units import format_exact_bytes, format_gib
 
 from . import figures
-from .address import query_pairs
-from .comparison import Alternative, alternatives, lora_rank, nearest_that_fits, needed_bytes
 
 Words = Mapping[str, str]
-
-SMALLEST_SHOWN_BYTES = GIB // 20
-"""Less rounds to 0.0 GiB."""
-
-SOUGHT = (Maximise.MICRO_BATCH_SIZE, Maximise.SEQUENCE_LENGTH)
-"""The sizes of which the page shows the largest that fits."""
 
 
 def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
     """Everything the answer's templates need for `scenario`."""
     estimate = calc.estimate(scenario)
-    asked = estimate.scenario
     answer = estimate.to_dict()
     memory = answer["memory"]
     phase_words = {"forward": words["forward"], "backward": words["backward"], "optimizer": words["optimizer_phase"]}
-    rows = alternatives(scenario, estimate)
-    advice = [advice_row(row, estimate, words) for row in rows]
-    nearest = nearest_that_fits(rows)
     drawn = figures.curve(memory)
     return {
         "answer": answer,
@@ -40,10 +26,6 @@ def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
         "phase_words": phase_words,
         "peak_place": place(drawn["peak"]),
         "accuracy": accuracy_text(answer["accuracy"], words),
-        "advice": advice,
-        "nearest": advice[rows.index(nearest)] if nearest else None,
-        "largest": [bound(scenario, asked, words, maximise=field) for field in SOUGHT] if scenario.gpu else [],
-        "smallest_gpu": bound(scenario, asked, words, minimise=Minimise.GPU),
         "ledger": ledger(answer),
         "snippet": python_snippet(scenario),
         "model_name": scenario.model if isinstance(scenario.model, str) else words["config_used"],
@@ -76,33 +58,6 @@ def accuracy_text(accuracy: dict[str, Any] | None, words: Words) -> str:
         return words["accuracy_none"]
     median = f"{100 * accuracy['median_relative_error']:.1f} %"
     return words[f"accuracy.{accuracy['compared_with']}"].format(median=median, cases=accuracy["cases"])
-
-
-def advice_row(row: Alternative, current: calc.Estimate, words: Words) -> dict[str, Any]:
-    """One line of the comparison: what `row` needs, saves and costs against the `current` answer."""
-    parameters = row.estimate.parameters
-    saved = needed_bytes(current) - needed_bytes(row.estimate)
-    return {
-        "title": words[f"alternative.{row.key}"].format(rank=lora_rank(row.scenario)),
-        "query": urlencode(query_pairs(row.scenario)),
-        "is_current": row.is_current,
-        "needed": needed_bytes(row.estimate),
-        "saved": saved if abs(saved) >= SMALLEST_SHOWN_BYTES else 0,
-        "flops_change": signed_percent(row.estimate.flops.total, current.flops.total),
-        "trainable": percent(parameters.trainable, parameters.total),
-        "fits": row.estimate.memory.fits,
-    }
-
-
-def signed_percent(value: int, reference: int) -> str:
-    """The change from `reference` to `value`: `+28 %`; empty where it rounds to nothing."""
-    change = round(100 * (value - reference) / reference)
-    return f"{change:+d} %".replace("-", "\N{MINUS SIGN}") if change else ""
-
-
-def percent(part: int, whole: int) -> str:
-    """`100 %`, `0.12 %`."""
-    return "100 %" if part == whole else f"{100 * part / whole:.2g} %"
 
 
 def ledger(answer: dict[str, Any]) -> list[dict[str, Any]]:
@@ -141,16 +96,3 @@ def python_snippet(scenario: calc.Scenario) -> str:
     arguments = "".join(f"    {name}={value!r},\n" for name, value in fields.items())
     question = f"calc.estimate(calc.Scenario(\n{arguments}))"
     return f"import calc\n\nestimate = {question}\nprint(estimate.memory.peak_allocated_bytes)\n"
-
-
-def bound(scenario: calc.Scenario, asked: calc.Scenario, words: Words, **sought: Maximise | Minimise) -> dict[str, Any]:
-    """The largest or least that fits, as a change to `scenario`; `asked` is the scenario with its gaps filled in."""
-    solution = calc.solve(scenario, **sought)
-    field, value = solution.sought, solution.value
-    if value is None:
-        return {"text": words[f"bound_none.{field}"], "query": None}
-    changed = scenario.model_copy(update={field: value})
-    return {
-        "text": words[f"bound.{field}"].format(value=value if isinstance(value, str) else f"{value:,}"),
-        "query": None if value == getattr(asked, field) else urlencode(query_pairs(changed)),
-    }

@@ -9,13 +9,11 @@ const most = Number(document.getElementById("config-too-long").dataset.limit);
 // ---- The form as an address, and back
 
 function pairs() {
-  const hasAdapter = field("adapter.kind").value !== "";
   const written = [];
   for (const element of form.elements) {
     const skipped = !element.name || element.disabled || (element.type === "radio" && !element.checked);
     if (skipped || element.value === "" || element.value === element.dataset.default) continue;
-    if (element.name === "model" && field("config").value) continue;
-    if (element.name.startsWith("adapter.") && !hasAdapter) continue;
+    if (element.closest("[hidden]")) continue;
     written.push([element.name, element.value]);
   }
   return written;
@@ -32,9 +30,9 @@ function fill(query) {
 }
 
 function showConditionalFields() {
-  const hasAdapter = field("adapter.kind").value !== "";
-  document.getElementById("adapter-fields").hidden = !hasAdapter;
-  document.getElementById("adapter-more").hidden = !hasAdapter;
+  for (const box of form.querySelectorAll("[data-when]")) {
+    box.hidden = !box.dataset.is.split(" ").includes(field(box.dataset.when).value);
+  }
   const config = field("config").value;
   document.getElementById("catalogue").hidden = config !== "";
   document.getElementById("own-config").hidden = config === "";
@@ -58,43 +56,65 @@ function writeAddress() {
   }
 }
 
-// ---- Asking
+// ---- Asking: the answer first, then what takes many estimates
+
+const STAGES = ["/answer", "/answer/remedies", "/answer/tradeoff"];
+const PREPARE = { curve: prepareCurve, tradeoff: prepareMarks };
 
 let asked = 0;
 let dimming;
 
-async function ask() {
-  const mine = ++asked;
+function ask() {
   writeAddress();
+  askStages(STAGES);
+}
+
+async function askStages(stages) {
+  const mine = ++asked;
   clearTimeout(dimming);
+  for (const slot of document.querySelectorAll(".fresh")) slot.classList.remove("fresh");
   dimming = setTimeout(() => answer.classList.add("late"), 100);
   const query = new URLSearchParams(pairs());
   query.set("lang", document.documentElement.lang);
   const isLong = field("config").value.length > most;
   try {
-    const response = await (isLong ? fetch("/answer", { method: "POST", body: query }) : fetch(`/answer?${query}`));
-    const reply = await response.json();
-    if (mine === asked) show(reply);
+    let problem = null;
+    for (const stage of stages) {
+      const response = await (isLong ? fetch(stage, { method: "POST", body: query }) : fetch(`${stage}?${query}`));
+      const reply = await response.json();
+      if (mine !== asked) return;
+      document.getElementById("offline").hidden = true;
+      problem = reply.problem;
+      complain(problem);
+      if (problem) break;
+      show(reply);
+    }
+    clearTimeout(dimming);
+    answer.classList.toggle("late", problem !== null);
   } catch {
     if (mine === asked) document.getElementById("offline").hidden = false;
   }
 }
 
-function show({ problem, slots, resolved }) {
-  clearTimeout(dimming);
-  document.getElementById("offline").hidden = true;
-  complain(problem);
-  answer.classList.toggle("late", problem !== null);
-  if (problem) return;
-  for (const [id, html] of Object.entries(slots)) {
-    const slot = document.getElementById(id);
-    if (slot.innerHTML !== html) slot.innerHTML = html;
-  }
+function show({ slots, resolved }) {
+  for (const [id, html] of Object.entries(slots)) fillSlot(document.getElementById(id), html);
   for (const [name, value] of Object.entries(resolved)) field(name).placeholder = value;
   form.querySelectorAll("input[type=range]").forEach(followNumber);
   answer.querySelector(".take").hidden = false;
   restoreOpen();
-  prepareCurve();
+}
+
+function prepareFigure(slot) {
+  const figure = slot.querySelector("figure");
+  if (figure) PREPARE[slot.id]?.(figure);
+}
+
+function fillSlot(slot, html) {
+  const hadFocus = slot.contains(document.activeElement);
+  slot.innerHTML = html;
+  slot.classList.add("fresh");
+  prepareFigure(slot);
+  if (hadFocus) (slot.querySelector(".point.current") ?? document.getElementById("summary")).focus({ preventScroll: true });
 }
 
 function complain(problem) {
@@ -202,6 +222,14 @@ async function takeConfig(text) {
 const flat = (object, prefix = "") => Object.entries(object).flatMap(([name, value]) =>
   value !== null && typeof value === "object" && !Array.isArray(value) ? flat(value, `${prefix}${name}.`) : [[prefix + name, String(value)]]);
 
+function plain(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return text;
+  }
+}
+
 document.getElementById("config-text").addEventListener("input", (event) => takeConfig(event.target.value));
 document.getElementById("config-file").addEventListener("change", async (event) => takeConfig(await event.target.files[0].text()));
 document.getElementById("remove-config").addEventListener("click", () => {
@@ -214,9 +242,8 @@ document.getElementById("save-scenario").addEventListener("click", async () => {
   for (const [name, value] of pairs()) {
     if (name === "config" || name === "lang") continue;
     const [owner, leaf] = name.split(".");
-    const number = value !== "" && !Number.isNaN(Number(value)) ? Number(value) : value;
-    if (leaf) (scenario[owner] ??= {})[leaf] = leaf === "target_modules" ? value.split(",") : number;
-    else scenario[owner] = number;
+    if (leaf) (scenario[owner] ??= {})[leaf] = leaf.includes("modules") ? value.split(",") : plain(value);
+    else scenario[owner] = plain(value);
   }
   save(new Blob([JSON.stringify(scenario, null, 2)], { type: "application/json" }), "scenario.json");
 });
@@ -229,15 +256,15 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
-// ---- Advice: one click fills the form
+// ---- Advice: one click fills the form; a mark of the figure does too, and stays in sight
 
 answer.addEventListener("click", (event) => {
   const link = event.target.closest("a.apply");
   if (!link || event.ctrlKey || event.metaKey || event.shiftKey) return;
   event.preventDefault();
-  fill(new URLSearchParams(link.search));
+  fill(new URL(link.getAttribute("href"), location).searchParams);
   ask();
-  document.getElementById("summary").scrollIntoView({ block: "nearest" });
+  if (!link.closest("#tradeoff")) document.getElementById("summary").scrollIntoView({ block: "nearest" });
 });
 
 // ---- "Why?": the ledger rows behind a part; what is open stays open when the answer changes
@@ -267,51 +294,6 @@ answer.addEventListener("click", (event) => {
   restoreOpen();
   if (link.matches(".close")) answer.querySelector(`.why-link[href="#${closed}"]`)?.focus();
 });
-
-// ---- The curve: pointer and arrow keys walk along it, the line below says where one is
-
-function prepareCurve() {
-  const figure = answer.querySelector(".curve");
-  if (!figure) return;
-  const plot = figure.querySelector(".plot");
-  const points = JSON.parse(figure.querySelector(".points").textContent);
-  const [line, dot] = figure.querySelectorAll(".cursor");
-  const readout = document.getElementById("curve-readout");
-  const peak = points.findIndex((point) => point.is_peak);
-  let current = peak;
-
-  function point(index) {
-    current = Math.max(0, Math.min(points.length - 1, index));
-    const { x, y, text } = points[current];
-    for (const name of ["x1", "x2"]) line.setAttribute(name, `${x}%`);
-    dot.setAttribute("cx", `${x}%`);
-    dot.setAttribute("cy", `${y}%`);
-    for (const mark of [line, dot]) mark.setAttribute("visibility", "visible");
-    readout.textContent = text;
-  }
-  function leave() {
-    current = peak;
-    for (const mark of [line, dot]) mark.setAttribute("visibility", "hidden");
-    readout.textContent = points[peak].text;
-  }
-  function pointAt(event) {
-    const box = plot.getBoundingClientRect();
-    const x = (100 * (event.clientX - box.left)) / box.width;
-    const distances = points.map((each) => Math.abs(each.x - x));
-    point(distances.indexOf(Math.min(...distances)));
-  }
-  plot.addEventListener("pointermove", pointAt);
-  plot.addEventListener("pointerdown", pointAt);
-  plot.addEventListener("pointerleave", leave);
-  plot.addEventListener("blur", leave);
-  plot.addEventListener("keydown", (event) => {
-    const target = { ArrowLeft: current - 1, ArrowRight: current + 1, Home: 0, End: points.length - 1 }[event.key];
-    if (target === undefined) return;
-    event.preventDefault();
-    point(target);
-  });
-  leave();
-}
 
 // ---- Taking it along
 
@@ -371,6 +353,9 @@ for (const [id, action] of Object.entries(actions)) {
 }
 
 showConditionalFields();
+// An address may fill in a field that its other choices do not read.
+for (const text of form.querySelectorAll(".problem:not(:empty)")) text.closest("[data-when]")?.removeAttribute("hidden");
 restoreOpen();
-prepareCurve();
+for (const id of Object.keys(PREPARE)) prepareFigure(document.getElementById(id));
 writeAddress();
+if (!document.querySelector("#advice > *") && !document.querySelector("form [aria-invalid]")) askStages(STAGES.slice(1));

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from api.app import create_app
 from api.settings import Settings
@@ -14,6 +14,7 @@ from api.settings import Settings
 CHROMIUM = "/usr/bin/chromium"
 ARGUMENTS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 START_SECONDS = 20
+expect.set_options(timeout=20_000)
 
 
 @pytest.fixture(scope="session")

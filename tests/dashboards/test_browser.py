@@ -2,10 +2,11 @@
 
 import json
 import re
+from itertools import combinations
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 GOAL_MILLISECONDS = 150
 SLOWER_HERE = 4
@@ -49,7 +50,7 @@ def test_a_reload_and_a_link_restore_everything(page):
     page.fill("#model", "qwen3-0.6b")
     page.select_option("#gpu", "rtx-4090")
     page.fill("#sequence_length", "1000")
-    page.locator("label", has_text="LoRA").first.click()
+    page.select_option("[name='adapter.kind']", "lora")
     page.fill("[name='adapter.rank']", "32")
     expect(page.locator(".current th")).to_have_text("LoRA rank 32, full recompute")
     shown, address = verdict(page).inner_text(), page.url
@@ -111,10 +112,12 @@ def test_what_is_wrong_is_said_beside_the_field_and_the_old_answer_stays(page):
 
 
 def test_a_hidden_field_that_is_wrong_comes_into_sight(page):
-    page.goto("/?model=gpt2")
+    page.goto("/?model=gpt2&attention=flash")
+    page.click("#more > summary")
+    expect(page.locator("#attention")).to_be_hidden()
     page.select_option("#precision", "fp32")
     expect(page.locator("#problem-attention")).to_be_visible()
-    page.select_option("#attention", "eager")
+    page.select_option("#attention", "auto")
     expect(page.locator("#problem-attention")).to_be_empty()
 
 
@@ -123,9 +126,101 @@ def test_advice_is_one_click(page):
     answered(page, r"Does not fit\. .* too much")
     page.locator(".nearest a").first.click()
     answered(page, r"Fits\.")
-    expect(page.locator("#adapter-fields")).to_be_visible()
+    expect(page.locator("[name='adapter.rank']")).to_be_visible()
     assert "adapter.kind=lora" in page.url
     expect(page.locator(".current")).to_have_count(1)
+
+
+def test_a_change_changes_what_would_help(page):
+    page.goto("/?model=gpt2&gpu=rtx-4090&attention=eager&micro_batch_size=8")
+    advice = page.locator("#advice")
+    expect(advice).to_contain_text("micro-batch 4, accumulated 2 times")
+    expect(advice.locator("tr", has_text="flash attention")).to_contain_text("same result")
+    page.fill("#micro_batch_size", "12")
+    expect(advice).to_contain_text("micro-batch 6, accumulated 2 times")
+    advice.locator("tr", has_text="flash attention").locator("a").click()
+    expect(page.locator("#attention")).to_have_value("flash")
+    expect(advice.locator("tr", has_text="flash attention")).to_have_count(0)
+    expect(page.locator("#answer")).not_to_have_class("late")
+
+
+def test_ways_of_recomputation_are_walked_and_applied(page):
+    page.goto("/?model=llama-3.1-8b&gpu=h100-sxm-80gb&precision=bf16")
+    marks = page.locator("#tradeoff .point")
+    current = page.locator("#tradeoff .point.current")
+    expect(current).to_have_attribute("aria-label", re.compile("^none: "))
+    current.focus()
+    page.keyboard.press("End")
+    expect(marks.last).to_be_focused()
+    expect(page.locator("#tradeoff tr.shown")).to_contain_text("groups of 10")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**recompute_group_size=10**")
+    expect(current).to_have_attribute("aria-label", re.compile("^groups of 10: "))
+    expect(current).to_be_focused()
+    page.keyboard.press("ArrowLeft")
+    expect(page.locator("#tradeoff tr.shown")).to_contain_text("groups of 5")
+    page.locator("#tradeoff .point", has_text="1 layer in 2").locator(".target").click()
+    page.wait_for_url("**recompute_interval=2**")
+    assert "recompute_group_size" not in page.url
+    page.locator("#tradeoff tr a", has_text="selective").click()
+    expect(page.locator("#recompute input:checked")).to_have_value("selective")
+    expect(current).to_have_attribute("aria-label", re.compile("^selective: "))
+
+
+def test_what_comes_later_does_not_hold_up_the_answer(page):
+    """The slower stages wait; verdict and curve are there, what stood there before is dimmed until they come."""
+    page.goto("/?model=gpt2&gpu=rtx-4090")
+    expect(page.locator("#tradeoff .point.current")).to_have_count(1)
+    held: list[Route] = []
+    page.route("**/answer/*", lambda route: held.append(route))
+    shown = verdict(page).inner_text()
+    page.fill("#micro_batch_size", "4")
+    expect(verdict(page)).not_to_have_text(shown)
+    expect(page.locator("#answer")).to_have_class("late")
+    assert page.locator("#summary").evaluate("slot => getComputedStyle(slot).opacity") == "1"
+    expect(page.locator("#advice")).to_have_css("opacity", "0.55")
+    page.route("**/answer/tradeoff*", lambda route: route.continue_())
+    held[0].continue_()
+    expect(page.locator("#answer")).not_to_have_class("late")
+    expect(page.locator("#advice")).to_have_css("opacity", "1")
+
+
+def test_fields_come_into_sight_with_what_reads_them_and_leave_the_address_with_it(page):
+    page.goto("/?model=gpt2")
+    interval, groups = page.locator("#recompute_interval"), page.locator("#recompute_group_size")
+    expect(interval).to_be_hidden()
+    page.locator("#recompute label", has_text="full").click()
+    expect(groups).to_be_visible()
+    interval.fill("3")
+    page.wait_for_url("**recompute_interval=3**")
+    expect(page.locator("#tradeoff .point.current")).to_have_attribute("aria-label", re.compile("^1 layer in 3: "))
+    groups.fill("2")
+    expect(page.locator("#problem-recompute_group_size, #problem-recompute_interval").first).not_to_be_empty()
+    page.locator("#recompute label", has_text="none").click()
+    expect(interval).to_be_hidden()
+    page.wait_for_url(lambda url: "recompute" not in url)
+    expect(page.locator("#answer")).not_to_have_class("late")
+    page.select_option("[name='adapter.kind']", "prompt-tuning")
+    expect(page.locator("[name='adapter.num_virtual_tokens']")).to_be_visible()
+    expect(page.locator("[name='adapter.rank']")).to_be_hidden()
+    page.fill("[name='adapter.num_virtual_tokens']", "7")
+    page.wait_for_url("**adapter.num_virtual_tokens=7**")
+    expect(page.locator("#advice .current")).to_contain_text("this step")
+
+
+def test_names_at_the_marks_do_not_overlap(page):
+    for width in (1280, 390):
+        page.set_viewport_size({"width": width, "height": 844})
+        for path in ("/", "/?lang=zh&model=qwen3-0.6b&adapter.kind=lora", "/?model=gpt2&attention=eager"):
+            page.goto(path)
+            expect(page.locator("#tradeoff .point.current")).to_have_count(1)
+            boxes = page.locator("#tradeoff .marks text").evaluate_all(
+                "names => names.map(name => { const box = name.getBoundingClientRect();"
+                " return [box.left, box.top + 2, box.right, box.bottom - 2]; })"
+            )
+            assert len(boxes) >= 3
+            for one, other in combinations(boxes, 2):
+                assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1], path
 
 
 def test_the_largest_that_fits_is_one_click(page):
@@ -290,6 +385,8 @@ def test_nothing_is_wider_than_the_screen(page, width):
         "/?model=llama-3.1-8b&gpu=a100-sxm-80gb&micro_batch_size=4&adapter.kind=lora",
     ):
         page.goto(path)
+        if path.startswith("/?") or path == "/":
+            expect(page.locator("#tradeoff .point.current")).to_have_count(1)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
@@ -304,6 +401,7 @@ def test_verdict_and_bar_stay_in_sight_on_a_narrow_screen(page):
 
 def test_everything_is_reached_by_keyboard(page):
     page.goto("/")
+    expect(page.locator("#tradeoff .point.current")).to_have_count(1)
     page.keyboard.press("Tab")
     expect(page.locator(".skip")).to_be_focused()
     focused = """() => {
@@ -311,11 +409,11 @@ def test_everything_is_reached_by_keyboard(page):
         return [id, name, ...classList];
     }"""
     reached: set[str] = set()
-    for _ in range(60):
+    for _ in range(80):
         page.keyboard.press("Tab")
         reached.update(page.evaluate(focused))
     fields = {"model", "gpu", "micro_batch_size", "sequence_length", "precision", "recompute", "optimizer"}
-    assert reached >= fields | {"theme", "why-link", "plot", "apply", "copy-link", "json", "png"}
+    assert reached >= fields | {"theme", "why-link", "plot", "apply", "point", "copy-link", "json", "png"}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -324,6 +422,7 @@ def test_axe_finds_nothing(page, path, scheme):
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto(path)
     if "formulas" not in path:
+        expect(page.locator("#tradeoff .point.current")).to_have_count(1)
         page.locator(".why-link").first.click()
         for details in ("#more", "#config-entry", "#table", "#python"):
             page.click(f"{details} > summary")

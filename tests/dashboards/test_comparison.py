@@ -1,5 +1,8 @@
+import pytest
+
 import calc
-from dashboards.comparison import DEFAULT_RANK, alternatives, nearest_that_fits
+from calc.advice import SUGGESTED_RANK
+from dashboards.comparison import alternatives
 
 
 def compared(**question):
@@ -20,27 +23,45 @@ def test_each_row_is_the_users_scenario_with_one_thing_changed():
 
 def test_a_lora_row_has_a_rank_where_the_user_chose_none():
     _, _, rows = compared(model="gpt2")
-    assert rows["lora"].scenario.adapter == calc.Adapter(rank=DEFAULT_RANK)
+    assert rows["lora"].scenario.adapter == calc.Adapter(rank=SUGGESTED_RANK)
 
 
-def test_half_the_micro_batch_keeps_the_tokens_of_a_step():
-    _, estimate, rows = compared(model="gpt2", micro_batch_size=8, gradient_accumulation_steps=2)
-    halved = rows["half_batch"]
-    assert (halved.scenario.micro_batch_size, halved.scenario.gradient_accumulation_steps) == (4, 4)
-    assert halved.estimate.flops.total == estimate.flops.total
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"recompute": "full", "recompute_interval": 3},
+        {"recompute": "full", "recompute_group_size": 4},
+        {"recompute": "full", "recompute_offload": True},
+        {"frozen_layers": 5},
+        {"adapter": {"kind": "ia3"}},
+    ],
+)
+def test_what_none_of_the_rows_is_has_a_row_of_its_own(own):
+    scenario, estimate, rows = compared(model="gpt2", **own)
+    current = rows.pop("current")
+    assert (current.scenario, current.estimate, current.is_current) == (scenario, estimate, True)
+    assert len(rows) == 5
+    for row in rows.values():
+        assert not row.is_current
+        kept = [name for name, value in own.items() if getattr(row.scenario, name) == value]
+        assert kept in ([], ["recompute"])
+    assert rows["lora"].scenario.adapter == calc.Adapter(rank=SUGGESTED_RANK)
+
+
+def test_what_cannot_be_has_no_row(monkeypatch):
+    real = calc.estimate
+
+    def without_adapters(scenario):
+        if scenario.adapter is not None:
+            raise calc.ConfigError("adapter", None, "is not for this model")
+        return real(scenario)
+
+    monkeypatch.setattr(calc, "estimate", without_adapters)
+    _, _, rows = compared(model="gpt2")
+    assert list(rows) == ["full_training", "selective", "full"]
 
 
 def test_every_answer_is_that_of_its_scenario():
     _, _, rows = compared(model="gpt2", micro_batch_size=2, gpu="rtx-4090")
     for row in rows.values():
         assert row.estimate.memory == calc.estimate(row.scenario).memory
-
-
-def test_the_nearest_that_fits_is_the_first_that_does():
-    _, estimate, rows = compared(model="llama-3.1-8b", gpu="a100-sxm-80gb", micro_batch_size=4)
-    assert estimate.memory.fits is False
-    nearest = nearest_that_fits(list(rows.values()))
-    assert nearest is not None
-    assert nearest.estimate.memory.fits
-    before = list(rows)[: list(rows).index(nearest.key)]
-    assert not any(rows[key].estimate.memory.fits for key in before)

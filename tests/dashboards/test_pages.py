@@ -9,7 +9,7 @@ import calc
 from api.app import create_app
 from api.settings import Settings
 from dashboards.address import scenario_from_query
-from dashboards.form import CHOICES, FIELDS
+from dashboards.form import CHOICES, FIELDS, READ_WITH
 from dashboards.views import ledger
 
 
@@ -58,8 +58,10 @@ def test_the_first_visit_shows_a_filled_example(client):
 def test_every_choice_that_is_offered_is_answered(client, name, value):
     companions = {
         "adapter.dtype": {"adapter.kind": "lora"},
+        "adapter.use_dora": {"adapter.kind": "lora"},
+        "recompute_offload": {"recompute": "full"},
         "implementation": {"precision": "bf16", "model": "gpt2"},
-        "fp32": {"attention": "eager"},
+        "efficient": {"model": "gpt2"},
     }
     query = {"model": "llama-3.2-1b", name: value} | companions.get(name, {}) | companions.get(value, {})
     reply = client.get("/answer", params=query).json()
@@ -81,6 +83,29 @@ def test_the_form_holds_what_the_address_says(client):
         ):
             shown[attributes["name"]] = attributes["value"]
     assert {name: shown[name] for name in query} == query
+
+
+def test_a_field_is_shown_with_the_values_that_read_it(client):
+    def hidden(**query):
+        fields = [attributes for _, attributes in Elements(client.get("/", params=query).text).found]
+        boxes = [attributes for attributes in fields if attributes.get("data-when")]
+        assert len(boxes) == len(READ_WITH)
+        return [(box["data-when"], box["data-is"]) for box in boxes if "hidden" in box]
+
+    assert len(hidden(model="gpt2")) == len(READ_WITH)
+    full = hidden(model="gpt2", recompute="full")
+    assert not any(when == "recompute" for when, _ in full)
+    assert ("recompute", "full") in hidden(model="gpt2", recompute="selective")
+    ia3 = hidden(**{"model": "gpt2", "adapter.kind": "ia3"})
+    assert all("ia3" not in kinds.split() for when, kinds in ia3 if when == "adapter.kind")
+    assert ("adapter.kind", "lora") in ia3
+
+
+def test_what_is_wrong_with_a_field_that_is_not_read_is_in_sight(client):
+    page = client.get("/", params={"model": "gpt2", "recompute_interval": "2"})
+    box = next(box for _, box in Elements(page.text).found if box.get("data-when") and "hidden" not in box)
+    assert box["data-when"] == "recompute"
+    assert "2: should be 1 unless recompute is" in page.text
 
 
 def test_the_form_has_the_fields_that_complaints_know(client):
@@ -111,9 +136,11 @@ def test_a_wrong_field_that_the_form_lacks_is_named_below_it(client):
 
 def test_a_config_too_long_for_an_address_is_posted(client):
     config = '{"model_type": "gpt2", "note": "%s"}' % ("x" * 100_000)
-    reply = client.post("/answer", data={"model": config, "gpu": "rtx-4090"}).json()
+    question = {"model": config, "gpu": "rtx-4090"}
+    reply = client.post("/answer", data=question).json()
     assert reply["problem"] is None
     assert "Fits." in reply["slots"]["summary"]
+    assert applied(client.post("/answer/remedies", data=question).json()["slots"]["advice"])
 
 
 def applied(html):
@@ -123,10 +150,10 @@ def applied(html):
 
 def test_does_not_fit_says_by_how_much_and_offers_what_does(client):
     query = {"model": "llama-3.1-8b", "gpu": "a100-sxm-80gb", "micro_batch_size": "4"}
-    slots = client.get("/answer", params=query).json()["slots"]
-    assert "Does not fit." in slots["summary"]
-    assert "too much" in slots["summary"]
-    links = applied(slots["summary"]) + applied(slots["largest"])
+    summary = client.get("/answer", params=query).json()["slots"]["summary"]
+    assert "Does not fit." in summary
+    assert "too much" in summary
+    links = applied(client.get("/answer/remedies", params=query).json()["slots"]["largest"])
     assert len(links) == 2
     for link in links:
         assert "Fits." in client.get(link).text
@@ -135,7 +162,7 @@ def test_does_not_fit_says_by_how_much_and_offers_what_does(client):
 @pytest.mark.parametrize("asked", [{}, {"micro_batch_size": "3", "sequence_length": "700"}])
 def test_the_largest_sizes_and_the_smallest_gpu_are_links_to_what_fits(client, asked):
     query = {"model": "gpt2", "gpu": "h100-sxm-80gb", "recompute": "full", **asked}
-    links = applied(client.get("/answer", params=query).json()["slots"]["largest"])
+    links = applied(client.get("/answer/remedies", params=query).json()["slots"]["largest"])
     scenario = scenario_from_query(query.items())
     batch, sequence = (calc.solve(scenario, maximise=size).value for size in ("micro_batch_size", "sequence_length"))
     gpu = calc.solve(scenario, minimise="gpu").value
@@ -145,14 +172,26 @@ def test_the_largest_sizes_and_the_smallest_gpu_are_links_to_what_fits(client, a
     assert all("Fits." in client.get(link).text for link in links)
 
 
+def test_a_page_asked_for_whole_needs_no_script(client):
+    query = {"model": "gpt2", "gpu": "rtx-4090", "recompute": "full"}
+    slots = [client.get(f"/answer/{stage}", params=query).json()["slots"] for stage in ("remedies", "tradeoff")]
+    page = client.get("/", params={**query, "whole": "1"}).text
+    assert all(text in page for stage in slots for text in stage.values())
+    assert not any(text in client.get("/", params=query).text for stage in slots for text in stage.values())
+
+
+def test_a_stage_that_is_not_is_refused(client):
+    assert client.get("/answer/nothing").status_code == 422
+
+
 def test_without_a_gpu_only_the_smallest_one_is_named(client):
-    slot = client.get("/answer", params={"model": "gpt2"}).json()["slots"]["largest"]
+    slot = client.get("/answer/remedies", params={"model": "gpt2"}).json()["slots"]["largest"]
     assert len(applied(slot)) == 1
     assert "Largest that fits" not in slot
 
 
 def test_what_fits_nothing_has_no_link(client):
-    slot = client.get("/answer", params={"model": "gpt3-175b", "gpu": "rtx-4090"}).json()["slots"]["largest"]
+    slot = client.get("/answer/remedies", params={"model": "gpt3-175b", "gpu": "rtx-4090"}).json()["slots"]["largest"]
     assert applied(slot) == []
     for words in ("no micro-batch", "no sequence", "none holds it"):
         assert words in slot

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import dashboards
+from calc.advice import CHANGES, Effect
 from dashboards.words import WORDS, Language, preferred_language
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -15,6 +16,12 @@ def test_both_languages_say_everything_with_the_same_numbers():
         assert english.strip(), key
         assert chinese.strip(), key
         assert sorted(PLACEHOLDER.findall(english)) == sorted(PLACEHOLDER.findall(chinese)), key
+
+
+def test_every_change_and_every_effect_has_words():
+    for words in WORDS.values():
+        assert {f"advice.{key}" for key in CHANGES} == {key for key in words if key.startswith("advice.")}
+        assert {f"effect.{effect}" for effect in Effect} == {key for key in words if key.startswith("effect.")}
 
 
 def test_no_word_is_left_over():

@@ -1,0 +1,122 @@
+"""What would help: recomputation and LoRA beside full training, every other change that saves memory, and the sizes
+and the GPU that just fit."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+import calc
+from calc.advice import Advice, Effect, advice_beside
+from calc.solution import Maximise, Minimise
+from calc.units import GIB
+
+from .address import query_pairs
+from .comparison import Alternative, alternatives, lora_rank, needed_bytes
+
+Words = Mapping[str, str]
+Row = dict[str, Any]
+
+MOST_CHANGES = 8
+"""Single changes in the table."""
+
+SMALLEST_SHOWN_BYTES = GIB // 20
+"""Less rounds to 0.0 GiB."""
+
+SOUGHT = (Maximise.MICRO_BATCH_SIZE, Maximise.SEQUENCE_LENGTH)
+"""The sizes of which the page shows the largest that fits."""
+
+GENTLEST_FIRST = tuple(Effect)
+
+
+def remedies_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
+    """Everything the templates of the remedies need for `scenario`."""
+    current = calc.estimate(scenario)
+    others, changes = alternatives(scenario, current), advice_beside(scenario, current)
+    beside = [_alternative_row(each, current, words) for each in others]
+    known = [each.scenario for each in others]
+    single = [_advice_row(each, current, words) for each in changes if each.scenario not in known]
+    return {
+        "advice": {"advice_beside": beside, "advice_single": [row for row in single if row["saved"]][:MOST_CHANGES]},
+        "fits": current.memory.fits,
+        "nearest": nearest_that_fits(changes, beside, current, words),
+        "largest": [bound(scenario, current, words, maximise=field) for field in SOUGHT] if scenario.gpu else [],
+        "smallest_gpu": bound(scenario, current, words, minimise=Minimise.GPU),
+    }
+
+
+def nearest_that_fits(
+    changes: Iterable[Advice], beside: Iterable[Row], current: calc.Estimate, words: Words
+) -> Row | None:
+    """Of the single changes the gentlest, then the one of fewest FLOPs, that fits; else the first row `beside` that
+    does."""
+    fitting = [each for each in changes if each.estimate.memory.fits]
+    if fitting:
+        gentlest = min(fitting, key=lambda each: (GENTLEST_FIRST.index(each.effect), each.added_flops))
+        return _advice_row(gentlest, current, words)
+    return next((row for row in beside if row["fits"]), None)
+
+
+def _alternative_row(each: Alternative, current: calc.Estimate, words: Words) -> Row:
+    title = words[f"alternative.{each.key}"].format(rank=lora_rank(each.scenario))
+    row = _row(title, each.scenario, each.estimate, current)
+    return row | {"training": _trained(each.estimate, words), "is_current": each.is_current}
+
+
+def _advice_row(each: Advice, current: calc.Estimate, words: Words) -> Row:
+    row = _row(advice_title(each, words), each.scenario, each.estimate, current)
+    is_adapter = each.effect is Effect.FEWER_WEIGHTS
+    training = _trained(each.estimate, words) if is_adapter else words[f"effect.{each.effect}"]
+    return row | {"training": training, "is_current": False}
+
+
+def advice_title(advice: Advice, words: Words) -> str:
+    """What the change is, with the value it sets."""
+    scenario = advice.scenario
+    return words[f"advice.{advice.key}"].format(
+        batch=scenario.micro_batch_size,
+        steps=scenario.gradient_accumulation_steps,
+        length=f"{advice.estimate.scenario.sequence_length:,}",
+        group_size=scenario.recompute_group_size,
+        rank=lora_rank(scenario),
+    )
+
+
+def _row(title: str, scenario: calc.Scenario, estimate: calc.Estimate, current: calc.Estimate) -> Row:
+    """What `scenario` needs, saves and costs against the `current` answer."""
+    saved = needed_bytes(current) - needed_bytes(estimate)
+    return {
+        "title": title,
+        "query": urlencode(query_pairs(scenario)),
+        "needed": needed_bytes(estimate),
+        "saved": saved if abs(saved) >= SMALLEST_SHOWN_BYTES else 0,
+        "flops_change": signed_percent(estimate.flops.total, current.flops.total),
+        "fits": estimate.memory.fits,
+    }
+
+
+def signed_percent(value: int, reference: int) -> str:
+    """The change from `reference` to `value`: `+28 %`; empty where it rounds to nothing."""
+    change = round(100 * (value - reference) / reference)
+    return f"{change:+d} %".replace("-", "\N{MINUS SIGN}") if change else ""
+
+
+def _trained(estimate: calc.Estimate, words: Words) -> str:
+    """`all weights`, `0.12 % of the weights`."""
+    parameters = estimate.parameters
+    if parameters.trainable == parameters.total:
+        return words["trains_all"]
+    return words["trains_share"].format(share=f"{100 * parameters.trainable / parameters.total:.2g} %")
+
+
+def bound(scenario: calc.Scenario, current: calc.Estimate, words: Words, **sought: Maximise | Minimise) -> Row:
+    """The largest or least that fits, as a change to `scenario`."""
+    solution = calc.solve(scenario, **sought)
+    field, value = solution.sought, solution.value
+    if value is None:
+        return {"text": words[f"bound_none.{field}"], "query": None}
+    changed = scenario.model_copy(update={field: value})
+    is_asked = value == getattr(current.scenario, field)
+    return {
+        "text": words[f"bound.{field}"].format(value=value if isinstance(value, str) else f"{value:,}"),
+        "query": None if is_asked else urlencode(query_pairs(changed)),
+    }
