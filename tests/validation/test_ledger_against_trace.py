@@ -18,6 +18,7 @@ from calc.scenario import (
     AdapterDType,
     AdapterKind,
     Attention,
+    Loss,
     Optimizer,
     Precision,
     Recompute,
@@ -167,6 +168,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         **draw(recomputations(config)),
         adapter=(adapter := draw(st.none() | adapters(linears, saved))),
         frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
+        loss=draw(st.sampled_from(Loss)),
+        hold_outputs=draw(st.booleans()),
     )
 
 
