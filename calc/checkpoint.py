@@ -40,7 +40,7 @@ def _saved(step: StepMemory) -> Iterator[tuple[Tensor, int, int]]:
     for sizes, tensors, count in step.persistent():
         for tensor in tensors:
             if tensor.kind in SAVED:
-                yield tensor, count, tensor.nbytes(sizes)
+                yield tensor, count, sizes[tensor.shape] * tensor.dtype.itemsize
 
 
 def _counts_on_host(step: StepMemory) -> int:

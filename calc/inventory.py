@@ -3,12 +3,11 @@
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 from .ledger import Dimension, Kind, Tensor
 from .memory import StepMemory
-from .sizes import Sizes, storage_bytes
+from .sizes import StorageClass, storage_class
 from .timeline import Phase, Surplus
 
 
@@ -26,6 +25,7 @@ class Description(NamedTuple):
     """What makes it, in which module of which library."""
     dimensions: tuple[tuple[str, Dimension], ...]
     """How each dimension is written, and what its size is found by."""
+    storage: StorageClass
 
 
 @dataclass(slots=True)
@@ -99,13 +99,31 @@ ALIVE = {
 
 def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
     """Every tensor that persists, is kept for backward, or is alive at the peak; the largest together first."""
-    origins = memory.step.origins
-    entries = [
-        _entry(tensor, size, each, library, origins.get(tensor.name))
-        for (tensor, size), each in _counted(memory).items()
-        if size and (each.total or each.at_peak)
-    ]
+    groups = list({id(run.sizes): run.sizes for run in memory.runs}.values())
+    entries = []
+    for description, group, total, at_peak in _counts(memory, library):
+        sizes = groups[group]
+        size = sizes[description.storage]
+        shape = tuple([(symbol, sizes[dimension]) for symbol, dimension in description.dimensions])
+        if size:
+            entries.append(TensorEntry(description, shape, size, total, at_peak))
+    if len(groups) > 1:
+        entries = _merged(entries)
+    for entry in entries:
+        entry.count = max(entry.count, entry.count_at_peak)
     return tuple(sorted(entries, key=lambda entry: -entry.bytes * entry.count))
+
+
+def _merged(entries: Iterable[TensorEntry]) -> list[TensorEntry]:
+    """Tensors that are equally large in layers of different sizes are one entry; one may be freed with the sizes of
+    another layer than made it."""
+    merged: dict[tuple[Description, int], TensorEntry] = {}
+    for entry in entries:
+        same = merged.setdefault((entry.description, entry.bytes), entry)
+        if same is not entry:
+            same.count += entry.count
+            same.count_at_peak += entry.count_at_peak
+    return [entry for entry in merged.values() if entry.count or entry.count_at_peak]
 
 
 def largest_at_peak(tensors: Iterable[TensorEntry], count: int = 10) -> list[TensorEntry]:
@@ -114,32 +132,46 @@ def largest_at_peak(tensors: Iterable[TensorEntry], count: int = 10) -> list[Ten
     return sorted(alive, key=lambda entry: -entry.bytes * entry.count_at_peak)[:count]
 
 
-class _Count(NamedTuple):
-    sizes: Sizes
-    total: int
-    at_peak: int
+Count = tuple[Description, int, int, int]
+"""What it is, which of the step's different sizes it has, how many persist or are kept, how many live at the peak."""
+
+_KNOWN: dict[tuple, list[Count]] = {}
+MOST_KNOWN = 512
 
 
-def _counted(memory: StepMemory) -> dict[tuple[Tensor, int], _Count]:
-    """By tensor and bytes: how many there are, and how many at the peak."""
+def _counts(memory: StepMemory, library: str) -> list[Count]:
+    """How many there are of each tensor follows from the ledger, its runs and the place of the peak, not from sizes: of
+    steps that differ in sizes alone it is counted once."""
+    group_of = {key: group for group, key in enumerate(dict.fromkeys(id(run.sizes) for run in memory.runs))}
+    timeline = memory.timeline
+    peak = timeline.peak
+    place = (timeline.spans.index(peak), peak.peak_part, peak.num_events_to_peak, len(timeline.spans))
+    runs = tuple((run.count, group_of[id(run.sizes)]) for run in memory.runs)
+    key = (memory.step, runs, place, memory.buffers, memory.inputs, library)
+    if key not in _KNOWN:
+        if len(_KNOWN) >= MOST_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[key] = list(_counted(memory, group_of, library))
+    return _KNOWN[key]
+
+
+def _counted(memory: StepMemory, group_of: dict[int, int], library: str) -> Iterator[Count]:
     persistent = list(memory.persistent())
     total = _by_sizes([*persistent, *_kept(memory)])
     at_peak = _by_sizes([*persistent, *memory.timeline.up_to_peak()])
-    counted: dict[tuple[Tensor, int], _Count] = {}
-    for key, (sizes, of_total) in total.items():
-        _, of_peak = at_peak[key]
+    for key, of_total in total.items():
+        of_peak = at_peak[key]
         for tensor in of_total | of_peak:
-            place = tensor, storage_bytes(tensor, sizes)
-            _, before, before_peak = counted.get(place, (sizes, 0, 0))
-            counted[place] = _Count(sizes, before + of_total[tensor], before_peak + of_peak[tensor])
-    return counted
+            if of_total[tensor] or of_peak[tensor]:
+                description = _described(tensor, library, memory.step.origins.get(tensor.name))
+                yield description, group_of[key], of_total[tensor], of_peak[tensor]
 
 
-def _by_sizes(surpluses: Iterable[Surplus]) -> dict[int, tuple[Sizes, defaultdict[Tensor, int]]]:
+def _by_sizes(surpluses: Iterable[Surplus]) -> dict[int, defaultdict[Tensor, int]]:
     """The tensors counted, apart for each set of sizes."""
-    sums: dict[int, tuple[Sizes, defaultdict[Tensor, int]]] = {}
+    sums: dict[int, defaultdict[Tensor, int]] = defaultdict(lambda: defaultdict(int))
     for sizes, surplus, times in surpluses:
-        _, counts = sums.setdefault(id(sizes), (sizes, defaultdict(int)))
+        counts = sums[id(sizes)]
         for tensor, count in surplus.items():
             counts[tensor] += count * times
     return sums
@@ -153,14 +185,6 @@ def _kept(memory: StepMemory) -> Iterator[Surplus]:
         yield span.stretch.sizes, span.stretch.program.net, span.stretch.count
 
 
-def _entry(tensor: Tensor, size: int, each: _Count, library: str, place: str | None) -> TensorEntry:
-    description = _described(tensor, library, place)
-    sizes, total, at_peak = each
-    shape = tuple([(symbol, sizes[dimension]) for symbol, dimension in description.dimensions])
-    return TensorEntry(description, shape, size, max(total, at_peak), at_peak)
-
-
-@lru_cache(maxsize=2**14)
 def _described(tensor: Tensor, library: str, place: str | None) -> Description:
     symbols = tuple(map(str, tensor.shape))
     return Description(
@@ -171,4 +195,5 @@ def _described(tensor: Tensor, library: str, place: str | None) -> Description:
         formula=f"{'·'.join(symbols) or '1'} × {tensor.dtype.itemsize} bytes",
         source=f"{library}, {place}" if place else library,
         dimensions=tuple(zip(symbols, tensor.shape, strict=True)),
+        storage=storage_class(tensor),
     )

@@ -52,7 +52,7 @@ class StepFacts:
     adapter: AdapterFacts | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Part:
     """A section with its events and everything else of it that is summed, each made when first asked for."""
 
@@ -128,7 +128,7 @@ class Part:
         return attention_products(self.section.rows[: len(self.section.rows) // self.section.num_layers])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """The parts of a step in the order of forward: embedding, layers, head."""
 

@@ -4,8 +4,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from calc import Adapter, Estimate, Scenario, estimate
+from calc import Adapter, Estimate, Scenario, estimate, inventory
 from calc.dtype import DType
 from calc.inventory import TensorEntry
 from calc.ledger import SYMBOLS, Kind
@@ -117,3 +119,23 @@ def test_one_entry() -> None:
         "source": entry.source,
     }
     assert entry.source.startswith("transformers 5.23.0, models/gpt2/modeling_gpt2.py")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    case=st.sampled_from(CASES),
+    batch=st.integers(1, 40),
+    length=st.integers(1, 64),
+    num_layers=st.integers(1, 6),
+    vocab_size=st.sampled_from((7, 333, 50_000)),
+    steps=st.sampled_from((1, 2, 5)),
+)
+def test_what_was_counted_for_other_sizes_holds(
+    case: dict[str, Any], batch: int, length: int, num_layers: int, vocab_size: int, steps: int
+) -> None:
+    model = case["model"] | {"n_layer": num_layers, "num_hidden_layers": num_layers, "vocab_size": vocab_size}
+    sizes = {"micro_batch_size": batch, "sequence_length": length, "gradient_accumulation_steps": steps}
+    asked = Scenario(**case | {"model": model} | sizes)
+    after_others = estimate(asked).tensors
+    inventory._KNOWN.clear()
+    assert estimate(asked).tensors == after_others
