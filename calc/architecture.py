@@ -78,7 +78,7 @@ class Architecture:
 
     def with_frozen_layers(self, num_frozen: int) -> "Architecture":
         """The same with the first `num_frozen` layers' weights not trained."""
-        return replace(self, layers=tuple(_frozen(self.layers, num_frozen)))
+        return replace(self, layers=tuple(_frozen(self.layers, num_frozen))) if num_frozen else self
 
 
 def _frozen(runs: tuple[tuple[Layer, int], ...], left: int) -> Iterator[tuple[Layer, int]]:

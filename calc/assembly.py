@@ -57,7 +57,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
         layers=tuple(
             tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer in unit) for unit, _ in sections
         ),
-        plan=replace(plan, adapter=None),
+        plan=replace(plan, adapter=None) if plan.adapter else plan,
         adapter=adapter_facts(plan.adapter, architecture, plan.numerics) if plan.adapter else None,
     )
     built = step(facts)
