@@ -46,6 +46,12 @@ def chunk_tokens(loss: Loss, num_tokens: int, vocab_size: int, hidden_size: int)
     return min(share, num_tokens)
 
 
+def larger_chunks(vocab_size: int, hidden_size: int, most_tokens: int) -> list[int]:
+    """The numbers of tokens from which on chunks are larger: the others of the step may then need less."""
+    expansion = -(-vocab_size // hidden_size)
+    return [(expansion << power) + 1 for power in range((most_tokens // expansion).bit_length())]
+
+
 def logits_dtype(dtype: DType) -> DType:
     """Of a chunk's logits in F.linear_cross_entropy, by the hidden states' type."""
     return DType.FP16 if dtype is DType.FP16 else DType.FP32

@@ -13,8 +13,9 @@ from .errors import ConfigError
 from .estimation import Estimate, Memory, estimate
 from .hardware import Gpu, gpus
 from .kernels import MASK_MULTIPLE, fewer_splits
+from .losses import larger_chunks
 from .model_source import load_config, load_model
-from .scenario import LARGEST_SIZE, Scenario, num_prompt_tokens
+from .scenario import LARGEST_SIZE, Loss, Scenario, num_prompt_tokens
 from .tradeoff import recompute_tradeoffs
 from .units import format_bytes, format_gib
 
@@ -237,15 +238,17 @@ def _growing(
 
     In each the step is the same operations on tensors that only grow; from one range to the next it may be others. One
     sequence, or one token, needs fewer copies than several; a kernel splits its work into fewer parts for more
-    sequences; one as long as a sliding window needs a mask, which some kernels pad to a multiple. More layers only add
+    sequences; one as long as a sliding window needs a mask, which some kernels pad to a multiple; a loss without
+    logits goes chunk by chunk, and just after the chunks have grown the second needs less. More layers only add
     tensors.
     """
     layers = [layer for layer, _ in architecture.layers]
     virtual = num_prompt_tokens(scenario.adapter)
     windows = {max(1, layer.sliding_window - virtual) for layer in layers if layer.sliding_window}
+    chunks = _sizes_of_larger_chunks(scenario, sought, architecture, trials)
     starts = {
-        Maximise.MICRO_BATCH_SIZE: lambda: {2}.union(*map(fewer_splits, layers)),
-        Maximise.SEQUENCE_LENGTH: lambda: {2, *windows},
+        Maximise.MICRO_BATCH_SIZE: lambda: {2, *chunks}.union(*map(fewer_splits, layers)),
+        Maximise.SEQUENCE_LENGTH: lambda: {2, *windows, *chunks},
         Maximise.ADAPTER_RANK: lambda: _ranks_of_other_states(trials[1]),
         Maximise.NUM_LAYERS: lambda: set[int](),
     }[sought]()
@@ -254,6 +257,22 @@ def _growing(
     if sought is Maximise.SEQUENCE_LENGTH and windows:
         return [sizes[start::MASK_MULTIPLE] for sizes in ranges for start in range(min(MASK_MULTIPLE, len(sizes)))]
     return ranges
+
+
+def _sizes_of_larger_chunks(
+    scenario: Scenario, sought: Maximise, architecture: Architecture, trials: Mapping[int, Estimate | ConfigError]
+) -> set[int]:
+    """The sizes from which on a loss without logits takes larger chunks."""
+    if scenario.loss is Loss.CROSS_ENTROPY or isinstance(smallest := trials[1], ConfigError):
+        return set()
+    virtual = num_prompt_tokens(scenario.adapter)
+    if sought is Maximise.MICRO_BATCH_SIZE:
+        tokens_each, tokens_before = (smallest.scenario.sequence_length or 0) + virtual, 0
+    else:
+        tokens_each, tokens_before = scenario.micro_batch_size, scenario.micro_batch_size * virtual
+    most = tokens_each * LARGEST_SIZE + tokens_before
+    tokens = larger_chunks(architecture.vocab_size, architecture.hidden_size, most)
+    return {max(1, -(-(each - tokens_before) // tokens_each)) for each in tokens}
 
 
 def _ranks_of_other_states(rank_one: Estimate | ConfigError) -> set[int]:

@@ -12,7 +12,7 @@ import calc
 from calc import ConfigError, Scenario, hardware
 from calc.model_source import load_config, load_model
 from calc.plan import SUPPORTED
-from calc.scenario import LARGEST_SIZE, Attention, Optimizer, Precision, Recompute
+from calc.scenario import LARGEST_SIZE, Attention, Loss, Optimizer, Precision, Recompute
 from calc.solution import Limit, Maximise, _growing, _largest, needed_bytes, with_num_layers
 from calc.tradeoff import recompute_tradeoffs
 
@@ -171,6 +171,22 @@ def test_in_a_range_of_batches_memory_never_falls_where_a_kernel_splits_its_work
     scenario = asked(model=model, precision="bf16", sequence_length=129, attention=attention)
     answers = all_answers(scenario, "micro_batch_size")
     for sizes in growing(scenario, "micro_batch_size"):
+        peaks = [answers[size].memory.peak_allocated_bytes for size in sizes[:LARGEST_TRIED] if size in answers]
+        assert peaks == sorted(peaks)
+
+
+@pytest.mark.parametrize("sought", ["micro_batch_size", "sequence_length"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-autocast"])
+@pytest.mark.parametrize("loss", [Loss.CHUNKED_CROSS_ENTROPY, Loss.FUSED_LINEAR_CROSS_ENTROPY])
+def test_in_a_range_memory_never_falls_where_chunks_grow(loss: Loss, precision: str, sought: str) -> None:
+    model = {**LLAMA, "vocab_size": 1000, "num_hidden_layers": 1, "tie_word_embeddings": True}
+    scenario = asked(
+        model=model, loss=loss, precision=precision, attention="eager", micro_batch_size=3, sequence_length=5
+    )
+    answers = all_answers(scenario, sought)
+    ranges = _growing(scenario, Maximise(sought), load_model(model), answers)
+    assert sorted(size for sizes in ranges for size in sizes[:LARGEST_TRIED] if size <= LARGEST_TRIED) == list(answers)
+    for sizes in ranges:
         peaks = [answers[size].memory.peak_allocated_bytes for size in sizes[:LARGEST_TRIED] if size in answers]
         assert peaks == sorted(peaks)
 
