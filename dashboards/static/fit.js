@@ -110,11 +110,17 @@ function prepareFigure(slot) {
 }
 
 function fillSlot(slot, html) {
-  const hadFocus = slot.contains(document.activeElement);
+  const focused = slot.contains(document.activeElement) ? document.activeElement : null;
   slot.innerHTML = html;
   slot.classList.add("fresh");
   prepareFigure(slot);
-  if (hadFocus) (slot.querySelector(".point.current") ?? document.getElementById("summary")).focus({ preventScroll: true });
+  if (focused) (sameIn(slot, focused) ?? document.getElementById("summary")).focus({ preventScroll: true });
+}
+
+function sameIn(slot, element) {
+  const name = element.hasAttribute("href") ? "href" : "class";
+  const alike = [...slot.querySelectorAll(element.localName)];
+  return alike.find((each) => each.getAttribute(name) === element.getAttribute(name));
 }
 
 function complain(problem) {

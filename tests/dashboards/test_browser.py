@@ -167,6 +167,22 @@ def test_ways_of_recomputation_are_walked_and_applied(page):
     expect(current).to_have_attribute("aria-label", re.compile("^selective: "))
 
 
+def test_focus_stays_where_it_was_when_the_answer_changes(page):
+    page.goto("/?model=gpt2&gpu=rtx-4090")
+    link = page.locator(".legend a").first
+    for focused in (link, page.locator(".plot"), page.locator("#table > summary")):
+        focused.focus()
+        before = verdict(page).inner_text()
+        page.evaluate(
+            "const size = document.getElementById('micro_batch_size');"
+            "size.value = Number(size.value) + 1;"
+            "size.dispatchEvent(new Event('input', {bubbles: true}));"
+        )
+        expect(verdict(page)).not_to_have_text(before)
+        expect(page.locator("#tradeoff.fresh")).to_have_count(1)
+        expect(focused).to_be_focused()
+
+
 def test_what_comes_later_does_not_hold_up_the_answer(page):
     """The slower stages wait; verdict and curve are there, what stood there before is dimmed until they come."""
     page.goto("/?model=gpt2&gpu=rtx-4090")
@@ -177,7 +193,7 @@ def test_what_comes_later_does_not_hold_up_the_answer(page):
     page.fill("#micro_batch_size", "4")
     expect(verdict(page)).not_to_have_text(shown)
     expect(page.locator("#answer")).to_have_class("late")
-    assert page.locator("#summary").evaluate("slot => getComputedStyle(slot).opacity") == "1"
+    expect(page.locator("#summary")).to_have_css("opacity", "1")
     expect(page.locator("#advice")).to_have_css("opacity", "0.55")
     page.route("**/answer/tradeoff*", lambda route: route.continue_())
     held[0].continue_()

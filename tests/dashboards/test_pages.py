@@ -90,7 +90,7 @@ def test_a_field_is_shown_with_the_values_that_read_it(client):
         fields = [attributes for _, attributes in Elements(client.get("/", params=query).text).found]
         boxes = [attributes for attributes in fields if attributes.get("data-when")]
         assert len(boxes) == len(READ_WITH)
-        return [(box["data-when"], box["data-is"]) for box in boxes if "hidden" in box]
+        return [(box["data-when"], str(box["data-is"])) for box in boxes if "hidden" in box]
 
     assert len(hidden(model="gpt2")) == len(READ_WITH)
     full = hidden(model="gpt2", recompute="full")

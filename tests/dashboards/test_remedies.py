@@ -4,6 +4,7 @@ import pytest
 
 import calc
 from calc.advice import Effect
+from calc.scenario import Attention
 from dashboards.address import scenario_from_query
 from dashboards.comparison import needed_bytes
 from dashboards.remedies import GENTLEST_FIRST, MOST_CHANGES, remedies_view
@@ -59,7 +60,7 @@ def test_no_advice_is_left_out_before_the_table_is_full(answered):
 
 
 def test_the_nearest_that_fits_is_the_gentlest_change_that_does():
-    scenario = calc.Scenario(model="gpt2", gpu="rtx-4090", micro_batch_size=16, attention="eager")
+    scenario = calc.Scenario(model="gpt2", gpu="rtx-4090", micro_batch_size=16, attention=Attention.EAGER)
     assert calc.estimate(scenario).memory.fits is False
     fitting = [each for each in calc.advise(scenario) if each.estimate.memory.fits]
     assert {each.effect for each in fitting} > {Effect.SAME}

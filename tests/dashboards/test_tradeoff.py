@@ -4,6 +4,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 import calc
+from calc.scenario import Recompute
 from dashboards.address import scenario_from_query
 from dashboards.labels import Mark, places, text_pixels
 from dashboards.tradeoff import flops_ticks, tradeoff_view, unbeaten, way_name
@@ -66,7 +67,7 @@ def test_ways_are_told_apart_by_their_names():
     assert names[0] == "none"
     assert {"selective", "full", "1 layer in 4", "groups of 5"} < set(names)
     assert len(names) == len(set(names))
-    both = calc.Scenario(model="gpt2", recompute="selective", recompute_interval=2)
+    both = calc.Scenario(model="gpt2", recompute=Recompute.SELECTIVE, recompute_interval=2)
     assert way_name(both, ENGLISH) == "selective, 1 layer in 2"
 
 
