@@ -41,6 +41,19 @@ class Shorter(Derived):
         return f"min({Derived(self.of)}, {Derived(self.columns)})"
 
 
+@dataclass(frozen=True, slots=True)
+class Blocks(Derived):
+    """Blocks of `per` elements, the last one as full as may be."""
+
+    per: int
+
+    def size(self, sizes: Mapping[Any, int]) -> int:
+        return -(-self._numel(sizes) // self.per)
+
+    def __str__(self) -> str:
+        return f"⌈{Derived(self.of)} / {self.per}⌉"
+
+
 SMALLEST_8BIT = 4096
 """min_8bit_size: tensors of fewer elements keep fp32 states."""
 QUANTISATION_BLOCK = 256

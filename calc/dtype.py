@@ -1,6 +1,7 @@
 """Element types and their sizes."""
 
 from enum import Enum
+from fractions import Fraction
 
 
 class DType(Enum):
@@ -12,7 +13,8 @@ class DType(Enum):
     INT64 = "int64", 8
     BOOL = "bool", 1
     UINT8 = "uint8", 1
+    FOUR_BIT = "4-bit", Fraction(1, 2)
 
-    def __init__(self, label: str, itemsize: int) -> None:
+    def __init__(self, label: str, itemsize: int | Fraction) -> None:
         self.label = label
         self.itemsize = itemsize

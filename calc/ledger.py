@@ -238,6 +238,11 @@ class Section:
         modules = self.modules or list(dict.fromkeys(tensor.name.rpartition(".")[0] for tensor in found))
         return sorted(found.items(), key=lambda item: _registered(item[0].name, modules))
 
+    def buffers(self) -> list[Tensor]:
+        """What else one part owns: the scales of quantised weights, each once."""
+        reads = (tensor for row in self.rows for tensor in row.reads)
+        return list(dict.fromkeys(tensor for tensor in reads if tensor.kind is Kind.BUFFERS))
+
 
 def _registered(name: str, modules: Sequence[str]) -> tuple[int, bool]:
     """Where a parameter stands among others: by its module, the weight before the bias."""

@@ -21,6 +21,9 @@ HIDDEN_STATES = "hidden_states"
 NEXT = "next "
 """Before the name of a section's output: what the next part calls its input."""
 
+OWNED = frozenset({Kind.PARAMETERS, Kind.BUFFERS})
+"""What the model owns, whoever reads it."""
+
 Event = tuple[Tensor, bool]
 """A tensor, and whether it is allocated (True) or freed."""
 
@@ -184,7 +187,7 @@ class _Builder:
     def _region_inputs(self, region: Region) -> set[Tensor]:
         rows = self.section.rows[region.start : region.stop]
         written = {tensor for row in rows for tensor in row.writes}
-        read = {self._storage(tensor) for row in rows for tensor in row.reads if tensor.kind is not Kind.PARAMETERS}
+        read = {self._storage(tensor) for row in rows for tensor in row.reads if tensor.kind not in OWNED}
         return read - written
 
     def _saving_rows(self, region: Region) -> list[int]:

@@ -7,7 +7,7 @@ from .architecture import Architecture, Wiring
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
-from .scenario import Attention, Implementation, Loss, Optimizer, Recompute
+from .scenario import QUANTISED, Attention, Implementation, Loss, Optimizer, Recompute
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -81,6 +81,12 @@ def _of_plan(plan: Plan) -> Iterator[str]:
         yield (
             f"precision = {plan.precision} is a textbook recipe ({plan.recipe.source}); "
             "assumed, no framework's step was traced for it."
+        )
+    if plan.adapter is not None and plan.adapter.kind in QUANTISED:
+        yield (
+            "The 4-bit base is derived from the source of bitsandbytes 0.50.2 (MatMul4Bit, QuantState) and traced only "
+            "against an emulation written after it; assumed, not measured. Every product is taken to write its weight "
+            "out; for 1536 tokens and fewer some GPUs have kernels that do not."
         )
     if plan.implementation is Implementation.MEGATRON:
         yield "implementation = megatron is the paper's count; assumed, its code was not traced."

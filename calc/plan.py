@@ -13,6 +13,7 @@ from .operators import Numerics
 from .recipes import RECIPES, Recipe
 from .scenario import (
     ADAPTER_FIELDS,
+    QUANTISED,
     Adapter,
     Attention,
     Implementation,
@@ -152,6 +153,20 @@ def _refuse_what_comes_later(scenario: Scenario) -> None:
             raise ConfigError(f"parallel.{field}", getattr(scenario.parallel, field), "is not supported yet")
     if scenario.adapter is not None:
         _refuse_unread_fields(scenario.adapter)
+        if scenario.adapter.kind in QUANTISED:
+            _check_quantised(scenario)
+
+
+def _check_quantised(scenario: Scenario) -> None:
+    if NUMERICS[scenario.precision].autocast:
+        raise ConfigError(
+            "precision",
+            scenario.precision.value,
+            "should be bf16, fp16 or fp32 with adapter.kind = qlora: under autocast a 4-bit linear gives its input's "
+            "type, which is not supported yet",
+        )
+    if scenario.weight_ema:
+        raise ConfigError("weight_ema", True, "should be false with a 4-bit base, which has no average")
 
 
 def _refuse_unread_fields(adapter: Adapter) -> None:

@@ -17,6 +17,7 @@ and what a third step might still reserve.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from math import ceil
 
 from .allocator import Allocator, Block
 from .ledger import Kind, Tensor
@@ -159,7 +160,7 @@ def _persistent(step: StepMemory, kind: Kind) -> Iterator[int]:
 
 
 def _nbytes(tensor: Tensor, sizes: Sizes) -> int:
-    return sizes[tensor.shape] * tensor.dtype.itemsize
+    return ceil(sizes[tensor.shape] * tensor.dtype.itemsize)
 
 
 def _first_product(program: Program, parts: Iterable[Part]) -> int | None:

@@ -124,9 +124,13 @@ def _listed(names: object) -> object:
 PROMPTED = frozenset({AdapterKind.PROMPT_TUNING, AdapterKind.P_TUNING})
 """Their virtual tokens stand before the text."""
 
+QUANTISED = frozenset({AdapterKind.QLORA})
+"""Their base's weights are in 4 bits."""
+
 LORA_FIELDS = frozenset({"rank", "alpha", "dropout", "target_modules", "modules_to_save", "dtype"})
 ADAPTER_FIELDS = {
     AdapterKind.LORA: LORA_FIELDS | {"use_dora"},
+    AdapterKind.QLORA: LORA_FIELDS | {"bnb_4bit_use_double_quant"},
     AdapterKind.PROMPT_TUNING: frozenset({"num_virtual_tokens"}),
     AdapterKind.P_TUNING: frozenset({"num_virtual_tokens", "encoder_hidden_size"}),
     AdapterKind.IA3: frozenset({"target_modules", "feedforward_modules", "modules_to_save", "dtype"}),
@@ -154,6 +158,9 @@ class Adapter(Question):
     """Names of modules of which a copy is trained as a whole: embeddings, head, norms."""
     use_dora: Annotated[bool, Field(strict=True)] = False
     """DoRA: the direction by LoRA, and a trained magnitude per output."""
+    bnb_4bit_use_double_quant: Annotated[bool, Field(strict=True)] = True
+    """QLoRA: the scales of the 4-bit weights are quantised too, as in the paper; transformers' own default is false.
+    NF4 and FP4 are of one size."""
     num_virtual_tokens: Size = 20
     """Trained tokens before the text. PEFT has no default; its documentation's examples take 20."""
     encoder_hidden_size: Size | None = None

@@ -1,5 +1,6 @@
 """What the ledger's symbols stand for in one step."""
 
+from fractions import Fraction
 from math import prod
 from typing import Any
 
@@ -9,7 +10,7 @@ from .ledger import Shape, Tensor
 ALLOCATION_UNIT_BYTES = 512
 """CUDACachingAllocator's kMinBlockSize: every storage is rounded up to it (c10/cuda/CUDACachingAllocator.cpp)."""
 
-StorageClass = tuple[Shape, int]
+StorageClass = tuple[Shape, int | Fraction]
 """A shape and the size of an element in bytes: all that a storage's size depends on."""
 
 

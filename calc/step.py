@@ -281,7 +281,10 @@ def _parts(sections: list[Section], contexts: list[Context], facts: StepFacts) -
                 context=context,
                 in_layer=in_layer,
                 parameters=parameters,
-                persistent=tuple(_persistent((tensor for tensor, _ in parameters), facts.plan, in_layer=in_layer)),
+                persistent=(
+                    *_persistent((tensor for tensor, _ in parameters), facts.plan, in_layer=in_layer),
+                    *section.buffers(),
+                ),
             )
         yield known[id(section), context]
 

@@ -47,6 +47,7 @@ ADAPTER: dict[str, Any] = {
     "feedforward_modules": None,
     "modules_to_save": None,
     "use_dora": False,
+    "bnb_4bit_use_double_quant": True,
     "num_virtual_tokens": 20,
     "encoder_hidden_size": None,
     "dtype": "fp32",

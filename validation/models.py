@@ -26,6 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from validation.emulated_4bit import quantise
 from validation.losses import LOSSES, with_loss
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def build_job(
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
     """Numbers of parameters, tied ones once."""
-    total = sum(p.numel() for p in model.parameters())
+    # Two weights to a byte, as PEFT counts them (PeftModel.get_nb_trainable_parameters).
+    total = sum(p.numel() * (2 if p.dtype is torch.uint8 else 1) for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"total": total, "trainable": trainable, "frozen": total - trainable}
 
@@ -202,8 +204,13 @@ def freeze(model: Any, num_layers: int) -> None:
 
 
 def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:
+    if adapter.kind == "qlora" and model.device.type != "cpu":
+        raise CannotRun("adapter.kind", adapter.kind, [kind for kind in PEFT_CONFIGS if kind != "qlora"])
     config = supported("adapter.kind", adapter.kind, PEFT_CONFIGS)(adapter, model.config.model_type)
-    return peft.get_peft_model(model, config, autocast_adapter_dtype=adapter.dtype == "fp32")
+    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=adapter.dtype == "fp32")
+    if adapter.kind == "qlora":
+        quantise(adapted, adapter.bnb_4bit_use_double_quant)
+    return adapted
 
 
 def tuned_modules(adapter: Adapter, model_type: str) -> dict[str, Any]:
@@ -249,6 +256,7 @@ def p_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
 
 PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {
     "lora": lora,
+    "qlora": lora,
     "ia3": ia3,
     "prompt-tuning": prompt_tuning,
     "p-tuning": p_tuning,

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from calc.ledger import Row, Section
 from calc.operators import Numerics
-from calc.scenario import PROMPTED, AdapterKind
+from calc.scenario import PROMPTED, QUANTISED, AdapterKind
 
 from .facts import OUTPUT_LAYER, AdapterFacts, adapter_facts, check_modules
 from .freezing import frozen, frozen_section, with_frozen
@@ -14,6 +14,7 @@ from .ia3 import with_ia3
 from .lora import with_lora
 from .modules import LinearModule, is_linear, linear_module
 from .prompts import TEXT_IDS, with_prompts
+from .quantised import is_quantised, quantised, with_qlora
 
 __all__ = [
     "OUTPUT_LAYER",
@@ -29,6 +30,7 @@ __all__ = [
 
 ADAPTERS: dict[AdapterKind, Callable[[LinearModule, AdapterFacts, Numerics], Iterable[Row]]] = {
     AdapterKind.LORA: with_lora,
+    AdapterKind.QLORA: with_qlora,
     AdapterKind.IA3: with_ia3,
 }
 
@@ -40,7 +42,14 @@ def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
     rows: list[Row] = []
     for module, group in groupby(frozen(section.rows, facts.saves), key=lambda row: row.module):
         module_rows = list(group)
-        if any(map(is_linear, module_rows)) and facts.targets(module):
-            module_rows = list(ADAPTERS[facts.kind](linear_module(module_rows), facts, numerics))
+        linear = any(map(is_linear, module_rows))
+        adapted = ADAPTERS[facts.kind]
+        if linear and facts.kind in QUANTISED:
+            if is_quantised(module):
+                module_rows = quantised(linear_module(module_rows), facts)
+            else:
+                adapted = with_lora
+        if linear and facts.targets(module):
+            module_rows = list(adapted(linear_module(module_rows), facts, numerics))
         rows += module_rows
     return replace(section, rows=tuple(rows))

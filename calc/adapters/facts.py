@@ -8,7 +8,7 @@ from calc.dtype import DType
 from calc.errors import ConfigError
 from calc.ledger import Section
 from calc.operators import Numerics
-from calc.scenario import ALL_LINEAR, PROMPTED, Adapter, AdapterDType, AdapterKind
+from calc.scenario import ALL_LINEAR, PROMPTED, QUANTISED, Adapter, AdapterDType, AdapterKind
 
 from .freezing import module_of
 from .modules import is_linear
@@ -40,6 +40,7 @@ class AdapterFacts:
     dora_differentiates_weights: bool
     """The base weights have a gradient in DoRA's norms, which is not used."""
     dtype: DType
+    double_quantisation: bool
 
     def feeds_forward(self, module: str) -> bool:
         """Whether IA³ scales the input of `module`."""
@@ -77,6 +78,7 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
         dora=adapter.use_dora,
         dora_differentiates_weights=turns_parameters,
         dtype=dtype,
+        double_quantisation=adapter.bnb_4bit_use_double_quant,
     )
 
 
@@ -118,6 +120,8 @@ def check_modules(sections: Iterable[Section], facts: AdapterFacts) -> None:
     modules = {module_of(tensor, row) for row in rows for tensor in row.reads} - {""}
     for name in facts.modules_to_save:
         _check_saved(name, modules, {module for module in linears if facts.targets(module)})
+        if facts.kind in QUANTISED and any(module.endswith(name) and module != OUTPUT_LAYER for module in linears):
+            raise ConfigError("adapter.modules_to_save", name, "names a linear in 4 bits, which cannot be trained")
 
 
 def _check_saved(name: str, modules: set[str], targets: set[str]) -> None:

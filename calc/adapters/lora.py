@@ -31,7 +31,7 @@ def _branch(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> I
     if facts.dropout:
         dropped = like(branch_input, f"{adapted.name}.lora_dropout output")
         yield dropout(branch_input, dropped)
-    rows, outer = (_dora if facts.dora else _lora)(adapted, dropped, facts, types)
+    rows, outer = _dora(adapted, dropped, facts, types) if facts.dora else lora_branch(adapted, dropped, types)
     yield from rows
     result = adapted.result
     total = like(result, f"{result.name} before its cast", dtype=wider(result.dtype, outer.dtype))
@@ -43,7 +43,7 @@ def _branch(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> I
     yield frame(x, branch_input)
 
 
-def _lora(adapted: LinearModule, x: Tensor, facts: AdapterFacts, types: Numerics) -> tuple[list[Row], Tensor]:
+def lora_branch(adapted: LinearModule, x: Tensor, types: Numerics) -> tuple[list[Row], Tensor]:
     """B(A(x))·scaling."""
     name = adapted.name
     inner = Tensor(f"{name}.lora_A output", (*TOKENS, *RANK), types.compute)

@@ -15,6 +15,7 @@ from calc.plan import SUPPORTED
 from calc.scenario import (
     ADAPTER_FIELDS,
     PROMPTED,
+    QUANTISED,
     AdapterDType,
     AdapterKind,
     Attention,
@@ -125,10 +126,12 @@ def adapters(draw: st.DrawFn, linears: tuple[str, ...], saved: tuple[str, ...]) 
     if kind is AdapterKind.IA3:
         inputs = st.none() if targets in {None, ("all-linear",)} else st.none() | subsets(targets)
         return Adapter(kind=kind, feedforward_modules=draw(inputs), **common)
-    use_dora = draw(st.booleans())
+    if kind is AdapterKind.QLORA:
+        common["bnb_4bit_use_double_quant"] = draw(st.booleans())
+    use_dora = kind is AdapterKind.LORA and draw(st.booleans())
     refused = use_dora and linears is GPT2_LINEARS  # in some types
     dropout = 0.0 if refused else draw(st.sampled_from((0.0, 0.1)))
-    return Adapter(rank=draw(st.integers(1, 9)), dropout=dropout, use_dora=use_dora, **common)
+    return Adapter(kind=kind, rank=draw(st.integers(1, 9)), dropout=dropout, use_dora=use_dora, **common)
 
 
 def subsets(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
@@ -151,22 +154,23 @@ def recomputations(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     config = draw(gpt2_configs() | llama_like_configs())
-    precision = draw(st.sampled_from(PRECISIONS))
     is_gpt2, num_layers = config["model_type"] == "gpt2", config.get("n_layer") or config["num_hidden_layers"]
     linears, saved = (GPT2_LINEARS, GPT2_SAVED) if is_gpt2 else (LLAMA_LINEARS, LLAMA_SAVED)
+    adapter = draw(st.none() | adapters(linears, saved))
+    is_quantised = adapter is not None and adapter.kind in QUANTISED
     return Scenario(
         model=config,
         micro_batch_size=draw(st.integers(1, 5)),
         sequence_length=draw(st.integers(1, 128)),
         gradient_accumulation_steps=draw(st.sampled_from((1, 1, 2))),
-        precision=precision,
+        precision=draw(st.sampled_from(PRECISIONS[:3] if is_quantised else PRECISIONS)),
         optimizer=draw(st.sampled_from(OPTIMIZERS)),
         max_grad_norm=draw(st.sampled_from((None, None, 1.0))),
         zero_grad_set_to_none=draw(st.sampled_from((True, True, False))),
-        weight_ema=draw(st.sampled_from((False, False, True))),
+        weight_ema=draw(st.sampled_from((False, False, not is_quantised))),
         attention=draw(st.sampled_from(sorted(SUPPORTED["attention"]))),
         **draw(recomputations(config)),
-        adapter=(adapter := draw(st.none() | adapters(linears, saved))),
+        adapter=adapter,
         frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
         loss=draw(st.sampled_from(Loss)),
         hold_outputs=draw(st.booleans()),
