@@ -8,14 +8,13 @@ from .attention import HEADS, KEY_VALUE_HEADS, AttentionCore, eager_attention
 from .dtype import DType
 from .ledger import Component, Kind, Row, Section, Tensor
 from .lifetimes import NEXT
-from .losses import LinearLoss, linear_loss
+from .losses import LinearLoss, cross_entropy, linear_loss
 from .operators import (
     CORE_MODULE,
     POSITION_IDS,
     TOKENS,
     Numerics,
     activation,
-    cross_entropy,
     embedding,
     layer_norm,
     linear,

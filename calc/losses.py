@@ -1,7 +1,7 @@
-"""Head and loss in one call, without logits: chunk by chunk, its gradients made in forward.
+"""The loss: from logits, or head and loss in one call, chunk by chunk, with their gradients made in forward.
 
-A chunk's logits overwrite those of the chunk before, so only the first two chunks are rows: the first makes the
-buffers, the second finds what is left of the first; later ones are like the second, or shorter.
+Of such a call only the first two chunks are rows, because a chunk's logits overwrite those of the chunk before: the
+first makes the buffers, the second finds what is left of the first; later ones are like the second, or shorter.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from .dtype import DType
 from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .operators import TOKENS, Numerics, autocast_weight, stamped
-from .primitives import frame, like
+from .primitives import cast, frame, like, softmax
 from .scenario import Loss
 
 CHUNKS: dict[str, Shape] = {"first": ("C",), "second": ("C2",)}
@@ -61,6 +61,35 @@ def lends_nothing(vocab_size: int, hidden_size: int, dtype: DType) -> bool:
     """A chunk's logits have fewer bytes than its hidden states (_ChunkContext.mul, weight_grad_uses_logits_buf_temp
     in its build)."""
     return vocab_size * logits_dtype(dtype).itemsize < hidden_size * dtype.itemsize
+
+
+def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Tensor]:
+    """ForCausalLMLoss: fp32 logits, labels shifted by padding, log-softmax, negative log-likelihood; ends with the
+    mean loss."""
+    rows: list[Row] = []
+    values = logits
+    if logits.dtype is not DType.FP32:
+        values = like(logits, "logits in fp32", dtype=DType.FP32)
+        rows.append(cast(logits, values))
+    padded = Tensor("labels padded", ("B", "S+1"), DType.INT64)
+    target = Tensor("target", TOKENS, DType.INT64)
+    log_probabilities = like(values, "log probabilities")
+    loss, weight = (Tensor(name, (), DType.FP32) for name in ("loss", "number of targets"))
+    rows += [
+        Row(name="pad", reads=(), writes=(padded,)),
+        # The shifted labels of one sequence lie side by side already: no copy is made.
+        Row(name="shift", reads=(padded,), writes=(target,), is_view=one_sequence),
+        softmax(values, log_probabilities, name="log_softmax"),
+        Row(
+            name="nll_loss",
+            reads=(log_probabilities, target),
+            writes=(loss, weight),
+            gradients=(Gradient(of=log_probabilities),),
+            saves=(log_probabilities, target, weight),
+        ),
+        frame(values, padded),
+    ]
+    return stamped(rows, Component.LOSS, "loss_function"), loss
 
 
 def linear_loss(x: Tensor, weight: Tensor, facts: LinearLoss, numerics: Numerics) -> tuple[list[Row], Tensor]:

@@ -17,7 +17,6 @@ from .primitives import (
     power,
     scale,
     shift,
-    softmax,
     unary,
     wider,
 )
@@ -224,32 +223,3 @@ def embedding(weight: Tensor, indices: Tensor, out: Tensor) -> Row:
     return Row(
         name="embedding", reads=(weight, indices), writes=(out,), gradients=(Gradient(of=weight),), saves=(indices,)
     )
-
-
-def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Tensor]:
-    """ForCausalLMLoss: fp32 logits, labels shifted by padding, log-softmax, negative log-likelihood; ends with the
-    mean loss."""
-    rows: list[Row] = []
-    values = logits
-    if logits.dtype is not DType.FP32:
-        values = like(logits, "logits in fp32", dtype=DType.FP32)
-        rows.append(cast(logits, values))
-    padded = Tensor("labels padded", ("B", "S+1"), DType.INT64)
-    target = Tensor("target", TOKENS, DType.INT64)
-    log_probabilities = like(values, "log probabilities")
-    loss, weight = (Tensor(name, (), DType.FP32) for name in ("loss", "number of targets"))
-    rows += [
-        Row(name="pad", reads=(), writes=(padded,)),
-        # The shifted labels of one sequence lie side by side already: no copy is made.
-        Row(name="shift", reads=(padded,), writes=(target,), is_view=one_sequence),
-        softmax(values, log_probabilities, name="log_softmax"),
-        Row(
-            name="nll_loss",
-            reads=(log_probabilities, target),
-            writes=(loss, weight),
-            gradients=(Gradient(of=log_probabilities),),
-            saves=(log_probabilities, target, weight),
-        ),
-        frame(values, padded),
-    ]
-    return stamped(rows, Component.LOSS, "loss_function"), loss

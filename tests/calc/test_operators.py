@@ -11,11 +11,11 @@ from calc.architecture import Activation
 from calc.attention import HEADS
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Tensor, requires_gradient, saved_for_backward
+from calc.losses import cross_entropy
 from calc.operators import (
     Numerics,
     activation,
     autocast_weight,
-    cross_entropy,
     layer_norm,
     linear,
     parameter,
