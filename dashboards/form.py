@@ -29,6 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "hold_outputs": YES_OR_NO,
     "implementation": tuple(Implementation),
     "adapter.use_dora": YES_OR_NO,
+    "adapter.bnb_4bit_use_double_quant": ("true", "false"),
     "adapter.dtype": tuple(AdapterDType),
 }
 """The values of each field, the default first."""
