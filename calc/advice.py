@@ -155,6 +155,7 @@ CHANGES: Mapping[str, tuple[Effect, Callable[[Scenario, Estimate], Iterator[Chan
     "fused-optimizer": (Effect.SAME, _set("optimizer", Optimizer.ADAMW_FUSED)),
     "chunked-loss": (Effect.SAME, _set("loss", Loss.CHUNKED_CROSS_ENTROPY)),
     "fused-loss": (Effect.SAME, _set("loss", Loss.FUSED_LINEAR_CROSS_ENTROPY)),
+    "liger-kernels": (Effect.ROUNDING, _set("use_liger_kernel", True)),
     "half-weights": (Effect.ROUNDING, _half_weights),
     "8-bit-optimizer": (Effect.ROUNDING, _set("optimizer", Optimizer.ADAMW_8BIT)),
     "paged-optimizer": (Effect.ROUNDING, _set("optimizer", Optimizer.PAGED_ADAMW_8BIT)),

@@ -163,6 +163,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
         embedding_dropout=architecture.dropouts.embedding > 0,
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
+        liger=plan.use_liger_kernel,
         frozen_embedding=plan.frozen_layers > 0,
         linear_loss=_linear_loss(architecture, workload, plan),
     )
@@ -199,6 +200,7 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         residual_dropout=dropouts.residual > 0,
         sliding=layer.sliding_window is not None,
         frozen=layer.frozen,
+        liger=plan.use_liger_kernel,
         core=_core(layer, dropouts, workload, plan),
     )
 

@@ -8,6 +8,7 @@ from .attention import HEADS, KEY_VALUE_HEADS, AttentionCore, eager_attention
 from .dtype import DType
 from .ledger import Component, Kind, Row, Section, Tensor
 from .lifetimes import NEXT
+from .liger import liger_rms_norm, liger_rotary, liger_silu_mul
 from .losses import LinearLoss, cross_entropy, linear_loss
 from .operators import (
     CORE_MODULE,
@@ -42,6 +43,8 @@ class LayerFacts:
     sliding: bool
     """Its mask is the sliding window's."""
     frozen: bool
+    liger: bool
+    """Its norms, MLP and rotary positions are Liger's."""
     core: AttentionCore
 
 
@@ -60,6 +63,8 @@ class ModelFacts:
     one_sequence: bool
     tied_embeddings: bool
     frozen_embedding: bool
+    liger: bool
+    """The final norm is Liger's."""
     linear_loss: LinearLoss | None = None
     """Head and loss in one call; None: logits and their cross-entropy."""
 
@@ -235,21 +240,11 @@ def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         hidden_states(numerics, "hidden_states after attention"),
         hidden_states(numerics, f"{NEXT}hidden_states"),
     )
-    norm_1, normed = rms_norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
+    norm = liger_rms_norm if facts.liger else rms_norm
+    norm_1, normed = norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
     attention, attended, held = _llama_attention(normed, facts, numerics)
-    norm_2, normed_2 = rms_norm("post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics)
-    gate, up, product = (
-        Tensor(f"{name} output", ("B", "S", "F"), numerics.compute) for name in ("gate_proj", "up_proj", "gated")
-    )
-    act, activated = activation(facts.activation, gate, "activation output", numerics)
-    down = Tensor("down_proj output", ("B", "S", "H"), numerics.compute)
-    mlp = [
-        *linear("mlp.gate_proj", normed_2, gate, ("H",), ("F",), numerics, bias=facts.mlp_bias),
-        *act,
-        *linear("mlp.up_proj", normed_2, up, ("H",), ("F",), numerics, bias=facts.mlp_bias),
-        multiply(activated, up, product),
-        *linear("mlp.down_proj", product, down, ("F",), ("H",), numerics, bias=facts.mlp_bias),
-    ]
+    norm_2, normed_2 = norm("post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics)
+    mlp, down = _gated_mlp(normed_2, facts, numerics)
     rows = [
         *norm_1,
         *stamped(attention, Component.ATTENTION, "self_attn"),
@@ -262,6 +257,23 @@ def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         frame(x, middle, *held),
     ]
     return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=LLAMA_MODULES)
+
+
+def _gated_mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """LlamaMLP.forward: down(act(gate(x)) · up(x))."""
+    gate, up, product = (
+        Tensor(f"{name} output", ("B", "S", "F"), numerics.compute) for name in ("gate_proj", "up_proj", "gated")
+    )
+    act, activated = activation(facts.activation, gate, "activation output", numerics)
+    down = Tensor("down_proj output", ("B", "S", "H"), numerics.compute)
+    rows = [
+        *linear("mlp.gate_proj", x, gate, ("H",), ("F",), numerics, bias=facts.mlp_bias),
+        *([] if facts.liger else act),
+        *linear("mlp.up_proj", x, up, ("H",), ("F",), numerics, bias=facts.mlp_bias),
+        liger_silu_mul(gate, up, product) if facts.liger else multiply(activated, up, product),
+        *linear("mlp.down_proj", product, down, ("F",), ("H",), numerics, bias=facts.mlp_bias),
+    ]
+    return rows, down
 
 
 LLAMA_MODULES = (
@@ -286,21 +298,25 @@ def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[
         flat, head = Tensor(f"{name}_proj output", shape, numerics.compute), Tensor(name, shape, numerics.compute)
         rows += linear(f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=facts.query_key_value_bias)
         if facts.query_key_norm and name != "v":
-            norm_rows, flat = rms_norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", ("D",), numerics)
+            norm = liger_rms_norm if facts.liger else rms_norm
+            norm_rows, flat = norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", ("D",), numerics)
             rows += norm_rows
             head = like(flat, name)
-        by_head = name != "v" or core.gradients_by_head  # those of q and k come from rotary positions
+        by_head = core.gradients_by_head if name == "v" else not facts.liger  # q's and k's come from rotary positions
         rows.append(view(flat, head, copies_gradient=by_head and not one_head))
         heads.append(head)
     q, k, v = heads
     cos, sin = rotary_tables(numerics)
-    rows_q, turned_q = rotary("q", q, cos, sin)
-    rows_k, turned_k = rotary("k", k, cos, sin)
+    if facts.liger:
+        turning, turned_q, turned_k = liger_rotary(q, k, cos, sin, core)
+    else:
+        turning_q, turned_q = rotary("q", q, cos, sin)
+        turning_k, turned_k = rotary("k", k, cos, sin)
+        turning = [*turning_q, *turning_k]
     core_rows, out, held = _attention(turned_q, turned_k, v, facts, numerics)
     projected = Tensor("o_proj output", ("B", "S", "H"), numerics.compute)
     rows += [
-        *rows_q,
-        *rows_k,
+        *turning,
         frame(q, k),
         *core_rows,
         *linear("self_attn.o_proj", out, projected, ("N", "D"), ("H",), numerics, bias=facts.output_bias),
@@ -318,7 +334,8 @@ def head(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> 
     if facts.wiring is not Wiring.LLAMA:
         norm, normed = layer_norm("ln_f", x, "ln_f output", numerics)
     else:
-        norm, normed = rms_norm("norm", x, "norm output", ("H",), numerics)
+        rms = liger_rms_norm if facts.liger else rms_norm
+        norm, normed = rms("norm", x, "norm output", ("H",), numerics)
     if facts.linear_loss is not None:
         loss_rows, loss = linear_loss(normed, weight, facts.linear_loss, numerics)
         return Section(name="head", rows=(*norm, frame(x, *outside), *loss_rows), input=x, output=loss)

@@ -221,6 +221,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         zero_grad_set_to_none=plan.zero_grad_set_to_none,
         weight_ema=plan.weight_ema,
         frozen_layers=plan.frozen_layers,
+        use_liger_kernel=plan.use_liger_kernel,
     )
     return _answer(scenario, architecture, workload, plan, gpu)
 

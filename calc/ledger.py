@@ -142,6 +142,8 @@ class Gradient:
     products: tuple[Product, ...] = ()
     passes: bool = False
     """Hands on the storage of the output's gradient (additions, views)."""
+    output: int = 0
+    """Which of the tensors the row writes it hands on the gradient of."""
     viewed: bool = False
     """Arrives as a view whose base autograd keeps, so that a second gradient cannot be added to it in place."""
     in_forward: bool = False
@@ -177,6 +179,10 @@ class Row:
     """Gradients made in forward are kept as saved tensors, not as attributes of the node."""
     is_view: bool = False
     """What it writes shares the storage of the first tensor it reads."""
+    in_place: bool = False
+    """What it writes are views of what it reads, one by one."""
+    overwrites_saved: bool = False
+    """Backward writes its gradients over what was saved."""
     elementwise_flops: int = 0
     """Per element of the first tensor it writes, or of `elementwise_shape`."""
     elementwise_shape: Shape = ()

@@ -10,7 +10,7 @@ stop), when the first of its
 nodes asks for one (torch/utils/checkpoint.py, use_reentrant=False).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from .ledger import Gradient, Kind, Region, Row, Section, Tensor, requires_gradient, saved_for_backward
@@ -312,9 +312,11 @@ class _Builder:
 
     def _node(self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool) -> None:
         """Run one autograd node."""
-        received = [buffers.pop(tensor).storage for tensor in row.writes if tensor in buffers]
-        if not received:
+        received = {index: buffers.pop(tensor).storage for index, tensor in enumerate(row.writes) if tensor in buffers}
+        if row.overwrites_saved or not received:
             self._free(saved)
+            saved = ()
+        if not received:
             return
         wanted = [gradient for gradient in row.gradients if gradient.of in self.required]
         made = [self._gradient(gradient, received) for gradient in wanted]
@@ -326,7 +328,7 @@ class _Builder:
             if gradient.unreduced is not None:
                 self._allocate([gradient_of(gradient.of)])
                 self._free([gradient.unreduced])
-        for storage in received:
+        for storage in received.values():
             self._release(storage)
         if not checkpointed:
             self._free(saved)
@@ -337,10 +339,10 @@ class _Builder:
             else:
                 buffers[gradient.of] = self._meet(buffers.get(gradient.of), pending)
 
-    def _gradient(self, gradient: Gradient, received: list[_Storage]) -> _Storage:
+    def _gradient(self, gradient: Gradient, received: Mapping[int, _Storage]) -> _Storage:
         if gradient.passes:
-            received[0].holders += 1
-            return received[0]
+            received[gradient.output].holders += 1
+            return received[gradient.output]
         if gradient.in_forward:
             return _Storage(made_in_forward(gradient.of))
         storage = _Storage(gradient_of(gradient.of))
@@ -407,9 +409,10 @@ def made_in_forward(tensor: Tensor) -> Tensor:
 def _bases(rows: Iterable[Row]) -> dict[Tensor, Tensor]:
     base: dict[Tensor, Tensor] = {}
     for row in rows:
-        if row.is_view:
-            for tensor in row.writes:
-                base[tensor] = base.get(row.reads[0], row.reads[0])
+        if row.is_view or row.in_place:
+            for index, tensor in enumerate(row.writes):
+                viewed = row.reads[index if row.in_place else 0]
+                base[tensor] = base.get(viewed, viewed)
     return base
 
 

@@ -88,6 +88,12 @@ def _of_plan(plan: Plan) -> Iterator[str]:
             "against an emulation written after it; assumed, not measured. Every product is taken to write its weight "
             "out; for 1536 tokens and fewer some GPUs have kernels that do not."
         )
+    if plan.use_liger_kernel:
+        yield (
+            "use_liger_kernel: derived from the source of liger_kernel 0.8.5 and traced with an emulation of what its "
+            "kernels allocate and keep, not measured. RMSNorm's backward makes 4 bytes per element of its weight on "
+            "each multiprocessor; one is counted. Liger's own default is also loss = fused-linear-cross-entropy."
+        )
     if plan.implementation is Implementation.MEGATRON:
         yield "implementation = megatron is the paper's count; assumed, its code was not traced."
 

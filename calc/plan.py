@@ -9,6 +9,7 @@ from .architecture import Architecture, Dropouts, Wiring
 from .dtype import DType
 from .errors import ConfigError
 from .kernels import OBSTACLES, layer_kernel
+from .liger import liger_obstacle
 from .operators import Numerics
 from .recipes import RECIPES, Recipe
 from .scenario import (
@@ -96,6 +97,7 @@ class Plan:
     frozen_layers: int = 0
     loss: Loss = Loss.CROSS_ENTROPY
     hold_outputs: bool = False
+    use_liger_kernel: bool = False
 
     @property
     def numerics(self) -> Numerics:
@@ -136,6 +138,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         frozen_layers=_frozen_layers(scenario, architecture),
         loss=_loss(scenario),
         hold_outputs=scenario.hold_outputs,
+        use_liger_kernel=_liger(scenario, architecture),
     )
     return architecture, workload, plan
 
@@ -214,6 +217,16 @@ def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
 
 RECIPE_LOOP = {"max_grad_norm": None, "zero_grad_set_to_none": True, "weight_ema": False}
 """What a textbook recipe does not count."""
+
+
+def _liger(scenario: Scenario, architecture: Architecture) -> bool:
+    """Whether Liger's kernels run, once it is clear that there are some for this model."""
+    obstacle = liger_obstacle(architecture)
+    if scenario.implementation is not Implementation.TRANSFORMERS:
+        obstacle = "Liger patches models of transformers"
+    if scenario.use_liger_kernel and obstacle:
+        raise ConfigError("use_liger_kernel", True, f"should be false: {obstacle}")
+    return scenario.use_liger_kernel
 
 
 def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture) -> int:

@@ -227,6 +227,8 @@ class Scenario(Question):
     """Consecutive layers that form one checkpointed region."""
     recompute_offload: Annotated[bool, Field(strict=True)] = False
     """Keep the inputs of checkpointed layers in host memory (transformers' `offload`)."""
+    use_liger_kernel: Annotated[bool, Field(strict=True)] = False
+    """Liger's kernels for RMSNorm, SwiGLU and rotary positions; its loss is `loss`."""
     loss: Loss = Loss.CROSS_ENTROPY
     """How the loss is computed: from logits (transformers), or with the head in one call, chunk by chunk
     (torch.nn.functional.linear_cross_entropy, Liger's fused kernel)."""

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": tuple(kernel for kernel in Attention if kernel in SUPPORTED["attention"]),
     "loss": tuple(Loss),
     "hold_outputs": YES_OR_NO,
+    "use_liger_kernel": YES_OR_NO,
     "implementation": tuple(Implementation),
     "adapter.use_dora": YES_OR_NO,
     "adapter.bnb_4bit_use_double_quant": ("true", "false"),

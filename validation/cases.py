@@ -32,6 +32,7 @@ STEP: dict[str, Any] = {
     "recompute_interval": 1,
     "recompute_group_size": 1,
     "recompute_offload": False,
+    "use_liger_kernel": False,
     "loss": "cross-entropy",
     "hold_outputs": False,
     "adapter": None,

@@ -23,9 +23,11 @@ import transformers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.liger import apply_liger_kernel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from validation import liger
 from validation.emulated_4bit import quantise
 from validation.losses import LOSSES, with_loss
 
@@ -153,6 +155,8 @@ def build_job(
             with_loss(model, loss)
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter)
+        if scenario.use_liger_kernel:
+            patch_with_liger(model, device)
         model.train()
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(scenario.micro_batch_size, sequence_length(scenario, hf_config), dtype=torch.int64)
@@ -201,6 +205,14 @@ def freeze(model: Any, num_layers: int) -> None:
     embeddings = [child for child in children.values() if isinstance(child, torch.nn.Embedding)]
     for module in [*embeddings, *layers[:num_layers]] if num_layers else []:
         module.requires_grad_(False)
+
+
+def patch_with_liger(model: torch.nn.Module, device: str) -> None:
+    """Liger itself on a GPU, what allocates the same elsewhere; its loss is another choice."""
+    if device == "cuda":
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
+    else:
+        liger.emulate(model)
 
 
 def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:

@@ -73,6 +73,7 @@ READ_BY_THE_ENGINE = {
     "recompute_offload": True,
     "loss": "chunked-cross-entropy",
     "hold_outputs": True,
+    "use_liger_kernel": True,
     "adapter": Adapter(),
     "frozen_layers": 1,
     "dropout": 0.0,
@@ -98,7 +99,8 @@ WITHOUT_EFFECT = {"adapter.alpha"}
 def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
     if field in LATER or field == "parallel":
         return
-    plain: dict[str, Any] = {"model": "gpt2", "precision": "bf16", "recompute": "full"}
+    model = "qwen3-0.6b" if field == "use_liger_kernel" else "gpt2"
+    plain: dict[str, Any] = {"model": model, "precision": "bf16", "recompute": "full"}
     assert answer(**plain) != answer(**plain | {field: READ_BY_THE_ENGINE[field]})
 
 
