@@ -162,9 +162,9 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     norm_1, normed = layer_norm("ln_1", x, "ln_1 output", numerics)
     attention, attended, held = _gpt2_attention(normed, facts, numerics)
     norm_2, normed_2 = layer_norm("ln_2", middle, "ln_2 output", numerics)
-    up = Tensor("c_fc output", ("B", "S", "F"), numerics.compute)
+    up = Tensor("c_fc output", ("B", "S", "F"), numerics.linear)
     act, activated = activation(facts.activation, up, "activation output", numerics)
-    projected = Tensor("mlp c_proj output", ("B", "S", "H"), numerics.compute)
+    projected = Tensor("mlp c_proj output", ("B", "S", "H"), numerics.linear)
     mlp = [
         *linear("mlp.c_fc", normed_2, up, ("H",), ("F",), numerics, bias=True, conv1d=True),
         *act,
@@ -197,9 +197,9 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
 def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """GPT2Attention.forward."""
     core = facts.core
-    fused = Tensor("qkv", ("B", "S", 3, "H"), numerics.compute)
-    parts = tuple(Tensor(f"{name} part", ("B", "S", "H"), numerics.compute) for name in "qkv")
-    q, k, v = (Tensor(name, HEADS, numerics.compute) for name in "qkv")
+    fused = Tensor("qkv", ("B", "S", 3, "H"), numerics.linear)
+    parts = tuple(Tensor(f"{name} part", ("B", "S", "H"), numerics.linear) for name in "qkv")
+    q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
     rows = linear("attn.c_attn", x, fused, ("H",), (3, "H"), numerics, bias=True, conv1d=True)
     rows.append(part(fused, parts))
     # k's gradient, from a transposed product, can be seen as [B, S, H] at once; padding ends that.
@@ -262,10 +262,10 @@ def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
 def _gated_mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """LlamaMLP.forward: down(act(gate(x)) · up(x))."""
     gate, up, product = (
-        Tensor(f"{name} output", ("B", "S", "F"), numerics.compute) for name in ("gate_proj", "up_proj", "gated")
+        Tensor(f"{name} output", ("B", "S", "F"), numerics.linear) for name in ("gate_proj", "up_proj", "gated")
     )
     act, activated = activation(facts.activation, gate, "activation output", numerics)
-    down = Tensor("down_proj output", ("B", "S", "H"), numerics.compute)
+    down = Tensor("down_proj output", ("B", "S", "H"), numerics.linear)
     rows = [
         *linear("mlp.gate_proj", x, gate, ("H",), ("F",), numerics, bias=facts.mlp_bias),
         *([] if facts.liger else act),
@@ -295,7 +295,7 @@ def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[
     )
     heads: list[Tensor] = []
     for name, shape, one_head in projections:
-        flat, head = Tensor(f"{name}_proj output", shape, numerics.compute), Tensor(name, shape, numerics.compute)
+        flat, head = Tensor(f"{name}_proj output", shape, numerics.linear), Tensor(name, shape, numerics.linear)
         rows += linear(f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=facts.query_key_value_bias)
         if facts.query_key_norm and name != "v":
             norm = liger_rms_norm if facts.liger else rms_norm

@@ -86,7 +86,8 @@ def _of_plan(plan: Plan) -> Iterator[str]:
         yield (
             "The 4-bit base is derived from the source of bitsandbytes 0.50.2 (MatMul4Bit, QuantState) and traced only "
             "against an emulation written after it; assumed, not measured. Every product is taken to write its weight "
-            "out; for 1536 tokens and fewer some GPUs have kernels that do not."
+            "out; for 1536 tokens and fewer some GPUs have kernels that do not. Under autocast the rest of the base is "
+            "taken to be in fp32, as peft's prepare_model_for_kbit_training leaves it."
         )
     if plan.use_liger_kernel:
         yield (

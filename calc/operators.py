@@ -30,6 +30,13 @@ class Numerics:
 
     weights: DType
     compute: DType
+    outputs: DType | None = None
+    """Of linears that give their input's type under autocast; none = the products'."""
+
+    @property
+    def linear(self) -> DType:
+        """Of a linear's output, where its input is in the weights' type."""
+        return self.outputs or self.compute
 
     @property
     def autocast(self) -> bool:

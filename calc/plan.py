@@ -161,13 +161,6 @@ def _refuse_what_comes_later(scenario: Scenario) -> None:
 
 
 def _check_quantised(scenario: Scenario) -> None:
-    if NUMERICS[scenario.precision].autocast:
-        raise ConfigError(
-            "precision",
-            scenario.precision.value,
-            "should be bf16, fp16 or fp32 with adapter.kind = qlora: under autocast a 4-bit linear gives its input's "
-            "type, which is not supported yet",
-        )
     if scenario.weight_ema:
         raise ConfigError("weight_ema", True, "should be false with a 4-bit base, which has no average")
 

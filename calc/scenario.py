@@ -130,7 +130,7 @@ QUANTISED = frozenset({AdapterKind.QLORA})
 LORA_FIELDS = frozenset({"rank", "alpha", "dropout", "target_modules", "modules_to_save", "dtype"})
 ADAPTER_FIELDS = {
     AdapterKind.LORA: LORA_FIELDS | {"use_dora"},
-    AdapterKind.QLORA: LORA_FIELDS | {"bnb_4bit_use_double_quant"},
+    AdapterKind.QLORA: LORA_FIELDS - {"dtype"} | {"bnb_4bit_use_double_quant"},
     AdapterKind.PROMPT_TUNING: frozenset({"num_virtual_tokens"}),
     AdapterKind.P_TUNING: frozenset({"num_virtual_tokens", "encoder_hidden_size"}),
     AdapterKind.IA3: frozenset({"target_modules", "feedforward_modules", "modules_to_save", "dtype"}),

@@ -191,8 +191,11 @@ def _logits(last: Section) -> frozenset[Tensor]:
 
 
 def _sections(facts: StepFacts) -> list[Section]:
-    embedding = EMBEDDINGS[facts.model.wiring](facts.model, facts.plan.numerics)
-    layers = {layer: LAYERS[layer.wiring](layer, facts.plan.numerics) for unit in facts.layers for layer in unit}
+    numerics = facts.plan.numerics
+    if facts.adapter is not None and facts.adapter.keeps_types:
+        numerics = replace(numerics, outputs=numerics.weights)
+    embedding = EMBEDDINGS[facts.model.wiring](facts.model, numerics)
+    layers = {layer: LAYERS[layer.wiring](layer, numerics) for unit in facts.layers for layer in unit}
     last = head(facts.model, facts.plan.numerics, embedding.held)
     layers = {layer: frozen_section(section) if layer.frozen else section for layer, section in layers.items()}
     if facts.model.frozen_embedding:

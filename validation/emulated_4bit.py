@@ -38,16 +38,19 @@ class MatMul4Bit(torch.autograd.Function):
 
 
 class Linear4bit(torch.nn.Module):
-    def __init__(self, of: torch.nn.Module, double_quantisation: bool) -> None:
+    def __init__(self, of: torch.nn.Module, double_quantisation: bool, compute_dtype: torch.dtype | None) -> None:
         super().__init__()
         weight = of.weight.T if isinstance(of, Conv1D) else of.weight
         assert isinstance(weight, torch.Tensor)
-        self.shape, self.dtype, self.double_quantisation = weight.shape, weight.dtype, double_quantisation
+        self.shape, self.dtype = weight.shape, compute_dtype or weight.dtype
+        self.double_quantisation = double_quantisation
         self.in_features, self.out_features = weight.shape[1], weight.shape[0]
         numel = prod(weight.shape)
         packed = torch.empty((numel + 1) // 2, 1, dtype=torch.uint8)
         self.weight = torch.nn.Parameter(packed, requires_grad=False)
-        self.bias = of.bias
+        bias = of.bias
+        assert bias is None or isinstance(bias, torch.Tensor)
+        self.bias = None if bias is None else torch.nn.Parameter(bias.to(self.dtype), requires_grad=False)
         num_scales = ceil(numel / WEIGHTS_PER_SCALE)
         self.register_buffer("code", torch.empty(FOUR_BIT_VALUES))
         self.register_buffer("scales", torch.empty(num_scales, dtype=torch.uint8 if double_quantisation else None))
@@ -78,20 +81,23 @@ class LoraLinear4bit(Linear):
         result = result.clone()
         [adapter] = self.active_adapters
         lora_a, lora_b, dropout = self.lora_A[adapter], self.lora_B[adapter], self.lora_dropout[adapter]
+        requires_conversion = not torch.is_autocast_enabled("cpu")
         expected_dtype = result.dtype
-        x = self._cast_input_dtype(x, lora_a.weight.dtype)  # pyright: ignore
+        if requires_conversion:
+            x = self._cast_input_dtype(x, lora_a.weight.dtype)  # pyright: ignore
         output = lora_b(lora_a(dropout(x))) * self.scaling[adapter]
-        output = output.to(expected_dtype)
+        if requires_conversion:
+            output = output.to(expected_dtype)
         return result + output
 
 
-def quantise(model: Any, double_quantisation: bool) -> None:
+def quantise(model: Any, double_quantisation: bool, compute_dtype: torch.dtype | None) -> None:
     """Put every linear of `model` but the head, which transformers leaves out, into 4 bits, adapted ones too."""
     for path, module in list(model.named_modules()):
         for name, child in module.named_children():
             is_factor = isinstance(module, torch.nn.ModuleDict)
             is_head = "lm_head" in (name, *path.split("."))
             if isinstance(child, torch.nn.Linear | Conv1D) and not is_head and not is_factor:
-                setattr(module, name, Linear4bit(child, double_quantisation))
+                setattr(module, name, Linear4bit(child, double_quantisation, compute_dtype))
                 if isinstance(module, Linear):
                     module.__class__ = LoraLinear4bit

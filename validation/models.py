@@ -154,7 +154,7 @@ def build_job(
         if loss is not None:
             with_loss(model, loss)
         if scenario.adapter is not None:
-            model = with_adapter(model, scenario.adapter)
+            model = with_adapter(model, scenario.adapter, AUTOCAST_DTYPE.get(scenario.precision))
         if scenario.use_liger_kernel:
             patch_with_liger(model, device)
         model.train()
@@ -215,13 +215,13 @@ def patch_with_liger(model: torch.nn.Module, device: str) -> None:
         liger.emulate(model)
 
 
-def with_adapter(model: Any, adapter: Adapter) -> torch.nn.Module:
+def with_adapter(model: Any, adapter: Adapter, compute_dtype: torch.dtype | None) -> torch.nn.Module:
     if adapter.kind == "qlora" and model.device.type != "cpu":
         raise CannotRun("adapter.kind", adapter.kind, [kind for kind in PEFT_CONFIGS if kind != "qlora"])
     config = supported("adapter.kind", adapter.kind, PEFT_CONFIGS)(adapter, model.config.model_type)
     adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=adapter.dtype == "fp32")
     if adapter.kind == "qlora":
-        quantise(adapted, adapter.bnb_4bit_use_double_quant)
+        quantise(adapted, adapter.bnb_4bit_use_double_quant, compute_dtype)
     return adapted
 
 

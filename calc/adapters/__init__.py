@@ -46,7 +46,7 @@ def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
         adapted = ADAPTERS[facts.kind]
         if linear and facts.kind in QUANTISED:
             if is_quantised(module):
-                module_rows = quantised(linear_module(module_rows), facts)
+                module_rows = quantised(linear_module(module_rows), facts, numerics)
             else:
                 adapted = with_lora
         if linear and facts.targets(module):

@@ -42,6 +42,11 @@ class AdapterFacts:
     dtype: DType
     double_quantisation: bool
 
+    @property
+    def keeps_types(self) -> bool:
+        """Linears give their input's type, under autocast too."""
+        return self.kind in QUANTISED
+
     def feeds_forward(self, module: str) -> bool:
         """Whether IA³ scales the input of `module`."""
         return any(names(name, module) for name in self.feedforward_modules)

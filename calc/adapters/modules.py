@@ -42,7 +42,7 @@ def linear_module(rows: list[Row]) -> LinearModule:
         name=base.module,
         rows=tuple(rows),
         x=next((row.reads[0] for row in rows if base.reads[0] in row.writes), base.reads[0]),
-        result=base.writes[0],
+        result=next((row.writes[0] for row in rows if base.writes[0] in row.reads and row.writes), base.writes[0]),
         weight=owned["weight"],
         bias=owned.get("bias"),
         product=base.products[0],

@@ -59,8 +59,7 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
     companions = {
         "adapter.dtype": {"adapter.kind": "lora"},
         "adapter.use_dora": {"adapter.kind": "lora"},
-        "adapter.bnb_4bit_use_double_quant": {"adapter.kind": "qlora", "precision": "bf16"},
-        "qlora": {"precision": "bf16"},
+        "adapter.bnb_4bit_use_double_quant": {"adapter.kind": "qlora"},
         "recompute_offload": {"recompute": "full"},
         "implementation": {"precision": "bf16", "model": "gpt2"},
         "efficient": {"model": "gpt2"},

@@ -77,6 +77,15 @@ def test_a_weight_is_written_out_in_forward_and_in_backward() -> None:
         assert not row.saves
 
 
+def test_under_autocast_all_but_the_packed_weights_is_fp32_and_so_are_linears_outputs() -> None:
+    tensors = {entry.name: entry for entry in answered(precision="bf16-autocast").tensors}
+    assert tensors["embed_tokens.weight"].dtype == "fp32"
+    assert tensors["self_attn.k_proj.weight"].dtype == "4-bit"
+    assert tensors["gate_proj output"].dtype == "fp32"  # its input, the norm's output, is fp32
+    plain = {entry.name: entry for entry in answered(kind="lora", precision="bf16-autocast").tensors}
+    assert plain["gate_proj output"].dtype == "bf16"
+
+
 def test_products_are_those_of_lora() -> None:
     assert answered().flops.total == answered(kind="lora").flops.total
 
@@ -84,10 +93,7 @@ def test_products_are_those_of_lora() -> None:
 @pytest.mark.parametrize(
     ("choices", "problem"),
     [
-        (
-            {"precision": "bf16-autocast"},
-            r"precision = 'bf16-autocast': should be bf16, fp16 or fp32 with adapter\.kind",
-        ),
+        ({"dtype": "base"}, r"adapter\.dtype = 'base': is not read with adapter\.kind = qlora"),
         ({"weight_ema": True}, "weight_ema = True: should be false with a 4-bit base"),
         ({"use_dora": True}, r"adapter\.use_dora = True: is not read with adapter\.kind = qlora"),
         ({"modules_to_save": ("o_proj",)}, r"adapter\.modules_to_save = 'o_proj': names a linear in 4 bits"),
