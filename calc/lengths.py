@@ -18,7 +18,7 @@ from .errors import ConfigError
 from .estimation import Estimate, estimate, step_flops
 from .json_file import read_text
 from .plan import resolve
-from .scenario import Attention, Scenario
+from .scenario import Attention, Scenario, num_prompt_tokens
 
 LENGTH_NOTES = (
     (
@@ -113,6 +113,9 @@ def length_report(scenario: Scenario, lengths: Iterable[int] | Mapping[int, int]
 
     Raises ConfigError where `lengths` are none of samples that fit in sequence_length.
     """
+    if scenario.adapter is not None and num_prompt_tokens(scenario.adapter):
+        problem = "puts virtual tokens before every row: lengths of samples are not supported with it yet"
+        raise ConfigError("adapter.kind", scenario.adapter.kind.value, problem)
     full = estimate(scenario)
     histogram = _histogram(lengths, full.scenario)
 

@@ -13,6 +13,10 @@ GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
     "fits counts tensors, workspaces and context: what the allocator only caches it gives back when it runs out.",
     "peak_reserved_bytes and device_bytes, computed when asked for, count its cache too: simulated, not measured yet.",
+    (
+        "torch.compile is not modelled: it computes pointwise results of norms, activations and the loss again, "
+        "and keeps less."
+    ),
     "time is not computed yet; kv_cache_bytes belongs to inference, which is not supported yet.",
     "Left out: temporaries that depend on data (the sort in embedding's backward) or on the GPU (split reductions).",
 )

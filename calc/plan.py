@@ -49,6 +49,7 @@ SUPPORTED = {
     "task": {Task.TRAINING},
     "attention": {Attention.AUTO, Attention.EAGER, *OBSTACLES},
     "num_gpus": {1},
+    "torch_compile": {False},
     "target_length": {None},
 }
 """Fields with values that come later, and those that are built."""

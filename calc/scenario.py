@@ -229,6 +229,8 @@ class Scenario(Question):
     """Keep the inputs of checkpointed layers in host memory (transformers' `offload`)."""
     use_liger_kernel: Annotated[bool, Field(strict=True)] = False
     """Liger's kernels for RMSNorm, SwiGLU and rotary positions; its loss is `loss`."""
+    torch_compile: Annotated[bool, Field(strict=True)] = False
+    """Run compiled."""
     loss: Loss = Loss.CROSS_ENTROPY
     """How the loss is computed: from logits (transformers), or with the head in one call, chunk by chunk
     (torch.nn.functional.linear_cross_entropy, Liger's fused kernel)."""

@@ -16,6 +16,7 @@ from calc.scenario import scenario_from_strings as from_strings
 LATER: dict[str, list[Any]] = {
     "task": ["inference"],
     "num_gpus": [2],
+    "torch_compile": [True],
     "attention": ["cudnn"],
     "target_length": [128],
     "adapter.kind": ["adalora", "prefix-tuning", "p-tuning-v2"],

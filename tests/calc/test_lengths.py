@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from calc import ConfigError, Scenario, estimate, length_report
+from calc import Adapter, ConfigError, Scenario, estimate, length_report
 from calc.lengths import Way, read_lengths
-from calc.scenario import Attention
+from calc.scenario import AdapterKind, Attention
 
 LLAMA = {
     "model_type": "llama",
@@ -87,6 +87,12 @@ def test_wrong_lengths(lengths: Any, words: str) -> None:
     with pytest.raises(ConfigError) as refusal:
         length_report(SCENARIO, lengths)
     assert words in str(refusal.value)
+
+
+def test_virtual_tokens_come_once_a_row() -> None:
+    prompted = SCENARIO.model_copy(update={"adapter": Adapter(kind=AdapterKind.PROMPT_TUNING)})
+    with pytest.raises(ConfigError, match=r"adapter.kind = 'prompt-tuning': puts virtual tokens"):
+        length_report(prompted, [5, 6])
 
 
 @pytest.mark.parametrize(
