@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from .ledger import Kind, Region, Row, Section, Tensor, with_tensors
+from .ledger import Region, Row, Section, Tensor, with_tensors
+from .lifetimes import OWNED
 from .operators import CORE_MODULE, POSITION_IDS
 from .plan import Plan
 from .scenario import Recompute
@@ -94,7 +95,7 @@ class _Names:
 
     def __init__(self, layer: Section, index: int, ends: Iterable[tuple[Tensor | None, Tensor | None]]) -> None:
         made = {tensor for row in layer.rows for tensor in row.writes}
-        read = {tensor for row in layer.rows for tensor in row.reads if tensor.kind is not Kind.PARAMETERS}
+        read = {tensor for row in layer.rows for tensor in row.reads if tensor.kind not in OWNED}
         self.index = index
         self.known = {tensor: tensor for tensor in read - made}
         self.known |= {tensor: name for tensor, name in ends if tensor is not None and name is not None}

@@ -110,3 +110,8 @@ def test_what_it_does_not_go_with(choices: dict[str, Any], problem: str) -> None
 
 def test_it_says_that_it_is_derived() -> None:
     assert any("bitsandbytes 0.50.2" in note and "assumed" in note for note in answered().notes)
+
+
+def test_layers_that_are_one_region_have_scales_each() -> None:
+    apart, grouped = answered(recompute="full"), answered(recompute="full", recompute_group_size=2)
+    assert grouped.memory.persistent_bytes == apart.memory.persistent_bytes
