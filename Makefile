@@ -1,7 +1,8 @@
 # make serve   page and API on http://127.0.0.1:8000
 # make test    lint, types and every test that needs no GPU (what CI runs)
+# make test-full   the random comparisons with eight times as many examples
 # Each makes what it needs in .venv first; PYTHON chooses the interpreter that .venv is made from.
-.PHONY: help serve test test-gpu lint format types bench chromium
+.PHONY: help serve test test-full test-gpu lint format types bench chromium
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -24,6 +25,10 @@ serve: .venv/serve.stamp
 
 test: lint types chromium
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+# The random comparisons of ledger and trace with eight times as many examples.
+test-full: .venv/test.stamp
+	TEST_FULL=1 $(BIN)/pytest --numprocesses 2 --dist loadfile tests/validation
 
 test-gpu: .venv/test.stamp
 	$(BIN)/pytest -m gpu

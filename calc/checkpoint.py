@@ -40,7 +40,7 @@ def _saved(step: StepMemory) -> Iterator[tuple[Tensor, int, int]]:
     for sizes, tensors, count in step.persistent():
         for tensor in tensors:
             if tensor.kind in SAVED:
-                yield tensor, count, sizes[tensor.shape] * tensor.dtype.itemsize
+                yield tensor, count, tensor.dtype.nbytes(sizes[tensor.shape])
 
 
 def _counts_on_host(step: StepMemory) -> int:
@@ -50,4 +50,4 @@ def _counts_on_host(step: StepMemory) -> int:
     for run in step.runs:
         own = (optimizer_of(tensor, step.plan, in_layer=run.part.in_layer) for tensor in run.part.trained)
         counted += run.count * sum(optimizer in COUNTS_ON_HOST for optimizer in own)
-    return counted * DType.FP32.itemsize
+    return DType.FP32.nbytes(counted)

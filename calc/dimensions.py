@@ -73,7 +73,7 @@ class StateBytes(Derived):
         numel = self._numel(sizes)
         if self.paged and numel >= SMALLEST_PAGED:
             return 0
-        return numel if numel >= SMALLEST_8BIT else DType.FP32.itemsize * numel
+        return numel if numel >= SMALLEST_8BIT else DType.FP32.nbytes(numel)
 
     def __str__(self) -> str:
         return f"8-bit({Derived(self.of)})"

@@ -2,6 +2,7 @@
 
 from enum import Enum
 from fractions import Fraction
+from math import ceil
 
 
 class DType(Enum):
@@ -18,3 +19,7 @@ class DType(Enum):
     def __init__(self, label: str, itemsize: int | Fraction) -> None:
         self.label = label
         self.itemsize = itemsize
+
+    def nbytes(self, numel: int) -> int:
+        """Bytes of `numel` elements; a last byte that is half used is whole."""
+        return ceil(numel * self.itemsize)

@@ -33,7 +33,7 @@ class Recipe:
     @property
     def bytes_per_parameter(self) -> int:
         """All states together."""
-        return sum(dtype.itemsize for dtype in self.states.values())
+        return sum(dtype.nbytes(1) for dtype in self.states.values())
 
 
 def _recipe(source: str, **states: DType) -> Recipe:

@@ -7,6 +7,7 @@ from .ledger import Region, Row, Section, Tensor, with_tensors
 from .lifetimes import OWNED
 from .operators import CORE_MODULE, POSITION_IDS
 from .plan import Plan
+from .primitives import frame
 from .scenario import Recompute
 
 
@@ -52,7 +53,9 @@ def recomputed(layers: Sequence[Section], plan: Plan) -> Section:
     """Layers in a row as one section: together one region, or the first of them with what is recomputed of it."""
     recompute = RECOMPUTATIONS[plan.recompute]
     if plan.recompute_group_size > 1:
-        return recompute(joined(layers))
+        group = recompute(joined(layers))
+        held = () if group.input is None else (frame(group.input),)  # by who calls the group
+        return replace(group, rows=(*group.rows, *held))
     first, *others = layers
     first = recompute(first)
     if plan.recompute_offload:

@@ -277,9 +277,7 @@ def scenario_from_strings(items: Iterable[tuple[str, str]]) -> Scenario:
     return Scenario(**fields)
 
 
-NAME_LISTS = frozenset(
-    f"adapter.{name}" for name in ("target_modules", "feedforward_modules", "modules_to_save")
-)
+NAME_LISTS = frozenset(f"adapter.{name}" for name in ("target_modules", "feedforward_modules", "modules_to_save"))
 TEXT_FIELDS = frozenset({"gpu", "model", "weight_dtype", "kv_cache_dtype"})
 
 

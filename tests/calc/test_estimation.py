@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate, estimate_plan, gpus, load_model
 from calc.estimation import ASSUMED_CONTEXT_BYTES
 from calc.plan import ADAMW, RECIPE_PRECISIONS, SUPPORTED, Plan, Workload
-from calc.scenario import AdapterDType, Attention, Implementation, Optimizer, Precision, Recompute
+from calc.scenario import (
+    ADAPTER_FIELDS,
+    AdapterDType,
+    AdapterKind,
+    Attention,
+    Implementation,
+    Optimizer,
+    Precision,
+    Recompute,
+)
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 96, "n_positions": 128}
 LLAMA = {
@@ -78,8 +87,10 @@ def test_the_keys_are_the_contracts_and_ours() -> None:
     }  # fmt: skip
 
 
-def test_it_is_json() -> None:
-    text = json.dumps(answered("llama", adapter=Adapter(), gpu="a100-sxm-80gb").to_dict(), allow_nan=False)
+@pytest.mark.parametrize("kind", sorted(ADAPTER_FIELDS))
+def test_it_is_json(kind: AdapterKind) -> None:
+    answer = answered("llama", adapter=Adapter(kind=kind), precision="bf16", gpu="a100-sxm-80gb")
+    text = json.dumps(answer.to_dict(reserved=True), allow_nan=False)
     assert json.dumps(json.loads(text)) == text
 
 

@@ -135,7 +135,8 @@ def test_what_was_counted_for_other_sizes_holds(
 ) -> None:
     model = case["model"] | {"n_layer": num_layers, "num_hidden_layers": num_layers, "vocab_size": vocab_size}
     sizes = {"micro_batch_size": batch, "sequence_length": length, "gradient_accumulation_steps": steps}
-    asked = Scenario(**case | {"model": model} | sizes)
+    fields: dict[str, Any] = case | {"model": model} | sizes
+    asked = Scenario(**fields)
     after_others = estimate(asked).tensors
     inventory._KNOWN.clear()
     assert estimate(asked).tensors == after_others

@@ -6,7 +6,7 @@ import pytest
 
 from calc import Adapter, Scenario, estimate
 from calc.plan import BITSANDBYTES
-from calc.scenario import AdapterDType, Optimizer
+from calc.scenario import AdapterDType, Attention, Optimizer
 from validation.trace import trace
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -44,7 +44,7 @@ def test_the_optimizer_phase(optimizer: Optimizer, index: int) -> None:
 
 
 def agree(config: dict[str, Any], **fields: Any) -> None:
-    scenario = Scenario(model=config, micro_batch_size=1, sequence_length=8, attention="eager", **fields)
+    scenario = Scenario(model=config, micro_batch_size=1, sequence_length=8, attention=Attention.EAGER, **fields)
     memory, seen = estimate(scenario).memory, trace(scenario, config).memory
     assert {name: size for name, size in memory.persistent_bytes.items() if name in seen["persistent_bytes"]} == seen[
         "persistent_bytes"

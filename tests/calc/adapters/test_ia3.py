@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate
+from calc.scenario import Precision
 
 LLAMA = {
     "model_type": "llama",
@@ -20,7 +21,7 @@ GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_si
 
 def answered(model: dict[str, Any] = LLAMA, **fields: Any) -> Estimate:
     adapter = Adapter(**{"kind": "ia3", **fields})
-    return estimate(Scenario(model=model, adapter=adapter, sequence_length=33, precision="bf16"))
+    return estimate(Scenario(model=model, adapter=adapter, sequence_length=33, precision=Precision.BF16))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_trainable_parameters(model: Any, fields: dict[str, Any], per_layer: int
 
 
 def test_it_adds_no_matrix_product() -> None:
-    plain = estimate(Scenario(model=LLAMA, sequence_length=33, precision="bf16"))
+    plain = estimate(Scenario(model=LLAMA, sequence_length=33, precision=Precision.BF16))
     assert answered().flops.forward == plain.flops.forward
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate
 from calc.ledger import Kind
+from calc.scenario import Precision
 
 LLAMA = {
     "model_type": "llama",
@@ -41,7 +42,7 @@ def test_trainable_parameters(kind: str, fields: dict[str, Any], trainable: int)
 
 
 def test_the_model_runs_on_the_virtual_tokens_too() -> None:
-    longer = estimate(Scenario(model=LLAMA, sequence_length=TEXT + VIRTUAL, precision="bf16"))
+    longer = estimate(Scenario(model=LLAMA, sequence_length=TEXT + VIRTUAL, precision=Precision.BF16))
     assert answered().flops.forward == longer.flops.forward
     encoder = 2 * VIRTUAL * (64 * 48 + 48 * 48 + 48 * 64)  # once, not for each sequence
     wide = answered("p-tuning", encoder_hidden_size=48, micro_batch_size=4)

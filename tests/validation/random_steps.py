@@ -1,0 +1,220 @@
+"""Random scenarios on random architectures, and what must agree between their ledger and the real model's trace."""
+
+import os
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, note, settings
+from hypothesis import strategies as st
+
+from calc import Adapter, ConfigError, Scenario, estimate
+from calc.plan import SUPPORTED
+from calc.scenario import (
+    ADAPTER_FIELDS,
+    PROMPTED,
+    QUANTISED,
+    AdapterDType,
+    AdapterKind,
+    Attention,
+    Loss,
+    Optimizer,
+    Precision,
+    Recompute,
+)
+from validation.trace import Trace, trace
+
+PEAK_TOLERANCE = 0.01
+SCALARS_BYTES = 4 * 512
+"""A few scalars, one allocation unit each, are more than 1 % of the tiniest models."""
+SHORT_WINDOW = 16
+MOST_EXPANSION = 16
+"""Logits per hidden value up to which losses without logits are drawn: more make more chunks, and traces slow."""
+SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+TIMES = 8 if os.environ.get("TEST_FULL") else 1
+"""How many times the examples of `make test` are drawn."""
+HEAD_DIMS = (8, 10, 16, 20, 24, 64, 72, 136)
+OPTIMIZERS = (
+    Optimizer.ADAMW,
+    Optimizer.ADAMW_FUSED,
+    Optimizer.ADAMW_FOR_LOOP,
+    Optimizer.SGD,
+    Optimizer.SGD_MOMENTUM,
+    Optimizer.SGD_NESTEROV,
+    Optimizer.ADAFACTOR,
+    Optimizer.LION,
+    Optimizer.MUON,
+)
+PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST)
+GPT2_LINEARS = ("c_attn", "c_proj", "c_fc")
+LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+GPT2_SAVED = ("wte", "wpe", "ln_2", "ln_f", "lm_head")
+LLAMA_SAVED = ("embed_tokens", "norm", "lm_head")
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+@st.composite
+def gpt2_configs(draw: st.DrawFn) -> dict[str, Any]:
+    num_heads, head_dim = draw(st.integers(1, 6)), draw(st.sampled_from(HEAD_DIMS))
+    dropouts = {name: draw(st.sampled_from((0.0, 0.1))) for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
+    return {
+        "model_type": "gpt2",
+        "n_embd": num_heads * head_dim,
+        "n_head": num_heads,
+        "n_layer": draw(st.integers(1, 4)),
+        "n_inner": draw(st.none() | st.integers(1, 333)),
+        "vocab_size": draw(st.integers(4, 2000)),
+        "n_positions": 160,
+        "activation_function": draw(st.sampled_from(("gelu_new", "gelu", "relu", "gelu_pytorch_tanh", "silu"))),
+        "tie_word_embeddings": draw(st.booleans()),
+        **dropouts,
+        **TOKENS,
+    }
+
+
+@st.composite
+def llama_like_configs(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
+    num_heads, head_dim = draw(st.integers(1, 6)), draw(st.sampled_from(HEAD_DIMS))
+    config = {
+        "model_type": model_type,
+        "hidden_size": num_heads * head_dim,
+        "num_attention_heads": num_heads,
+        "num_key_value_heads": draw(st.sampled_from([k for k in range(1, num_heads + 1) if num_heads % k == 0])),
+        "intermediate_size": draw(st.integers(1, 333)),
+        "num_hidden_layers": draw(st.integers(1, 4)),
+        "vocab_size": draw(st.integers(4, 2000)),
+        "max_position_embeddings": 256,
+        "hidden_act": draw(st.sampled_from(("silu", "gelu", "relu"))),
+        "tie_word_embeddings": draw(st.booleans()),
+        "attention_dropout": draw(st.sampled_from((0.0, 0.2))),
+        **TOKENS,
+    }
+    if model_type in {"mistral", "qwen3"}:
+        config |= {"head_dim": head_dim, "hidden_size": draw(st.sampled_from((40, 72, 128)))}
+    if model_type in {"llama", "qwen3"}:
+        config["attention_bias"] = draw(st.booleans())
+    if model_type == "llama":
+        config["mlp_bias"] = draw(st.booleans())
+    if model_type in {"mistral", "qwen2", "qwen3"}:
+        config |= draw(windows(config["num_hidden_layers"], mixed=model_type != "mistral"))
+    return config
+
+
+@st.composite
+def windows(draw: st.DrawFn, num_layers: int, *, mixed: bool) -> dict[str, Any]:
+    """Sliding windows, longer and shorter than the sequence; in Qwen of all layers, of the last ones or of some."""
+    config: dict[str, Any] = {"sliding_window": draw(st.sampled_from((SHORT_WINDOW, 256)))}
+    if mixed:
+        config |= {"use_sliding_window": draw(st.booleans()), "max_window_layers": draw(st.integers(0, num_layers))}
+        if config["use_sliding_window"] and draw(st.booleans()):
+            kinds = st.sampled_from(("full_attention", "sliding_attention"))
+            config["layer_types"] = draw(st.lists(kinds, min_size=num_layers, max_size=num_layers))
+    return config
+
+
+@st.composite
+def adapters(draw: st.DrawFn, linears: tuple[str, ...], saved: tuple[str, ...]) -> Adapter:
+    kind = draw(st.sampled_from(list(ADAPTER_FIELDS)))
+    if kind in PROMPTED:
+        width: dict[str, Any] = (
+            {"encoder_hidden_size": draw(st.integers(1, 99))} if kind is AdapterKind.P_TUNING else {}
+        )
+        return Adapter(kind=kind, num_virtual_tokens=draw(st.integers(1, 30)), **width)
+    targets = draw(st.none() | st.just(("all-linear",)) | subsets(linears))
+    common: dict[str, Any] = {
+        "dtype": draw(st.sampled_from(AdapterDType)),
+        "target_modules": targets,
+        "modules_to_save": draw(st.none() | subsets(saved)),
+    }
+    if kind is AdapterKind.IA3:
+        own = targets if targets is not None and targets != ("all-linear",) else None
+        inputs = st.none() if own is None else st.none() | subsets(own)
+        return Adapter(kind=kind, feedforward_modules=draw(inputs), **common)
+    if kind is AdapterKind.QLORA:
+        del common["dtype"]  # always fp32
+        common["bnb_4bit_use_double_quant"] = draw(st.booleans())
+    use_dora = kind is AdapterKind.LORA and draw(st.booleans())
+    refused = use_dora and linears is GPT2_LINEARS  # in some types
+    dropout = 0.0 if refused else draw(st.sampled_from((0.0, 0.1)))
+    return Adapter(kind=kind, rank=draw(st.integers(1, 9)), dropout=dropout, use_dora=use_dora, **common)
+
+
+def subsets(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
+    return st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True).map(tuple)
+
+
+@st.composite
+def recomputations(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+    """Of every layer, of every n-th, or of groups; what layers keep on the GPU or not."""
+    recompute = draw(st.sampled_from(Recompute))
+    if recompute is Recompute.NONE:
+        return {}
+    in_a_row = draw(st.integers(1, config.get("n_layer") or config["num_hidden_layers"]))
+    if recompute is Recompute.FULL and draw(st.booleans()):
+        return {"recompute": recompute, "recompute_group_size": in_a_row}
+    offload = recompute is Recompute.FULL and draw(st.booleans())
+    return {"recompute": recompute, "recompute_interval": in_a_row, "recompute_offload": offload}
+
+
+@st.composite
+def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
+    model_type = draw(st.sampled_from(model_types))
+    config = draw(gpt2_configs() if model_type == "gpt2" else llama_like_configs(model_type))
+    is_gpt2, num_layers = config["model_type"] == "gpt2", config.get("n_layer") or config["num_hidden_layers"]
+    few_chunks = config["vocab_size"] <= MOST_EXPANSION * config["n_embd" if is_gpt2 else "hidden_size"]
+    linears, saved = (GPT2_LINEARS, GPT2_SAVED) if is_gpt2 else (LLAMA_LINEARS, LLAMA_SAVED)
+    adapter = draw(st.none() | adapters(linears, saved))
+    is_quantised = adapter is not None and adapter.kind in QUANTISED
+    return Scenario(
+        model=config,
+        micro_batch_size=draw(st.integers(1, 5)),
+        sequence_length=draw(st.integers(1, 128)),
+        gradient_accumulation_steps=draw(st.sampled_from((1, 1, 2))),
+        precision=draw(st.sampled_from(PRECISIONS)),
+        optimizer=draw(st.sampled_from(OPTIMIZERS)),
+        max_grad_norm=draw(st.sampled_from((None, None, 1.0))),
+        zero_grad_set_to_none=draw(st.sampled_from((True, True, False))),
+        weight_ema=draw(st.sampled_from((False, False, not is_quantised))),
+        attention=draw(st.sampled_from(sorted(SUPPORTED["attention"]))),
+        **draw(recomputations(config)),
+        adapter=adapter,
+        frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
+        loss=draw(st.sampled_from(Loss) if few_chunks else st.just(Loss.CROSS_ENTROPY)),
+        hold_outputs=draw(st.booleans()),
+    )
+
+
+def assert_random_step(scenario: Scenario) -> None:
+    note(scenario.model_dump_json(exclude_defaults=True))
+    config = scenario.model
+    assert isinstance(config, dict)
+    try:
+        estimate(scenario)
+    except ConfigError:
+        with pytest.raises(ConfigError, match="choose auto"):
+            trace(scenario, config)
+        scenario = scenario.model_copy(update={"attention": Attention.AUTO})
+    agree(scenario, trace(scenario, config))
+
+
+def agree(scenario: Scenario, traced: Trace) -> None:
+    estimated = estimate(scenario)
+    parameters, flops, memory = estimated.parameters, estimated.flops, estimated.memory
+    for name, count in traced.parameters.items():
+        assert getattr(parameters, name) == count, name
+    for name, count in traced.flops.items():
+        assert getattr(flops, name) == count, name
+    for name in ("saved_activation_bytes", "autograd_saved_bytes"):
+        assert getattr(memory, name) == traced.memory[name], name
+    assert sum(memory.persistent_bytes.values()) == sum(traced.memory["persistent_bytes"].values())
+    for phase, seen in zip(memory.phases, traced.memory["phases"], strict=True):
+        assert phase.name == seen["name"]
+        assert phase.end_allocated_bytes == seen["end_allocated_bytes"], phase.name
+        assert phase.peak_allocated_bytes == within(seen["peak_allocated_bytes"]), phase.name
+    for name in ("peak_allocated_bytes", "first_step_peak_allocated_bytes"):
+        assert getattr(memory, name) == within(traced.memory[name]), name
+    assert sum(memory.at_peak.values()) == memory.peak_allocated_bytes
+    assert min(memory.at_peak.values()) >= 0
+
+
+def within(num_bytes: int) -> object:
+    return pytest.approx(num_bytes, rel=PEAK_TOLERANCE, abs=SCALARS_BYTES)
