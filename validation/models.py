@@ -72,6 +72,13 @@ def from_library(module: str, name: str) -> Optimizers:
     return lambda model: of_all(getattr(import_module(module), name))(model)
 
 
+def lion(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """lion-pytorch's, which a machine with a GPU may lack."""
+    from lion_pytorch import Lion
+
+    return of_all(Lion)(model)
+
+
 IN_LAYER = re.compile(r"\.(h|layers)\.\d+\.")
 """Names of the parameters of a model's layers."""
 
@@ -85,7 +92,7 @@ OPTIMIZERS: dict[str, Optimizers] = {
     "sgd-momentum": of_all(torch.optim.SGD, foreach=True, momentum=0.9),
     "sgd-nesterov": of_all(torch.optim.SGD, foreach=True, momentum=0.9, nesterov=True),
     "adafactor": of_all(torch.optim.Adafactor),
-    "lion": from_library("lion_pytorch", "Lion"),
+    "lion": lion,
     "muon": muon,
 }
 
