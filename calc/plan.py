@@ -237,6 +237,9 @@ def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture)
         raise ConfigError(field, count, f"should be at most {longest}")
     if len({replace(layer, sliding_window=None) for layer, _ in architecture.layers}) > 1:
         raise ConfigError(field, count, "is not supported yet for a model whose layers differ in size")
+    one_mask = len({layer.sliding_window for layer, _ in architecture.layers}) == 1
+    if field == "recompute_group_size" and not one_mask:
+        raise ConfigError(field, count, "should be 1: layers with a sliding window and without have a mask each")
     return count
 
 

@@ -1,10 +1,12 @@
 """What recomputation keeps against what it computes again, for every way of it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from math import isqrt
 from typing import Any
 
+from .errors import ConfigError
 from .estimation import Estimate, estimate
 from .plan import MOST_LAYERS_IN_A_ROW
 from .scenario import Recompute, Scenario
@@ -47,8 +49,15 @@ def recompute_tradeoffs(scenario: Scenario) -> tuple[Tradeoff, ...]:
     """Every way of recomputation for `scenario`, by the FLOPs it adds; of equals what keeps most first."""
     current = estimate(scenario.model_copy(update=NOTHING))
     ways = [scenario.model_copy(update=fields) for fields in _ways(current.architecture.num_layers)]
-    tradeoffs = [Tradeoff(scenario=way, estimate=estimate(way)) for way in ways]
+    tradeoffs = [Tradeoff(scenario=way, estimate=answer) for way, answer in _answered(ways)]
     return tuple(sorted(tradeoffs, key=lambda each: (each.recompute_flops, -each.kept_bytes)))
+
+
+def _answered(ways: Iterable[Scenario]) -> Iterator[tuple[Scenario, Estimate]]:
+    """Those that there are for this model: layers with different masks make no groups."""
+    for way in ways:
+        with suppress(ConfigError):
+            yield way, estimate(way)
 
 
 NOTHING: dict[str, Any] = {

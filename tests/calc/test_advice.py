@@ -102,3 +102,10 @@ def test_the_largest_at_the_peak() -> None:
     assert sizes == sorted(sizes, reverse=True)
     others = [entry.bytes * entry.count_at_peak for entry in answer.tensors if entry not in largest]
     assert max(others) <= min(sizes)
+
+
+def test_layers_with_different_masks_make_no_groups() -> None:
+    mixed = LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+    ways = recompute_tradeoffs(asked(model=mixed, sequence_length=64, attention="eager"))
+    assert {way.scenario.recompute_group_size for way in ways} == {1}
+    assert "recompute-groups" not in {each.key for each in advise(asked(model=mixed, attention="eager"))}

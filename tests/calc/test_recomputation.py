@@ -212,6 +212,13 @@ def test_what_cannot_be(choices: dict[str, Any], field: str, expected: str) -> N
     assert expected in refusal.value.expected
 
 
+def test_a_group_has_one_mask() -> None:
+    mixed = LLAMA | {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}
+    with pytest.raises(ConfigError, match=r"^recompute_group_size = 2: should be 1: .* a mask each"):
+        answered(mixed, "full", recompute_group_size=2)
+    assert answered(mixed, "full", recompute_interval=2, attention="eager").flops.recompute > 0
+
+
 def test_a_million_layers_in_groups() -> None:
     tall = answered(LLAMA | {"num_hidden_layers": 10**6}, "full", recompute_group_size=64)
     assert len(tall.step.runs) == 4

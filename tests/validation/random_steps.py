@@ -4,7 +4,7 @@ import os
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, note, settings
+from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Scenario, estimate
@@ -29,7 +29,13 @@ SCALARS_BYTES = 4 * 512
 SHORT_WINDOW = 16
 MOST_EXPANSION = 16
 """Logits per hidden value up to which losses without logits are drawn: more make more chunks, and traces slow."""
-SLOW = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+SLOW = settings(
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+    print_blob=True,
+    phases=(Phase.explicit, Phase.generate),
+)
+"""Traces take too long for shrinking: a failure is shown as it was found."""
 TIMES = 8 if os.environ.get("TEST_FULL") else 1
 """How many times the examples of `make test` are drawn."""
 HEAD_DIMS = (8, 10, 16, 20, 24, 64, 72, 136)
@@ -149,7 +155,8 @@ def recomputations(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
     if recompute is Recompute.NONE:
         return {}
     in_a_row = draw(st.integers(1, config.get("n_layer") or config["num_hidden_layers"]))
-    if recompute is Recompute.FULL and draw(st.booleans()):
+    one_mask = not config.get("use_sliding_window")
+    if recompute is Recompute.FULL and one_mask and draw(st.booleans()):
         return {"recompute": recompute, "recompute_group_size": in_a_row}
     offload = recompute is Recompute.FULL and draw(st.booleans())
     return {"recompute": recompute, "recompute_interval": in_a_row, "recompute_offload": offload}
