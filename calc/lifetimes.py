@@ -280,7 +280,15 @@ class _Builder:
         if section.input is None:
             for leaf in buffers.values():
                 self._release(leaf.storage)
+        elif section.input in buffers:
+            self._pass_on(buffers[section.input].storage.tensor, gradient_of(section.input))
         return tuple(self.events)
+
+    def _pass_on(self, made: Tensor, gradient: Tensor) -> None:
+        """The part before knows the gradient of its output by one name, whatever buffer a kernel wrote it to."""
+        if made not in (gradient, gradient_of(self.section.output)):
+            self._free([made])
+            self.events.append((gradient, True))
 
     def _rerun(self, region: Region, rerun: list[Row], freed_by: dict[int, list[Tensor]]) -> None:
         """Run the region's forward again, as far as the last tensor a node saves."""

@@ -200,3 +200,15 @@ def test_a_workspace_is_made_once_when_the_first_product_has_its_result(name: st
     assert sizes[place - 3 : place] == before
     assert sizes[place + 1] == after
     assert sizes.count(workspace) == 1
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+def test_gradients_written_in_place_are_found_by_the_part_before(recompute: str) -> None:
+    """Liger's RMSNorm writes its input's gradient into its output's."""
+    fields: dict[str, Any] = {"model": LIGER, "sequence_length": 64, "use_liger_kernel": True, "recompute": recompute}
+    memory = estimate(Scenario(**fields)).memory
+    assert memory.reserved.peak_allocated_bytes >= memory.peak_allocated_bytes
+    assert memory.peak_reserved_bytes >= memory.reserved.peak_allocated_bytes
+
+
+LIGER = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 97}
