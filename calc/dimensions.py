@@ -1,44 +1,38 @@
 """Sizes that follow from other sizes by more than a product; `str()` of one is its formula."""
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import prod
-from typing import Any
 
 from .dtype import DType
-
-Sides = tuple[Any, ...]
-"""Dimensions that are multiplied."""
+from .ledger import Shape, Symbols, numel
 
 
 @dataclass(frozen=True, slots=True)
-class Derived:
-    """A dimension computed from others."""
+class Derived(ABC):
+    """A dimension computed from others, whose product `of` is."""
 
-    of: Sides
+    of: Shape
 
-    def size(self, sizes: Mapping[Any, int]) -> int:
+    @abstractmethod
+    def size(self, sizes: Symbols) -> int:
         """The number it stands for."""
-        raise NotImplementedError
 
-    def _numel(self, sizes: Mapping[Any, int]) -> int:
-        return prod(sizes[dimension] for dimension in self.of)
 
-    def __str__(self) -> str:
-        return "·".join(map(str, self.of))
+def _written(shape: Shape) -> str:
+    return "·".join(map(str, shape))
 
 
 @dataclass(frozen=True, slots=True)
 class Shorter(Derived):
     """The shorter side of a matrix, `of` being its rows."""
 
-    columns: Sides
+    columns: Shape
 
-    def size(self, sizes: Mapping[Any, int]) -> int:
-        return min(self._numel(sizes), Derived(self.columns)._numel(sizes))
+    def size(self, sizes: Symbols) -> int:
+        return min(numel(self.of, sizes), numel(self.columns, sizes))
 
     def __str__(self) -> str:
-        return f"min({Derived(self.of)}, {Derived(self.columns)})"
+        return f"min({_written(self.of)}, {_written(self.columns)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +41,11 @@ class Blocks(Derived):
 
     per: int
 
-    def size(self, sizes: Mapping[Any, int]) -> int:
-        return -(-self._numel(sizes) // self.per)
+    def size(self, sizes: Symbols) -> int:
+        return -(-numel(self.of, sizes) // self.per)
 
     def __str__(self) -> str:
-        return f"⌈{Derived(self.of)} / {self.per}⌉"
+        return f"⌈{_written(self.of)} / {self.per}⌉"
 
 
 SMALLEST_8BIT = 4096
@@ -69,23 +63,23 @@ class StateBytes(Derived):
     paged: bool
     """Large ones live in managed memory, outside the allocator."""
 
-    def size(self, sizes: Mapping[Any, int]) -> int:
-        numel = self._numel(sizes)
-        if self.paged and numel >= SMALLEST_PAGED:
+    def size(self, sizes: Symbols) -> int:
+        elements = numel(self.of, sizes)
+        if self.paged and elements >= SMALLEST_PAGED:
             return 0
-        return numel if numel >= SMALLEST_8BIT else DType.FP32.nbytes(numel)
+        return elements if elements >= SMALLEST_8BIT else DType.FP32.nbytes(elements)
 
     def __str__(self) -> str:
-        return f"8-bit({Derived(self.of)})"
+        return f"8-bit({_written(self.of)})"
 
 
 @dataclass(frozen=True, slots=True)
 class StateBlocks(Derived):
     """Blocks of one of bitsandbytes' 8-bit states; a state in fp32 has none."""
 
-    def size(self, sizes: Mapping[Any, int]) -> int:
-        numel = self._numel(sizes)
-        return -(-numel // QUANTISATION_BLOCK) if numel >= SMALLEST_8BIT else 0
+    def size(self, sizes: Symbols) -> int:
+        elements = numel(self.of, sizes)
+        return -(-elements // QUANTISATION_BLOCK) if elements >= SMALLEST_8BIT else 0
 
     def __str__(self) -> str:
-        return f"⌈{Derived(self.of)} / {QUANTISATION_BLOCK}⌉"
+        return f"⌈{_written(self.of)} / {QUANTISATION_BLOCK}⌉"

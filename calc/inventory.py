@@ -137,6 +137,7 @@ Count = tuple[Description, int, int, int]
 
 _KNOWN: dict[tuple, list[Count]] = {}
 MOST_KNOWN = 512
+"""Of some ten kilobytes each; when there are as many, all are forgotten."""
 
 
 def _counts(memory: StepMemory, library: str) -> list[Count]:
@@ -148,11 +149,12 @@ def _counts(memory: StepMemory, library: str) -> list[Count]:
     place = (timeline.spans.index(peak), peak.peak_part, peak.num_events_to_peak, len(timeline.spans))
     runs = tuple((run.count, group_of[id(run.sizes)]) for run in memory.runs)
     key = (memory.step, runs, place, memory.buffers, memory.inputs, library)
-    if key not in _KNOWN:
+    counts = _KNOWN.get(key)  # not looked up twice: another thread may clear it in between
+    if counts is None:
         if len(_KNOWN) >= MOST_KNOWN:
             _KNOWN.clear()
-        _KNOWN[key] = list(_counted(memory, group_of, library))
-    return _KNOWN[key]
+        counts = _KNOWN[key] = list(_counted(memory, group_of, library))
+    return counts
 
 
 def _counted(memory: StepMemory, group_of: dict[int, int], library: str) -> Iterator[Count]:

@@ -287,8 +287,7 @@ class _Builder:
     def _pass_on(self, made: Tensor, gradient: Tensor) -> None:
         """The part before knows the gradient of its output by one name, whatever buffer a kernel wrote it to."""
         if made not in (gradient, gradient_of(self.section.output)):
-            self._free([made])
-            self.events.append((gradient, True))
+            self.events = [(gradient if tensor == made else tensor, allocated) for tensor, allocated in self.events]
 
     def _rerun(self, region: Region, rerun: list[Row], freed_by: dict[int, list[Tensor]]) -> None:
         """Run the region's forward again, as far as the last tensor a node saves."""

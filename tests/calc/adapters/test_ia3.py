@@ -6,17 +6,7 @@ import pytest
 
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate
 from calc.scenario import Precision
-
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 3,
-    "intermediate_size": 100,
-    "vocab_size": 333,
-}
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 333, "n_positions": 64}
+from tests.calc.adapters.toys import GPT2, LLAMA
 
 
 def answered(model: dict[str, Any] = LLAMA, **fields: Any) -> Estimate:

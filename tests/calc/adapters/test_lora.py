@@ -11,17 +11,8 @@ from calc.adapters.facts import LORA_TARGETS
 from calc.closed_forms import lora_parameters
 from calc.ledger import Component, Kind
 from calc.scenario import AdapterDType
+from tests.calc.adapters.toys import GPT2, LLAMA
 
-LLAMA = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 3,
-    "intermediate_size": 100,
-    "vocab_size": 333,
-}
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 333, "n_positions": 64}
 LAYERS = 3
 LLAMA_LINEARS = {
     "q_proj": (64, 64),

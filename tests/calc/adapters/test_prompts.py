@@ -7,6 +7,7 @@ import pytest
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate
 from calc.ledger import Kind
 from calc.scenario import Precision
+from tests.calc.adapters.toys import GPT2
 
 LLAMA = {
     "model_type": "llama",
@@ -16,7 +17,6 @@ LLAMA = {
     "intermediate_size": 100,
     "vocab_size": 333,
 }
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 333, "n_positions": 64}
 TEXT, VIRTUAL = 33, 7
 
 

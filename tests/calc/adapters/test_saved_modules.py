@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate
+from tests.calc.adapters.toys import GPT2
 
 LLAMA = {
     "model_type": "llama",
@@ -16,7 +17,6 @@ LLAMA = {
     "tie_word_embeddings": False,
 }
 TIED = LLAMA | {"tie_word_embeddings": True}
-GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 333, "n_positions": 64}
 EMBEDDING = 333 * 64
 
 
