@@ -6,41 +6,46 @@ torch.save copies them to the host storage by storage, the last copy gone before
 Left out: names and alignment of the file's entries; the averaged weights, which neither of the two holds.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 
 from .dtype import DType
-from .ledger import Kind, Tensor
+from .ledger import Kind
 from .memory import StepMemory
 from .optimizers import optimizer_of
 from .scenario import Optimizer
+from .sizes import Sizes
+from .step import Checkpointed, checkpointed
 
 COUNTS_ON_HOST = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FOR_LOOP, Optimizer.ADAFACTOR})
 """Their `step` of each parameter is an fp32 scalar on the host, so the ledger of the GPU has none."""
 
 
-SAVED = frozenset({Kind.PARAMETERS, Kind.OPTIMIZER_STATES})
-
-
 def checkpoint_bytes(step: StepMemory) -> dict[str, int]:
     """Bytes of the weights, of those that are trained (what a file with an adapter alone holds), of the optimizer's
     states, and of the largest tensor: what saving needs on the host at once."""
-    saved = list(_saved(step))
-    weights = [(tensor, count * size) for tensor, count, size in saved if tensor.kind is Kind.PARAMETERS]
-    states = sum(count * size for tensor, count, size in saved if tensor.kind is Kind.OPTIMIZER_STATES)
+    totals: Counter[tuple[Kind, bool]] = Counter()
+    largest = 0
+    for held, sizes, times in _held(step):
+        for key, tensors in held.items():
+            for (shape, dtype), count in tensors.items():
+                nbytes = dtype.nbytes(sizes[shape])
+                totals[key] += times * count * nbytes
+                largest = max(largest, nbytes)
+    trained = totals[Kind.PARAMETERS, True]
     return {
-        "weights": sum(size for _, size in weights),
-        "trained_weights": sum(size for tensor, size in weights if tensor.trainable),
-        "optimizer_states": states + step.paged_bytes + _counts_on_host(step),
-        "largest_tensor": max(size for _, _, size in saved),
+        "weights": trained + totals[Kind.PARAMETERS, False],
+        "trained_weights": trained,
+        "optimizer_states": totals[Kind.OPTIMIZER_STATES, False] + step.paged_bytes + _counts_on_host(step),
+        "largest_tensor": largest,
     }
 
 
-def _saved(step: StepMemory) -> Iterator[tuple[Tensor, int, int]]:
-    """The tensors of both dictionaries that are on the GPU, how many there are of each, and the bytes of one."""
-    for sizes, tensors, count in step.persistent():
-        for tensor in tensors:
-            if tensor.kind in SAVED:
-                yield tensor, count, tensor.dtype.nbytes(sizes[tensor.shape])
+def _held(step: StepMemory) -> Iterator[tuple[Checkpointed, Sizes, int]]:
+    """What both dictionaries hold on the GPU, with its sizes and how many times that."""
+    for run in step.runs:
+        yield run.part.checkpointed, run.sizes, run.count
+    yield checkpointed(step.buffers), step.runs[0].sizes, 1
 
 
 def _counts_on_host(step: StepMemory) -> int:

@@ -1,7 +1,7 @@
 """The memory curve: points of the timeline, ready to be drawn."""
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TypedDict
 
 from .timeline import Phase, Span, Timeline
 
@@ -9,48 +9,47 @@ MOST_PARTS = 128
 """How many of a run's equal layers are drawn; more are sampled evenly, the first and the last among them."""
 
 
-class Point(NamedTuple):
-    """Allocated bytes at one moment of the step. A tuple, because a step has hundreds."""
+class Point(TypedDict):
+    """Allocated bytes at one moment of the step. As JSON has it, because a step has hundreds."""
 
     phase: Phase
     label: str
     layer: int | None
     allocated_bytes: int
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "phase": self.phase,
-            "label": self.label,
-            "layer": self.layer,
-            "allocated_bytes": self.allocated_bytes,
-        }
 
-
-def curve(timeline: Timeline) -> tuple[Point, ...]:
+def curve(timeline: Timeline) -> list[Point]:
     """For each part of the step its end, and its highest point where that is above both ends, in the step's order.
 
     Equal parts that only rise or only fall are one straight line: the last one's end draws it.
     """
-    points = [Point(phase=Phase.FORWARD, label="start", layer=None, allocated_bytes=timeline.base_bytes)]
+    points: list[Point] = [
+        {"phase": Phase.FORWARD, "label": "start", "layer": None, "allocated_bytes": timeline.base_bytes}
+    ]
     for span in timeline.spans:
         if span.stretch.program.steps:
             points += _points(span)
-    return tuple(points)
+    return points
 
 
-def _points(span: Span) -> Iterator[Point]:
+def _points(span: Span) -> list[Point]:
     stretch, net_bytes, highest_bytes = span.stretch, span.net_bytes, span.highest_bytes
-    phase, label = stretch.phase, stretch.label
+    phase, label, first_layer, layer_step = stretch.phase, stretch.label, stretch.first_layer, stretch.layer_step
     has_summit = highest_bytes > max(0, net_bytes)
-    for part in _sampled(stretch.count) if has_summit else (stretch.count - 1,):
-        layer = None if stretch.first_layer is None else stretch.first_layer + part * stretch.layer_step
-        start = span.start_bytes + part * net_bytes
-        if has_summit:
-            yield Point(phase, label, layer, start + highest_bytes)
-        yield Point(phase, label, layer, start + net_bytes)
+    seen_bytes = (highest_bytes, net_bytes) if has_summit else (net_bytes,)
+    return [
+        {
+            "phase": phase,
+            "label": label,
+            "layer": None if first_layer is None else first_layer + part * layer_step,
+            "allocated_bytes": span.start_bytes + part * net_bytes + above_bytes,
+        }
+        for part in (_sampled(stretch.count) if has_summit else (stretch.count - 1,))
+        for above_bytes in seen_bytes
+    ]
 
 
-def _sampled(count: int) -> list[int]:
+def _sampled(count: int) -> Sequence[int]:
     if count <= MOST_PARTS:
-        return list(range(count))
+        return range(count)
     return sorted({index * (count - 1) // (MOST_PARTS - 1) for index in range(MOST_PARTS)})

@@ -159,7 +159,7 @@ class Estimate:
         return checkpoint_bytes(self.step)
 
     @cached_property
-    def timeline(self) -> tuple[Point, ...]:
+    def timeline(self) -> list[Point]:
         """Allocated bytes through the step, ready to be drawn."""
         return curve(self.step.timeline)
 
@@ -178,7 +178,7 @@ class Estimate:
             "memory": self.memory.to_dict(reserved=reserved)
             | {
                 "checkpoint_bytes": self.checkpoint_bytes,
-                "timeline": [point.to_dict() for point in self.timeline],
+                "timeline": self.timeline,
             },
             "flops": self.flops.to_dict(),
             "time": self.time,

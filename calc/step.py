@@ -4,7 +4,7 @@ What a step's ledger looks like depends on facts (kinds, types, choices), not on
 set of facts and kept.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -12,6 +12,7 @@ from functools import cached_property, lru_cache
 from .adapters import AdapterFacts, adapt, check_modules, frozen_section, with_frozen
 from .architecture import Wiring
 from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
+from .dtype import DType
 from .flops import AttentionProducts, Counts, Products, attention_products, once, products
 from .grad_scaler import uses_grad_scaler
 from .ledger import Component, Kind, Section, Shape, Tensor, requires_gradient, saved_for_backward
@@ -36,6 +37,8 @@ LAYERS: dict[Wiring, Callable[[LayerFacts, Numerics], Section]] = {
     Wiring.MEGATRON: megatron_layer,
 }
 
+Checkpointed = Mapping[tuple[Kind, bool], Mapping[tuple[Shape, DType], int]]
+"""What a checkpoint holds: by kind and whether trained, how many tensors there are of each shape and type."""
 KEPT_STRUCTURES = 256
 """How many sets of facts are kept built; each takes some hundred kilobytes."""
 
@@ -109,6 +112,10 @@ class Part:
         }
 
     @cached_property
+    def checkpointed(self) -> Checkpointed:
+        return checkpointed(self.persistent)
+
+    @cached_property
     def saved_classes(self) -> tuple[StorageClass, ...]:
         """What saved-tensor hooks see of its own."""
         return tuple(map(storage_class, self.life.saved))
@@ -126,6 +133,14 @@ class Part:
     def attention(self) -> AttentionProducts:
         """Of one layer."""
         return attention_products(self.section.rows[: len(self.section.rows) // self.section.num_layers])
+
+
+def checkpointed(tensors: Iterable[Tensor]) -> Checkpointed:
+    counts: dict[tuple[Kind, bool], Counter[tuple[Shape, DType]]] = defaultdict(Counter)
+    for tensor in tensors:
+        if tensor.kind in (Kind.PARAMETERS, Kind.OPTIMIZER_STATES):
+            counts[tensor.kind, tensor.trainable][tensor.shape, tensor.dtype] += 1
+    return counts
 
 
 @dataclass(frozen=True, eq=False)
