@@ -14,8 +14,8 @@ from .ledger import Kind
 from .memory import StepMemory
 from .optimizers import optimizer_of
 from .scenario import Optimizer
-from .sizes import Sizes
-from .step import Checkpointed, checkpointed
+from .sizes import Counts, Sizes
+from .step import Sum, checkpointed
 
 COUNTS_ON_HOST = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FOR_LOOP, Optimizer.ADAFACTOR})
 """Their `step` of each parameter is an fp32 scalar on the host, so the ledger of the GPU has none."""
@@ -26,12 +26,11 @@ def checkpoint_bytes(step: StepMemory) -> dict[str, int]:
     states, and of the largest tensor: what saving needs on the host at once."""
     totals: Counter[tuple[Kind, bool]] = Counter()
     largest = 0
-    for held, sizes, times in _held(step):
-        for key, tensors in held.items():
-            for (shape, dtype), count in tensors.items():
-                nbytes = dtype.nbytes(sizes[shape])
-                totals[key] += times * count * nbytes
-                largest = max(largest, nbytes)
+    for name, counts, sizes in _held(step):
+        for (shape, dtype), times in zip(*counts, strict=True):
+            nbytes = dtype.nbytes(sizes[shape])
+            totals[name] += times * nbytes
+            largest = max(largest, nbytes)
     trained = totals[Kind.PARAMETERS, True]
     return {
         "weights": trained + totals[Kind.PARAMETERS, False],
@@ -41,11 +40,11 @@ def checkpoint_bytes(step: StepMemory) -> dict[str, int]:
     }
 
 
-def _held(step: StepMemory) -> Iterator[tuple[Checkpointed, Sizes, int]]:
-    """What both dictionaries hold on the GPU, with its sizes and how many times that."""
-    for run in step.runs:
-        yield run.part.checkpointed, run.sizes, run.count
-    yield checkpointed(step.buffers), step.runs[0].sizes, 1
+def _held(step: StepMemory) -> Iterator[tuple[tuple[Kind, bool], Counts, Sizes]]:
+    """What both dictionaries hold on the GPU."""
+    for name, by_size in step.merged[Sum.CHECKPOINTED].items():
+        yield from ((name, counts, sizes) for counts, sizes in zip(by_size, step.sizes, strict=True))
+    yield from ((name, counts, step.sizes[0]) for name, counts in checkpointed(step.buffers).items())
 
 
 def _counts_on_host(step: StepMemory) -> int:

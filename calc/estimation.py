@@ -1,6 +1,5 @@
 """Scenario -> Estimate: the answer, every number of it read off the ledger."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -12,7 +11,7 @@ from .architecture import Architecture, Wiring
 from .assembly import step_memory
 from .checkpoint import checkpoint_bytes
 from .curve import Point, curve
-from .flops import AttentionFlops, attention_flops, causal_flops, elementwise_flops, total_flops
+from .flops import FLOPS_PER_PRODUCT, AttentionFlops, attention_flops, causal_flops
 from .hardware import Gpu, gpu_named
 from .inventory import TensorEntry, inventory
 from .memory import StepMemory
@@ -21,6 +20,7 @@ from .notes import notes
 from .plan import Plan, Workload, resolve
 from .reserved import Reserved, reserved
 from .scenario import Scenario
+from .step import Sum
 from .timeline import Phase
 
 TRANSFORMERS_SOURCE = "transformers 5.23.0, models/{family}/modeling_{family}.py"
@@ -263,19 +263,14 @@ def _model_summary(architecture: Architecture) -> dict[str, Any]:
 
 
 def _parameters(step: StepMemory) -> Parameters:
-    by_component: Counter[str] = Counter()
-    trainable = 0
-    for run in step.runs:
-        for component, counts in run.part.parameter_counts.items():
-            by_component[component.value] += run.count * counts.summed(run.sizes)
-        trainable += run.count * run.part.trained_counts.summed(run.sizes)
-    total = sum(by_component.values())
+    by_component = {component.value: count for component, count in step.sums(Sum.PARAMETERS).items()}
+    total, trainable = sum(by_component.values()), step.total(Sum.TRAINED)
     return Parameters(
         total=total,
         trainable=trainable,
         frozen=total - trainable,
         active_per_token=total,
-        by_component=dict(by_component),
+        by_component=by_component,
     )
 
 
@@ -337,23 +332,18 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
     """FLOPs of one optimizer step: those of a micro-batch, times their number."""
     k = workload.gradient_accumulation_steps
     tokens = workload.micro_batch_size * workload.sequence_length
-    forward = backward = recompute = useful = causal = elementwise = 0
-    for run in step.runs:
-        products, sizes, count = run.part.products, run.sizes, run.count
-        forward += count * total_flops(products.forward, sizes)
-        backward += count * total_flops(products.backward, sizes)
-        recompute += count * total_flops(products.recompute, sizes)
-        useful += count * (total_flops(products.needed, sizes) + total_flops(products.needed_core, sizes))
-        causal += count * (total_flops(products.needed, sizes) + causal_flops(products.needed_core, sizes))
-        elementwise += count * elementwise_flops(products.elementwise, sizes)
+    done = step.sums(Sum.PRODUCTS)
+    forward, backward, recompute, needed, core = (
+        FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_core")
+    )
     layer = step.runs[1]
     return Flops(
         forward=k * forward,
         backward=k * backward,
         recompute=k * recompute,
         total=k * (forward + backward + recompute),
-        elementwise=k * elementwise,
-        model_flops_per_token=useful // tokens,
-        model_flops_per_token_causal=causal // tokens,
+        elementwise=k * done["elementwise"],
+        model_flops_per_token=(needed + core) // tokens,
+        model_flops_per_token_causal=(needed + causal_flops(core, step.sizes[0]["S"])) // tokens,
         attention=attention_flops(layer.part.attention, layer.sizes),
     )

@@ -3,34 +3,17 @@
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from operator import mul
-from typing import NamedTuple
 
 from .attention import SCORES
 from .ledger import Product, Row, Shape
 from .lifetimes import Lifetimes
-from .sizes import Sizes
+from .sizes import Counts, Sizes, counted, weighted
 
+FLOPS_PER_PRODUCT = 2
+"""A multiplication and an addition, of each of batch·m·n·k."""
 SCALING_FLOPS = 1
 SOFTMAX_FLOPS = 3
 """Per score: the exponential, its share of the sum, the division."""
-
-
-class Counts(NamedTuple):
-    """Shapes, and how often each counts."""
-
-    shapes: tuple[Shape, ...]
-    times: tuple[int, ...]
-
-    def summed(self, sizes: Sizes) -> int:
-        """The elements of all shapes, each as often as it counts."""
-        return sum(map(mul, map(sizes.__getitem__, self.shapes), self.times))
-
-
-def once(shapes: Iterable[Shape]) -> Counts:
-    """Each of `shapes` counted as often as it is there."""
-    counted = Counter(shapes)
-    return Counts(tuple(counted), tuple(counted.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +54,23 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
         recompute=_counts(Counter(product for row in life.rerun for product in row.products)),
         needed=_counts({product: count for product, count in needed.items() if not product.batch}),
         needed_core=_counts({product: count for product, count in needed.items() if product.batch}),
-        elementwise=Counts(tuple(elementwise), tuple(elementwise.values())),
+        elementwise=weighted(elementwise),
     )
 
 
-def _counts(counted: dict[Product, int]) -> Counts:
-    return once(product.shape for product, count in counted.items() for _ in range(count))
+def _counts(times: dict[Product, int]) -> Counts:
+    return counted(product.shape for product, count in times.items() for _ in range(count))
 
 
 def total_flops(counts: Counts, sizes: Sizes) -> int:
     """FLOPs of products: 2·batch·m·n·k each."""
-    return 2 * counts.summed(sizes)
+    return FLOPS_PER_PRODUCT * counts.summed(sizes)
 
 
-def causal_flops(core: Counts, sizes: Sizes) -> int:
-    """FLOPs of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on
+def causal_flops(core_flops: int, length: int) -> int:
+    """`core_flops` of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on
     average."""
-    length = sizes["S"]
-    return sum(count * sizes[shape] // length * (length + 1) for shape, count in zip(*core, strict=True))
-
-
-def elementwise_flops(counts: Counts, sizes: Sizes) -> int:
-    """Element-wise operations; softmax counts three per element, everything else one."""
-    return counts.summed(sizes)
+    return core_flops // length * (length + 1) // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -99,7 +99,7 @@ ALIVE = {
 
 def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
     """Every tensor that persists, is kept for backward, or is alive at the peak; the largest together first."""
-    groups = list({id(run.sizes): run.sizes for run in memory.runs}.values())
+    groups = memory.sizes
     entries = []
     for description, group, total, at_peak in _counts(memory, library):
         sizes = groups[group]
@@ -143,21 +143,20 @@ MOST_KNOWN = 512
 def _counts(memory: StepMemory, library: str) -> list[Count]:
     """How many there are of each tensor follows from the ledger, its runs and the place of the peak, not from sizes: of
     steps that differ in sizes alone it is counted once."""
-    group_of = {key: group for group, key in enumerate(dict.fromkeys(id(run.sizes) for run in memory.runs))}
     timeline = memory.timeline
     peak = timeline.peak
     place = (timeline.spans.index(peak), peak.peak_part, peak.num_events_to_peak, len(timeline.spans))
-    runs = tuple((run.count, group_of[id(run.sizes)]) for run in memory.runs)
-    key = (memory.step, runs, place, memory.buffers, memory.inputs, library)
+    key = (memory.step, memory.layout, place, memory.buffers, memory.inputs, library)
     counts = _KNOWN.get(key)  # not looked up twice: another thread may clear it in between
     if counts is None:
         if len(_KNOWN) >= MOST_KNOWN:
             _KNOWN.clear()
-        counts = _KNOWN[key] = list(_counted(memory, group_of, library))
+        counts = _KNOWN[key] = list(_counted(memory, library))
     return counts
 
 
-def _counted(memory: StepMemory, group_of: dict[int, int], library: str) -> Iterator[Count]:
+def _counted(memory: StepMemory, library: str) -> Iterator[Count]:
+    group_of = {id(sizes): group for group, sizes in enumerate(memory.sizes)}
     persistent = list(memory.persistent())
     total = _by_sizes([*persistent, *_kept(memory)])
     at_peak = _by_sizes([*persistent, *memory.timeline.up_to_peak()])

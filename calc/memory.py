@@ -1,9 +1,10 @@
 """Memory of one training step: what persists between steps, and the timeline of the steady one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
+from typing import Any
 
 from .dimensions import SMALLEST_PAGED
 from .ledger import Kind, Tensor
@@ -11,8 +12,8 @@ from .optimizer_step import Pass
 from .optimizers import gradients_persist
 from .plan import Plan, Workload
 from .scenario import Optimizer
-from .sizes import Sizes, storage_bytes
-from .step import Part, Step
+from .sizes import Counts, Sizes, storage_bytes
+from .step import Layout, Part, Step, Sum, merged
 from .timeline import Phase, Program, Stretch, Surplus, Timeline, timeline
 
 NUM_MOMENTS = 2
@@ -49,6 +50,32 @@ class StepMemory:
     workload: Workload
     plan: Plan
 
+    @cached_property
+    def sizes(self) -> list[Sizes]:
+        """The different sizes of the runs."""
+        return list({id(run.sizes): run.sizes for run in self.runs}.values())
+
+    @cached_property
+    def layout(self) -> Layout:
+        which = {id(sizes): number for number, sizes in enumerate(self.sizes)}
+        return tuple([(run.count, which[id(run.sizes)]) for run in self.runs])
+
+    @cached_property
+    def merged(self) -> Mapping[Sum, Mapping[Any, tuple[Counts, ...]]]:
+        """What is summed over the step, a Counts for each of `sizes`."""
+        return merged(self.step, self.layout)
+
+    def sums(self, which: Sum) -> dict[Any, int]:
+        """One sum over all parts of the step, by what it is told apart by."""
+        each = self.sizes
+        return {
+            name: sum([counts.summed(sizes) for counts, sizes in zip(by_size, each, strict=True)])
+            for name, by_size in self.merged[which].items()
+        }
+
+    def total(self, which: Sum) -> int:
+        return sum(self.sums(which).values())
+
     def persistent(self) -> Iterator[Surplus]:
         """Everything alive between steps."""
         for run in self.runs:
@@ -58,10 +85,7 @@ class StepMemory:
     @cached_property
     def persistent_bytes(self) -> dict[Kind, int]:
         """Bytes alive between steps, by kind."""
-        totals: dict[Kind, int] = dict.fromkeys(PERSISTENT_KINDS, 0)
-        for run in self.runs:
-            for kind, classes in run.part.persistent_classes.items():
-                totals[kind] += run.count * sum(map(run.sizes.__getitem__, classes))
+        totals: dict[Kind, int] = dict.fromkeys(PERSISTENT_KINDS, 0) | self.sums(Sum.PERSISTENT)
         for tensor in (*self.buffers, *self.inputs):
             totals[tensor.kind] += storage_bytes(tensor, self.runs[0].sizes)
         return totals
@@ -115,17 +139,12 @@ class StepMemory:
     @cached_property
     def hooks_bytes(self) -> int:
         """What saved-tensor hooks see in one forward, each storage once, parameters left out."""
-        own = sum(run.count * sum(map(run.sizes.__getitem__, run.part.saved_classes)) for run in self.runs)
-        return own + sum(map(self.runs[0].sizes.__getitem__, self.step.saved_by_several))
+        return self.total(Sum.SAVED) + sum(map(self.runs[0].sizes.__getitem__, self.step.saved_by_several))
 
     @property
     def offloaded_bytes(self) -> int:
         """What one micro-batch keeps in host memory; it crosses the link there and back."""
-        return sum(
-            run.count * sum(map(run.sizes.__getitem__, run.part.offloaded_classes))
-            for run in self.runs
-            if run.part.offloaded_classes
-        )
+        return self.total(Sum.OFFLOADED)
 
     @property
     def saved_per_layer_bytes(self) -> dict[int, int]:

@@ -1,8 +1,11 @@
 """What the ledger's symbols stand for in one step."""
 
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from math import prod
-from typing import Any
+from operator import mul
+from typing import Any, NamedTuple
 
 from .dimensions import Derived
 from .ledger import Shape, Tensor
@@ -32,6 +35,26 @@ class Sizes(dict[Any, int]):
             raise KeyError(key)
         self[key] = value
         return value
+
+
+class Counts(NamedTuple):
+    """Shapes or storage classes, and how often each counts."""
+
+    keys: tuple[Any, ...]
+    times: tuple[int, ...]
+
+    def summed(self, sizes: Sizes) -> int:
+        """The elements of all shapes, or the bytes of all storages, each as often as it counts."""
+        return sum(map(mul, map(sizes.__getitem__, self.keys), self.times))
+
+
+def counted(keys: Iterable[Any]) -> Counts:
+    """Each of `keys` as often as it is there."""
+    return weighted(Counter(keys))
+
+
+def weighted(counts: Mapping[Any, int]) -> Counts:
+    return Counts(tuple(counts), tuple(counts.values()))
 
 
 def storage_class(tensor: Tensor) -> StorageClass:

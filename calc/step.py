@@ -7,15 +7,16 @@ set of facts and kept.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from functools import cached_property, lru_cache
+from typing import Any
 
 from .adapters import AdapterFacts, adapt, check_modules, frozen_section, with_frozen
 from .architecture import Wiring
 from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
-from .dtype import DType
-from .flops import AttentionProducts, Counts, Products, attention_products, once, products
+from .flops import AttentionProducts, Products, attention_products, products
 from .grad_scaler import uses_grad_scaler
-from .ledger import Component, Kind, Section, Shape, Tensor, requires_gradient, saved_for_backward
+from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import NEXT, Context, Event, Lifetimes, gradient_of, lifetimes
 from .megatron import megatron_layer
 from .operators import Numerics
@@ -23,7 +24,7 @@ from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import averaged, kept_between_steps
 from .plan import Plan
 from .recomputation import makes_leaves, recomputed
-from .sizes import StorageClass, storage_class
+from .sizes import Counts, StorageClass, counted, storage_class, weighted
 from .timeline import Program
 
 EMBEDDINGS: dict[Wiring, Callable[[ModelFacts, Numerics], Section]] = {
@@ -37,8 +38,6 @@ LAYERS: dict[Wiring, Callable[[LayerFacts, Numerics], Section]] = {
     Wiring.MEGATRON: megatron_layer,
 }
 
-Checkpointed = Mapping[tuple[Kind, bool], Mapping[tuple[Shape, DType], int]]
-"""What a checkpoint holds: by kind and whether trained, how many tensors there are of each shape and type."""
 KEPT_STRUCTURES = 256
 """How many sets of facts are kept built; each takes some hundred kilobytes."""
 
@@ -53,6 +52,18 @@ class StepFacts:
     plan: Plan
     """Without the adapter, whose facts stand apart from its sizes."""
     adapter: AdapterFacts | None
+
+
+class Sum(Enum):
+    """What is summed over all parts of a step, and by what it is told apart."""
+
+    PARAMETERS = "elements, by component"
+    TRAINED = "elements"
+    PERSISTENT = "storages, by kind"
+    CHECKPOINTED = "shapes and types, by kind and whether trained"
+    SAVED = "storages that saved-tensor hooks see"
+    OFFLOADED = "storages in host memory between forward and backward"
+    PRODUCTS = "FLOPs' shapes, by the field of Products"
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,40 +105,18 @@ class Part:
         return [tensor for tensor, _ in self.parameters if tensor.trainable]
 
     @cached_property
-    def parameter_counts(self) -> Mapping[Component, Counts]:
-        shapes: dict[Component, list[Shape]] = defaultdict(list)
-        for tensor, component in self.parameters:
-            shapes[component].append(tensor.shape)
-        return {component: once(each) for component, each in shapes.items()}
-
-    @cached_property
-    def trained_counts(self) -> Counts:
-        return once(tensor.shape for tensor in self.trained)
-
-    @cached_property
-    def persistent_classes(self) -> Mapping[Kind, tuple[StorageClass, ...]]:
+    def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
+        """What it adds to each sum over the step."""
+        done = products(self.section.rows, self.life)
         return {
-            kind: tuple(storage_class(tensor) for tensor in self.persistent if tensor.kind is kind)
-            for kind in {tensor.kind for tensor in self.persistent}
+            Sum.PARAMETERS: _counts((component, tensor.shape) for tensor, component in self.parameters),
+            Sum.TRAINED: _counts((None, tensor.shape) for tensor in self.trained),
+            Sum.PERSISTENT: _counts((tensor.kind, storage_class(tensor)) for tensor in self.persistent),
+            Sum.CHECKPOINTED: checkpointed(self.persistent),
+            Sum.SAVED: _counts((None, storage_class(tensor)) for tensor in self.life.saved),
+            Sum.OFFLOADED: _counts((None, storage_class(tensor)) for tensor in self.life.offloaded),
+            Sum.PRODUCTS: {name: getattr(done, name) for name in Products.__dataclass_fields__},
         }
-
-    @cached_property
-    def checkpointed(self) -> Checkpointed:
-        return checkpointed(self.persistent)
-
-    @cached_property
-    def saved_classes(self) -> tuple[StorageClass, ...]:
-        """What saved-tensor hooks see of its own."""
-        return tuple(map(storage_class, self.life.saved))
-
-    @cached_property
-    def offloaded_classes(self) -> tuple[StorageClass, ...]:
-        """What lies in host memory between forward and backward."""
-        return tuple(map(storage_class, self.life.offloaded))
-
-    @cached_property
-    def products(self) -> Products:
-        return products(self.section.rows, self.life)
 
     @cached_property
     def attention(self) -> AttentionProducts:
@@ -135,12 +124,18 @@ class Part:
         return attention_products(self.section.rows[: len(self.section.rows) // self.section.num_layers])
 
 
-def checkpointed(tensors: Iterable[Tensor]) -> Checkpointed:
-    counts: dict[tuple[Kind, bool], Counter[tuple[Shape, DType]]] = defaultdict(Counter)
-    for tensor in tensors:
-        if tensor.kind in (Kind.PARAMETERS, Kind.OPTIMIZER_STATES):
-            counts[tensor.kind, tensor.trainable][tensor.shape, tensor.dtype] += 1
-    return counts
+def _counts(items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Counts]:
+    """For each first of `items` how often there is each second."""
+    found: dict[Any, list[Any]] = defaultdict(list)
+    for name, key in items:
+        found[name].append(key)
+    return {name: counted(keys) for name, keys in found.items()}
+
+
+def checkpointed(tensors: Iterable[Tensor]) -> Mapping[Any, Counts]:
+    """What a checkpoint holds of `tensors`: by kind and whether trained, shapes and types."""
+    held = (tensor for tensor in tensors if tensor.kind in (Kind.PARAMETERS, Kind.OPTIMIZER_STATES))
+    return _counts(((tensor.kind, tensor.trainable), (tensor.shape, tensor.dtype)) for tensor in held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,6 +161,26 @@ class Step:
             for tensor in (*row.writes, *row.temporaries, *row.backward_temporaries):
                 origins.setdefault(tensor.name.removeprefix(NEXT), place)
         return origins
+
+
+Layout = tuple[tuple[int, int], ...]
+"""Per part how often it is there, and which of the step's different sizes it has."""
+
+
+@lru_cache(maxsize=KEPT_STRUCTURES)
+def merged(step: Step, layout: Layout) -> Mapping[Sum, Mapping[Any, tuple[Counts, ...]]]:
+    """The sums of all parts: for each of the different sizes one Counts. They depend on no size."""
+    num_sizes = len({which for _, which in layout})
+    sums: dict[Sum, dict[Any, list[Counter]]] = {each: {} for each in Sum}
+    for part, (count, which) in zip(step.parts, layout, strict=True):
+        for each, named in part.counts.items():
+            for name, counts in named.items():
+                whole = sums[each].setdefault(name, [Counter() for _ in range(num_sizes)])[which]
+                for key, times in zip(*counts, strict=True):
+                    whole[key] += count * times
+    return {
+        each: {name: tuple(map(weighted, by_size)) for name, by_size in named.items()} for each, named in sums.items()
+    }
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)

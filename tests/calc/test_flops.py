@@ -2,11 +2,11 @@
 
 from calc.attention import SCORES_PRODUCT, VALUES_PRODUCT
 from calc.dtype import DType
-from calc.flops import Counts, causal_flops, elementwise_flops, products, total_flops
+from calc.flops import causal_flops, products, total_flops
 from calc.ledger import Kind, Product, Region, Row, Section, Tensor
 from calc.lifetimes import Context, lifetimes
 from calc.primitives import matmul, scale, softmax
-from calc.sizes import Sizes
+from calc.sizes import Sizes, counted
 
 SIZES = Sizes(B=3, S=5, H=7, F=11, N=2, D=13)
 PRODUCT = Product((), ("B", "S"), ("F",), ("H",))
@@ -15,35 +15,35 @@ X, A, Y = (Tensor(name, ("B", "S", "H"), DType.FP32) for name in "xay")
 W = Tensor("w", ("F", "H"), DType.FP32, Kind.PARAMETERS, trainable=True)
 
 
-def counted(*rows: Row, input_required: bool = True, checkpointed: bool = False) -> dict[str, int]:
+def flops_of(*rows: Row, input_required: bool = True, checkpointed: bool = False) -> dict[str, int]:
     regions = (Region(start=0, stop=len(rows)),) if checkpointed else ()
     section = Section(name="section", rows=rows, input=X, output=Y, regions=regions)
     done = products(rows, lifetimes(section, Context(input_required=input_required)))
     names = ("forward", "backward", "recompute", "needed", "needed_core")
     return {name: total_flops(getattr(done, name), SIZES) for name in names} | {
-        "elementwise": elementwise_flops(done.elementwise, SIZES)
+        "elementwise": done.elementwise.summed(SIZES)
     }
 
 
 def test_a_product_and_its_two_gradients() -> None:
-    done = counted(matmul("mm", X, W, Y, PRODUCT))
+    done = flops_of(matmul("mm", X, W, Y, PRODUCT))
     assert (done["forward"], done["backward"], done["needed"]) == (FLOPS, 2 * FLOPS, 3 * FLOPS)
     assert (done["recompute"], done["needed_core"], done["elementwise"]) == (0, 0, 0)
 
 
 def test_a_gradient_nobody_wants_is_not_computed() -> None:
-    assert counted(matmul("mm", X, W, Y, PRODUCT), input_required=False)["backward"] == FLOPS
+    assert flops_of(matmul("mm", X, W, Y, PRODUCT), input_required=False)["backward"] == FLOPS
 
 
 def test_what_a_checkpoint_computes_again() -> None:
     twice = (matmul("mm", X, W, A, PRODUCT), matmul("mm", A, W, Y, PRODUCT))
-    done = counted(*twice, checkpointed=True)
+    done = flops_of(*twice, checkpointed=True)
     # The second product's input is the last tensor a node keeps: only the first is done again.
     assert (done["forward"], done["recompute"], done["needed"]) == (2 * FLOPS, FLOPS, 6 * FLOPS)
 
 
 def test_batched_products_are_the_attention_core() -> None:
-    done = counted(matmul("scores", X, W, Y, SCORES_PRODUCT))
+    done = flops_of(matmul("scores", X, W, Y, SCORES_PRODUCT))
     assert (done["needed"], done["needed_core"]) == (0, 3 * 2 * 3 * 2 * 5 * 5 * 13)
 
 
@@ -53,16 +53,16 @@ def test_what_a_kernel_computes_again_is_not_needed() -> None:
         products=(SCORES_PRODUCT,), backward_products=(SCORES_PRODUCT,), backward_rerun=(SCORES_PRODUCT,),
     )  # fmt: skip
     scores = 2 * 3 * 2 * 5 * 5 * 13
-    done = counted(row)
+    done = flops_of(row)
     assert (done["backward"], done["needed_core"]) == (FLOPS + 2 * scores, 2 * scores)
 
 
 def test_elementwise_operations() -> None:
-    done = counted(scale(X, A), softmax(A, Y))
+    done = flops_of(scale(X, A), softmax(A, Y))
     assert done["elementwise"] == (1 + 3) * 3 * 5 * 7
 
 
 def test_half_of_a_causal_core() -> None:
-    core = Counts((SCORES_PRODUCT.shape, VALUES_PRODUCT.shape), (1, 1))
+    core = total_flops(counted([SCORES_PRODUCT.shape, VALUES_PRODUCT.shape]), SIZES)
     attended = 5 * (5 + 1) // 2  # token i attends to i tokens
-    assert causal_flops(core, SIZES) == 2 * (2 * 3 * 2 * attended * 13)
+    assert causal_flops(core, 5) == 2 * (2 * 3 * 2 * attended * 13)
