@@ -7,6 +7,7 @@ the same.
 
 import argparse
 import asyncio
+import gc
 import json
 import socket
 import subprocess
@@ -85,6 +86,7 @@ async def run(port: int, options: argparse.Namespace) -> list[float]:
     await wait_for_server(port)
     numbers = range(options.rate * (options.seconds + 1))
     bodies = [question(0 if options.same else number) for number in numbers]
+    gc.disable()  # of the client: its pauses would be taken for the server's
     await latencies(port, options.rate, bodies[: options.rate])
     return await latencies(port, options.rate, bodies[options.rate :])
 
