@@ -46,6 +46,8 @@ class CudaFunctions(TorchFunctionMode):
             return fused_dropout(*args, **kwargs)
         if func in (torch.nn.functional.softmax, torch.Tensor.softmax):
             return softmax(func, *args, **kwargs)
+        if func is torch.nn.functional.cross_entropy and torch.is_autocast_enabled("cpu"):
+            return cross_entropy(*args, **kwargs)
         if func is torch.nn.functional.scaled_dot_product_attention:
             return sdpa.attend(self.attention, *args, **kwargs)
         return func(*args, **kwargs)
@@ -70,6 +72,17 @@ def softmax(func: Callable[..., torch.Tensor], input: torch.Tensor, *args: Any, 
     if input.dtype is torch.float16 and kwargs.get("dtype") is torch.float32:
         return aten._softmax(input, kwargs["dim"] if "dim" in kwargs else args[0], True)
     return func(input, *args, **kwargs)
+
+
+def cross_entropy(
+    input: torch.Tensor, target: torch.Tensor, *, label_smoothing: float = 0.0, **options: Any
+) -> torch.Tensor:
+    """Under CUDA's autocast, which knows nothing of cross_entropy_loss, its two parts keep their own types: log_softmax
+    that of the input, which it names, nll_loss fp32 (LossNLL.cpp). The CPU's autocast casts the input."""
+    if label_smoothing:
+        raise NotImplementedError("label_smoothing under autocast")
+    log_probabilities = torch.log_softmax(input, 1, dtype=input.dtype)
+    return torch.nn.functional.nll_loss(log_probabilities, target, **options)
 
 
 READ_NUMBER = 1.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from validation.autocast import cuda_list
+from validation.autocast import autocast_inputs, cast_on_one_device, cuda_list, registered
 from validation.cuda_kernels import CudaFunctions
 
 LOW = torch.bfloat16
@@ -26,6 +26,74 @@ def test_torch_lists_the_functions_that_these_models_use() -> None:
 def test_an_unknown_list_is_an_error() -> None:
     with pytest.raises(LookupError, match="AT_FORALL_NOTHING"):
         cuda_list("AT_FORALL_NOTHING")
+
+
+LISTS = {
+    name: cuda_list(f"AT_FORALL_{name}")
+    for name in ("LOWER_PRECISION_FP", "FP32", "FP32_SET_OPT_DTYPE", "PROMOTE", "DIFFERENT_REDISPATCH_SIGNATURE")
+}
+BESIDE_THE_LISTS = {"cudnn_convolution", "cudnn_convolution_transpose", "binary_cross_entropy"}
+"""Registered one by one in autocast_mode.cpp; the last only to be refused."""
+
+
+def test_the_lists_are_those_this_torch_registers_for_cuda() -> None:
+    listed = frozenset[str]().union(*LISTS.values()) - {"ADD_NS"} | {"norm"}  # the macro around the last list's norm
+    assert registered("CUDA") == listed | BESIDE_THE_LISTS
+
+
+def called(name: str, *args: torch.Tensor) -> list[torch.dtype]:
+    """The types a function of that name would be called with under autocast, an asked-for result type last."""
+
+    def function() -> None: ...
+
+    function.__name__ = name
+    with torch.autocast("cpu", LOW):
+        cast, options = autocast_inputs(function, args, {})
+    return [*(x.dtype for x in cast), *options.values()]
+
+
+def test_every_function_of_the_fp32_list_gets_fp32() -> None:
+    assert {name for name in LISTS["FP32"] if called(name, low(2)) == [torch.float32]} == LISTS["FP32"]
+
+
+def test_every_function_of_the_second_list_is_asked_for_fp32() -> None:
+    asked = {name for name in LISTS["FP32_SET_OPT_DTYPE"] if called(name, low(2)) == [LOW, torch.float32]}
+    assert asked == LISTS["FP32_SET_OPT_DTYPE"]
+
+
+def test_every_function_of_the_promotion_list_gets_the_widest_type() -> None:
+    mixed, same = (low(2), torch.rand(2)), (low(2), low(2))
+    assert {name for name in LISTS["PROMOTE"] if called(name, *mixed) == [torch.float32] * 2} == LISTS["PROMOTE"]
+    assert {name for name in LISTS["PROMOTE"] if called(name, *same) == [LOW] * 2} == LISTS["PROMOTE"]
+
+
+def test_the_cpu_casts_what_cuda_casts_to_lower_precision_or_the_call_is_refused() -> None:
+    assert cast_on_one_device() & LISTS["LOWER_PRECISION_FP"] == LISTS["LOWER_PRECISION_FP"] - registered("CPU")
+    assert cast_on_one_device().isdisjoint({"linear", "matmul", "addmm", "bmm", "baddbmm"})
+    with pytest.raises(NotImplementedError, match="einsum: autocast on the CPU and on CUDA differ"):
+        called("einsum", torch.rand(2))
+    assert called("einsum", low(2)) == [LOW]
+
+
+def test_what_only_the_cpu_casts_is_refused() -> None:
+    with CudaFunctions(), torch.autocast("cpu", LOW):
+        with pytest.raises(NotImplementedError, match="trace: autocast on the CPU and on CUDA differ"):
+            low(2, 2).trace()
+        with pytest.raises(NotImplementedError, match="cat"):
+            torch.cat((low(2), torch.rand(2)))
+        assert torch.cat((low(2), low(2))).dtype is LOW
+
+
+def test_cross_entropy_is_computed_as_its_parts_are() -> None:
+    """The CPU's autocast would cast the logits; CUDA's casts the log-probabilities."""
+    logits, target = low(3, 5).requires_grad_(), torch.tensor([1, 2, 4])
+    saved: list[torch.dtype] = []
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda x: saved.append(x.dtype) or x, lambda x: x)
+    with hooks, CudaFunctions(), torch.autocast("cpu", LOW):
+        loss = functional.cross_entropy(logits, target)
+    assert loss.dtype is torch.float32
+    assert [dtype for dtype in saved if dtype is not torch.int64] == [LOW, torch.float32, torch.float32]
+    torch.testing.assert_close(loss, functional.cross_entropy(logits, target).float(), rtol=2e-2, atol=0)
 
 
 FP32_RESULTS = {
