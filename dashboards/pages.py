@@ -29,6 +29,7 @@ from .address import gpu_names, model_names, query_pairs, scenario_from_query
 from .example import EXAMPLE
 from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, READ_WITH, STOPS, written
 from .remedies import remedies_view
+from .sentences import in_language
 from .side_by_side import compare_view
 from .tradeoff import tradeoff_view
 from .views import answer_view
@@ -61,6 +62,18 @@ STATIC_URL = f"/static/{STATIC_VERSION}"
 """New content has a new address, so browsers may keep the old one for ever."""
 FOR_EVER = "public, max-age=31536000, immutable"
 
+
+def complaint(error: calc.ConfigError, language: Language) -> dict[str, Any]:
+    """What is wrong with which field, for the template."""
+    message = f"{shown(error.value)}: {in_language(error.expected, language)}"
+    return {
+        "field": error.field,
+        "message": message,
+        "text": f"{error.field} = {message}",
+        "elsewhere": error.field not in FIELDS,
+    }
+
+
 TEMPLATES = Environment(
     loader=PackageLoader("dashboards"),
     autoescape=select_autoescape(),
@@ -75,6 +88,8 @@ TEMPLATES.filters |= {
     "gib": lambda num_bytes: units.format_gib(num_bytes).replace("-", "\N{MINUS SIGN}"),
     "flops": units.format_flops,
     "count": units.format_count,
+    "said_in": in_language,
+    "complaint": complaint,
 }
 TEMPLATES.globals |= {"textures": palette.TEXTURES, "static": STATIC_URL}
 
@@ -99,17 +114,8 @@ class Question:
             answers = [VIEWS[stage](scenario, self.words) for stage in stages]
         except calc.ConfigError as error:
             nothing = {"answer": None, "resolved_sequence_length": "", "snippet": ""}
-            return common | nothing | {"wrong": _complaint(error)}
+            return common | nothing | {"wrong": complaint(error, self.language)}
         return {name: value for context in (common, *answers) for name, value in context.items()}
-
-
-def _complaint(error: calc.ConfigError) -> dict[str, Any]:
-    return {
-        "field": error.field,
-        "message": f"{shown(error.value)}: {error.expected}",
-        "text": str(error),
-        "elsewhere": error.field not in FIELDS,
-    }
 
 
 def _page(request: Request, name: str, context: dict[str, Any], status_code: int = 200) -> HTMLResponse:

@@ -11,7 +11,6 @@ from urllib.parse import urlencode
 
 import calc
 from calc.comparison import MOST_SCENARIOS, Comparison, compared
-from calc.errors import shown
 
 from . import figures
 from .address import CONFIG, query_pairs, scenario_from_query
@@ -48,7 +47,7 @@ class Column:
     pairs: Pairs
     scenario: calc.Scenario | None = None
     estimate: calc.Estimate | None = None
-    wrong: dict[str, Any] | None = None
+    wrong: calc.ConfigError | None = None
 
 
 def columns_of(items: Iterable[tuple[str, str]]) -> list[Column]:
@@ -74,8 +73,7 @@ def _column(pairs: Pairs) -> Column:
         scenario = scenario_from_query(pairs)
         return Column(pairs=pairs, scenario=scenario, estimate=calc.estimate(scenario))
     except calc.ConfigError as error:
-        wrong = {"field": error.field, "message": f"{shown(error.value)}: {error.expected}", "text": str(error)}
-        return Column(pairs=pairs, wrong=wrong)
+        return Column(pairs=pairs, wrong=error)
 
 
 def _remedies(column: Column) -> list[Pairs]:

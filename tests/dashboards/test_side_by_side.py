@@ -82,7 +82,7 @@ def test_a_field_without_a_row_of_its_own_is_shown_where_it_differs():
 
 def test_a_wrong_column_leaves_the_others_their_answers():
     shown = view([*GPT2, ("sequence_length", "5000")], GPT2, [*GPT2, ("recompute", "full")])
-    assert shown["columns"][0]["wrong"]["field"] == "sequence_length"
+    assert shown["columns"][0]["wrong"].field == "sequence_length"
     assert shown["wrong"] is None
     none, first, other = shown["quantities"]["memory.saved_activation_bytes"]
     assert none is None
@@ -94,7 +94,7 @@ def test_a_wrong_column_leaves_the_others_their_answers():
 
 def test_what_belongs_to_no_column_is_named():
     shown = compare_view([*lettered(GPT2), ("colour", "red")], WORDS_EN)
-    assert shown["wrong"]["field"] == "colour"
+    assert shown["wrong"].field == "colour"
 
 
 def test_links_take_a_column_away_or_add_one():
