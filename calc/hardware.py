@@ -1,11 +1,23 @@
-"""GPUs: what a datasheet and a driver say of them."""
+"""GPUs, and accelerators trained on like them: what a datasheet and a driver say of them.
+
+One entry is what a program sees as one device: MI250 and MI250X are two, a GB200 superchip holds two of its GPUs.
+"""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import cache
 from typing import Any
 
 from .catalogue import read_entries, unknown_name
+
+
+class Segment(StrEnum):
+    """What a GPU is sold for."""
+
+    DATA_CENTRE = "data-centre"
+    WORKSTATION = "workstation"
+    CONSUMER = "consumer"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -13,6 +25,7 @@ class Gpu:
     name: str
     aliases: tuple[str, ...]
     vendor: str
+    segment: Segment
     architecture: str
     compute_capability: str | None
     """CUDA's; none for other vendors."""
@@ -30,7 +43,14 @@ class Gpu:
     not published."""
     num_sms: int | None
     """Streaming multiprocessors, or compute units."""
-    tdp_watts: int
+    l2_bytes: int | None
+    shared_memory_per_sm_bytes: int | None
+    """The most that blocks on one multiprocessor can hold together; AMD calls it local data share."""
+    link_bytes_per_second: Mapping[str, int | None]
+    """To other GPUs and the host by `nvlink`, `infinity_fabric`, `roce` and `pcie`: all links of one GPU, both
+    directions together, as datasheets round them. None: it has such links, their speed was not found."""
+    tdp_watts: int | None
+    """Of the whole board, or of a superchip's GPU. None: configured by the system around it."""
     sources: Mapping[str, str]
     """Addresses. `datasheet` gives all that has no entry of its own; `datasheet_read_in` is a copy of its figures."""
 
@@ -62,5 +82,5 @@ def _gpus_by_name() -> dict[str, Gpu]:
     return {name: gpu for gpu in gpus() for name in (gpu.name, *gpu.aliases)}
 
 
-def _gpu(name: str, aliases: list[str], **fields: Any) -> Gpu:
-    return Gpu(name=name, aliases=tuple(aliases), **fields)
+def _gpu(name: str, aliases: list[str], segment: str, **fields: Any) -> Gpu:
+    return Gpu(name=name, aliases=tuple(aliases), segment=Segment(segment), **fields)

@@ -11,6 +11,8 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import calc
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 OUR_PACKAGES = {"api", "benchmarks", "calc", "dashboards", "tests", "validation"}
@@ -74,3 +76,9 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 def test_the_changelog_has_an_entry_for_the_version() -> None:
     assert PROJECT["version"] in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_readme_counts_the_catalogue() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert f"({len(calc.models())} in the catalogue" in readme
+    assert f"{len(calc.gpus())} GPUs" in readme
