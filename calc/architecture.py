@@ -1,7 +1,7 @@
 """What a model is made of, whoever wrote its configuration."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 
 
@@ -24,33 +24,100 @@ class Activation(StrEnum):
     SILU = "silu"
 
 
+class Norm(StrEnum):
+    """Normalisations, by the class of transformers that computes them."""
+
+    RMS = "LlamaRMSNorm"
+    LAYER = "LayerNorm"
+    """torch's own, with weight and bias."""
+
+
+class QueryKeyNorm(StrEnum):
+    """Over what queries and keys are normalised before their positions."""
+
+    NONE = "none"
+    HEAD = "head"
+    """Each head by itself, one weight for all."""
+
+
+class Rotary(StrEnum):
+    """How queries and keys are turned by their positions."""
+
+    NONE = "none"
+    HALVES = "halves"
+    """The first half of a head with its second, as LlamaAttention does."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Norms:
+    """What a layer's norms are called, by their place; none where it has none."""
+
+    before_attention: str | None = None
+    after_attention: str | None = None
+    """Of what attention adds to the residual stream."""
+    before_mlp: str | None = None
+    after_mlp: str | None = None
+
+
+PRE_NORMS = Norms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerKind:
+    """What decides which rows a layer has, beside its sizes and the plan."""
+
+    wiring: Wiring
+    activation: Activation
+    norm: Norm
+    norms: Norms = PRE_NORMS
+    query_key_value_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_key_norm: QueryKeyNorm = QueryKeyNorm.NONE
+    rotary: Rotary = Rotary.NONE
+    fp32_softmax: bool = True
+    """Eager attention's softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One transformer layer: its kind and its sizes."""
 
-    wiring: Wiring
-    activation: Activation
+    kind: LayerKind
     num_attention_heads: int
     num_key_value_heads: int
     head_dim: int
     intermediate_size: int
     sliding_window: int | None = None
-    query_key_value_bias: bool = False
-    output_bias: bool = False
-    mlp_bias: bool = False
-    query_key_norm: bool = False
-    """RMSNorm over each head's queries and keys."""
     frozen: bool = False
     """Its weights are not trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dropouts:
-    """Dropout probabilities."""
+class ModelKind:
+    """What decides which rows embeddings and head have, beside sizes and the plan."""
 
-    embedding: float = 0.0
-    attention: float = 0.0
-    residual: float = 0.0
+    wiring: Wiring
+    norm: Norm
+    """Of the last layer's output."""
+    learned_positions: bool = False
+    """A table of them, which limits the sequence."""
+    always_makes_causal_mask: bool = False
+    """Also where all its layers slide, and none reads it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropouts:
+    """Dropout probabilities; none where the family has no such dropout."""
+
+    embedding: float | None = None
+    attention: float | None = None
+    residual: float | None = None
+
+    def all_at(self, probability: float) -> "Dropouts":
+        """One probability for all that there are."""
+        given = [each.name for each in fields(self) if getattr(self, each.name) is not None]
+        return replace(self, **dict.fromkeys(given, probability))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +125,7 @@ class Architecture:
     """A decoder-only language model: embeddings, runs of equal layers, final norm, head."""
 
     model_type: str
+    kind: ModelKind
     vocab_size: int
     hidden_size: int
     max_position_embeddings: int
@@ -65,8 +133,6 @@ class Architecture:
     layers: tuple[tuple[Layer, int], ...]
     """Runs of equal layers, in order: (layer, how many)."""
     dropouts: Dropouts = Dropouts()
-    always_makes_causal_mask: bool = False
-    """Also where all its layers slide, and none reads it."""
 
     @property
     def num_layers(self) -> int:
@@ -74,7 +140,7 @@ class Architecture:
 
     @property
     def wiring(self) -> Wiring:
-        return self.layers[0][0].wiring
+        return self.kind.wiring
 
     def with_frozen_layers(self, num_frozen: int) -> "Architecture":
         """The same with the first `num_frozen` layers' weights not trained."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 from .adapters import OUTPUT_LAYER, TEXT_IDS, adapter_facts
 from .architecture import Architecture, Dropouts, Layer, Wiring
 from .attention import AttentionCore
-from .blocks import BUFFERS, INPUT_IDS, LayerFacts, ModelFacts
+from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
 from .dimensions import SMALLEST_8BIT
 from .grad_scaler import HELD, uses_grad_scaler
 from .kernels import (
@@ -34,6 +34,7 @@ from .recomputation import layers_in_a_row
 from .scenario import Adapter, Attention, Implementation, Loss, num_prompt_tokens
 from .sizes import Sizes
 from .step import Step, StepFacts, step
+from .wirings import WIRINGS
 
 NUM_CODES = 256
 """Of a byte."""
@@ -76,9 +77,10 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
 
 def _buffers(wiring: Wiring, plan: Plan) -> Iterator[Tensor]:
     """What lives between steps and belongs to no part."""
-    yield from BUFFERS[wiring]
+    buffers = WIRINGS[wiring].buffers
+    yield from buffers
     if plan.weight_ema:
-        yield from map(averaged, BUFFERS[wiring])
+        yield from map(averaged, buffers)
     if uses_grad_scaler(plan):
         yield from HELD
     if plan.optimizer in BITSANDBYTES:
@@ -156,11 +158,11 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
     eager = plan.attention is Attention.EAGER
     windows = [layer.sliding_window for layer, _ in architecture.layers]
     return ModelFacts(
-        wiring=architecture.wiring,
-        causal_mask=eager and (None in windows or architecture.always_makes_causal_mask),
+        kind=architecture.kind,
+        causal_mask=eager and (None in windows or architecture.kind.always_makes_causal_mask),
         sliding_mask=eager and set(windows) != {None},
         window_mask=not eager and any(needs_mask(layer, workload.sequence_length) for layer, _ in architecture.layers),
-        embedding_dropout=architecture.dropouts.embedding > 0,
+        embedding_dropout=bool(architecture.dropouts.embedding),
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
         liger=plan.use_liger_kernel,
@@ -191,13 +193,8 @@ def _trains_head(architecture: Architecture, plan: Plan) -> bool:
 
 def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> LayerFacts:
     return LayerFacts(
-        wiring=layer.wiring,
-        activation=layer.activation,
-        query_key_value_bias=layer.query_key_value_bias,
-        output_bias=layer.output_bias,
-        mlp_bias=layer.mlp_bias,
-        query_key_norm=layer.query_key_norm,
-        residual_dropout=dropouts.residual > 0,
+        kind=layer.kind,
+        residual_dropout=bool(dropouts.residual),
         sliding=layer.sliding_window is not None,
         frozen=layer.frozen,
         liger=plan.use_liger_kernel,
@@ -211,8 +208,8 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
     masked = kernel is not Attention.EAGER and needs_mask(layer, length)
     return AttentionCore(
         kernel=kernel,
-        dropout=dropouts.attention > 0,
-        fp32_softmax=layer.wiring is Wiring.LLAMA,
+        dropout=bool(dropouts.attention),
+        fp32_softmax=layer.kind.fp32_softmax,
         grouped=is_grouped(layer),
         one_sequence=workload.micro_batch_size == 1,
         one_head=layer.num_attention_heads == 1,

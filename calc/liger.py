@@ -22,7 +22,7 @@ def liger_obstacle(architecture: Architecture) -> str | None:
     """Why Liger has no kernels for a model, or None."""
     if architecture.model_type not in FAMILIES:
         return f"Liger has no kernels for {architecture.model_type}, but for {', '.join(sorted(FAMILIES))}"
-    if any(layer.activation is not Activation.SILU for layer, _ in architecture.layers):
+    if any(layer.kind.activation is not Activation.SILU for layer, _ in architecture.layers):
         return "Liger's MLP computes SiLU, and this model has another activation"
     if max(architecture.hidden_size, *(layer.intermediate_size for layer, _ in architecture.layers)) > LARGEST_ROW:
         return f"Liger's kernels take rows of at most {LARGEST_ROW:,} elements"

@@ -9,15 +9,15 @@ from dataclasses import replace
 
 from .architecture import Activation, Architecture, Wiring
 from .attention import HEADS, SCORES, SCORES_PRODUCT, VALUES_PRODUCT
-from .blocks import LayerFacts, hidden_states
+from .blocks.facts import LayerFacts, hidden_states
 from .dtype import DType
 from .errors import ConfigError
 from .ledger import Component, Gradient, Row, Section, Tensor
 from .lifetimes import NEXT
+from .norms import layer_norm
 from .operators import (
     CORE_MODULE,
     Numerics,
-    layer_norm,
     linear,
     stamped,
 )
@@ -36,25 +36,28 @@ def as_megatron(architecture: Architecture, plan: Plan) -> Architecture:
             "precision", plan.precision.value, "should be bf16, fp16, fp32 or a recipe with implementation = megatron"
         )
     for layer, _ in architecture.layers:
-        if layer.wiring is not Wiring.GPT2 or layer.activation not in GELUS:
+        if layer.kind.wiring is not Wiring.GPT2 or layer.kind.activation not in GELUS:
             raise ConfigError("implementation", "megatron", "is for GPT's block with GELU; choose transformers")
-    layers = tuple((replace(layer, wiring=Wiring.MEGATRON), count) for layer, count in architecture.layers)
-    return replace(architecture, layers=layers)
+    layers = tuple(
+        (replace(layer, kind=replace(layer.kind, wiring=Wiring.MEGATRON)), count)
+        for layer, count in architecture.layers
+    )
+    return replace(architecture, kind=replace(architecture.kind, wiring=Wiring.MEGATRON), layers=layers)
 
 
 def megatron_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     """ParallelTransformerLayer on one GPU."""
     x, output = hidden_states(numerics), hidden_states(numerics, f"{NEXT}hidden_states")
     middle = hidden_states(numerics, "hidden_states after attention")
-    norm_1, normed = layer_norm("input_layernorm", x, "input_layernorm output", numerics)
+    norm_1, normed = layer_norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
     attention, attended = _attention(normed, facts, numerics)
-    norm_2, normed = layer_norm("post_attention_layernorm", middle, "post_attention_layernorm output", numerics)
+    norm_2, normed = layer_norm("post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics)
     up = Tensor("dense_h_to_4h output", ("B", "S", "F"), numerics.compute)
     activated, down = like(up, "activation output"), like(x, "dense_4h_to_h output")
     mlp = [
-        *linear("mlp.dense_h_to_4h", normed, up, ("H",), ("F",), numerics, bias=facts.mlp_bias),
+        *linear("mlp.dense_h_to_4h", normed, up, ("H",), ("F",), numerics, bias=facts.kind.mlp_bias),
         unary("bias_gelu", up, activated),
-        *linear("mlp.dense_4h_to_h", activated, down, ("F",), ("H",), numerics, bias=facts.mlp_bias),
+        *linear("mlp.dense_4h_to_h", activated, down, ("F",), ("H",), numerics, bias=facts.kind.mlp_bias),
         *_dropout_add(down, middle, output, facts),
     ]
     rows = [
@@ -74,11 +77,11 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     projected = like(x, "dense output")
     rows = [
         *linear(
-            "self_attention.query_key_value", x, fused, ("H",), (3, "H"), numerics, bias=facts.query_key_value_bias
+            "self_attention.query_key_value", x, fused, ("H",), (3, "H"), numerics, bias=facts.kind.query_key_value_bias
         ),
         part(fused, (q, k, v)),
         *stamped(core, Component.ATTENTION, CORE_MODULE),
-        *linear("self_attention.dense", out, projected, ("N", "D"), ("H",), numerics, bias=facts.output_bias),
+        *linear("self_attention.dense", out, projected, ("N", "D"), ("H",), numerics, bias=facts.kind.output_bias),
     ]
     return rows, projected
 

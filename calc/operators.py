@@ -104,58 +104,6 @@ def linear(
     return [replace(row, module=name) for row in (*casts, row, frame(x))]
 
 
-def rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """LlamaRMSNorm.forward: x·rsqrt(mean(x²) + ε) in fp32, then the weight."""
-    statistics: Shape = x.shape[: -len(dims)]
-    rows = []
-    x32 = x
-    if x.dtype is not DType.FP32:
-        x32 = like(x, f"{name}.x in fp32", dtype=DType.FP32)
-        rows.append(cast(x, x32))
-    squares = like(x32, f"{name}.squares")
-    variance, shifted, rstd = (
-        like(x32, f"{name}.{part}", shape=statistics) for part in ("variance", "variance + eps", "rstd")
-    )
-    normed = like(x32, f"{name}.normalised")
-    rows += [
-        power(x32, squares),
-        scale(squares, variance, name="mean"),
-        shift(variance, shifted),
-        _rsqrt(shifted, rstd),
-        multiply(x32, rstd, normed),
-    ]
-    rounded = normed
-    if x.dtype is not DType.FP32:
-        rounded = like(x, f"{name}.normalised, rounded")
-        rows.append(cast(normed, rounded))
-    weight = parameter(f"{name}.weight", dims, numerics)
-    out = like(x, out_name, dtype=wider(weight.dtype, rounded.dtype))
-    rows += [multiply(weight, rounded, out), frame(x, normed, variance)]
-    return stamped(rows, Component.NORM, name), out
-
-
-def _rsqrt(x: Tensor, out: Tensor) -> Row:
-    """Keeps its result; `-0.5 * grad * result.pow(3)` makes two temporaries."""
-    inner = tuple(like(out, f"{part_name} in rsqrt_backward") for part_name in ("power", "scaled gradient"))
-    return replace(unary("rsqrt", x, out, saves_output=True), backward_temporaries=inner)
-
-
-def layer_norm(name: str, x: Tensor, out_name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """F.layer_norm: keeps its input, and mean and reciprocal deviation in fp32 (CUDA's accumulation type)."""
-    mean, rstd = (Tensor(f"{name}.{part}", TOKENS, DType.FP32) for part in ("mean", "rstd"))
-    weight, bias = (parameter(f"{name}.{part}", ("H",), numerics) for part in ("weight", "bias"))
-    out = like(x, out_name)
-    row = Row(
-        name="layer_norm",
-        reads=(x, weight, bias),
-        writes=(out, mean, rstd),
-        gradients=(Gradient(of=x, needs=(weight,)), Gradient(of=weight), Gradient(of=bias)),
-        saves=(x, mean, rstd),
-        elementwise_flops=1,
-    )
-    return stamped([row], Component.NORM, name), out
-
-
 def rotary(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[list[Row], Tensor]:
     """apply_rotary_pos_emb on one of q, k: x·cos + rotate_half(x)·sin."""
     *outer, _ = x.shape

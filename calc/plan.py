@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from .architecture import Architecture, Dropouts, Wiring
+from .architecture import Architecture
 from .dtype import DType
 from .errors import ConfigError
 from .kernels import OBSTACLES, layer_kernel
@@ -117,7 +117,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     """
     _refuse_what_comes_later(scenario)
     if scenario.dropout is not None:
-        architecture = replace(architecture, dropouts=_dropouts(scenario.dropout, architecture.wiring))
+        architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))
     workload = Workload(
         micro_batch_size=scenario.micro_batch_size,
         sequence_length=_sequence_length(scenario, architecture),
@@ -187,16 +187,9 @@ def _listed(values: set) -> str:
     return ", ".join(sorted("none" if value is None else str(value) for value in values))
 
 
-def _dropouts(probability: float, wiring: Wiring) -> Dropouts:
-    """One probability for all dropouts the family has."""
-    if wiring is Wiring.LLAMA:
-        return Dropouts(attention=probability)
-    return Dropouts(embedding=probability, attention=probability, residual=probability)
-
-
 def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
     longest = architecture.max_position_embeddings
-    learned = architecture.wiring is Wiring.GPT2
+    learned = architecture.kind.learned_positions
     virtual = num_prompt_tokens(scenario.adapter)
     if learned:
         longest -= virtual

@@ -5,7 +5,7 @@ set of facts and kept.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -13,30 +13,19 @@ from typing import Any
 
 from .adapters import AdapterFacts, adapt, check_modules, frozen_section, with_frozen
 from .architecture import Wiring
-from .blocks import LayerFacts, ModelFacts, gpt2_embeddings, gpt2_layer, head, llama_embeddings, llama_layer
+from .blocks.facts import LayerFacts, ModelFacts
+from .blocks.head import head
 from .flops import AttentionProducts, Products, attention_products, products
 from .grad_scaler import uses_grad_scaler
 from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import NEXT, Context, Event, Lifetimes, gradient_of, lifetimes
-from .megatron import megatron_layer
-from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import averaged, kept_between_steps
 from .plan import Plan
 from .recomputation import makes_leaves, recomputed
 from .sizes import Counts, StorageClass, counted, storage_class, weighted
 from .timeline import Program
-
-EMBEDDINGS: dict[Wiring, Callable[[ModelFacts, Numerics], Section]] = {
-    Wiring.GPT2: gpt2_embeddings,
-    Wiring.LLAMA: llama_embeddings,
-    Wiring.MEGATRON: gpt2_embeddings,
-}
-LAYERS: dict[Wiring, Callable[[LayerFacts, Numerics], Section]] = {
-    Wiring.GPT2: gpt2_layer,
-    Wiring.LLAMA: llama_layer,
-    Wiring.MEGATRON: megatron_layer,
-}
+from .wirings import WIRINGS
 
 KEPT_STRUCTURES = 256
 """How many sets of facts are kept built; each takes some hundred kilobytes."""
@@ -192,7 +181,7 @@ def step(facts: StepFacts) -> Step:
     between, finish = _around_backward(sections[-1], facts)
     shared = frozenset[Tensor]().union(*(part.life.saved_from_outside for part in parts)) - parts[0].life.saved
     return Step(
-        wiring=facts.model.wiring,
+        wiring=facts.model.kind.wiring,
         parts=parts,
         between=between,
         finish=finish,
@@ -224,9 +213,10 @@ def _sections(facts: StepFacts) -> list[Section]:
     numerics = facts.plan.numerics
     if facts.adapter is not None and facts.adapter.keeps_types:
         numerics = replace(numerics, outputs=numerics.weights)
-    embedding = EMBEDDINGS[facts.model.wiring](facts.model, numerics)
-    layers = {layer: LAYERS[layer.wiring](layer, numerics) for unit in facts.layers for layer in unit}
-    last = head(facts.model, facts.plan.numerics, embedding.held)
+    wiring = WIRINGS[facts.model.kind.wiring]
+    embedding = wiring.embeddings(facts.model, numerics)
+    layers = {layer: WIRINGS[layer.kind.wiring].layer(layer, numerics) for unit in facts.layers for layer in unit}
+    last = head(facts.model, wiring.end, facts.plan.numerics, embedding.held)
     layers = {layer: frozen_section(section) if layer.frozen else section for layer, section in layers.items()}
     if facts.model.frozen_embedding:
         embedding, last = frozen_section(embedding), with_frozen(last, embedding.parameters())

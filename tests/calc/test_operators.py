@@ -12,14 +12,13 @@ from calc.attention import HEADS
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Tensor, requires_gradient, saved_for_backward
 from calc.losses import cross_entropy
+from calc.norms import layer_norm, rms_norm
 from calc.operators import (
     Numerics,
     activation,
     autocast_weight,
-    layer_norm,
     linear,
     parameter,
-    rms_norm,
     rotary,
 )
 from calc.primitives import dropout, multiply, power, softmax
@@ -88,7 +87,7 @@ def test_only_weights_casts_are_cached() -> None:
 
 def test_layer_norm() -> None:
     x = stream(HALF)
-    (row,), out = layer_norm("ln", x, "out", HALF)
+    (row,), out = layer_norm("ln", x, "out", ("H",), HALF)
     assert saved([row], x) == {"x": BF16, "ln.mean": FP32, "ln.rstd": FP32}
     assert {tensor.numel(SIZES) for tensor in row.writes if tensor != out} == {3 * 5}
     assert [gradient.of.name for gradient in row.gradients] == ["x", "ln.weight", "ln.bias"]

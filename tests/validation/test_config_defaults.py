@@ -14,7 +14,8 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from calc.architecture import Architecture
-from calc.hf_config import FAMILIES, architecture
+from calc.families import FAMILIES
+from calc.hf_config import architecture
 
 COMMON_NAMES = ("vocab_size", "hidden_size", "max_position_embeddings")
 LAYER_NAMES = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
@@ -76,11 +77,11 @@ def test_llama_like_configs(fields: dict[str, Any]) -> None:
         # Qwen2's class has no head_dim: its model divides (modeling_qwen2.py, Qwen2Attention).
         meant = getattr(config, name, config.hidden_size // config.num_attention_heads)
         assert getattr(layer, name) == meant, name
-    assert layer.activation == config.hidden_act
+    assert layer.kind.activation == config.hidden_act
     assert read.dropouts.attention == config.attention_dropout
     if fields["model_type"] in {"llama", "qwen3"}:
-        assert layer.output_bias == config.attention_bias
-    assert layer.mlp_bias == getattr(config, "mlp_bias", False)
+        assert layer.kind.output_bias == config.attention_bias
+    assert layer.kind.mlp_bias == getattr(config, "mlp_bias", False)
     windows = [layer.sliding_window for layer, count in read.layers for _ in range(count)]
     window = getattr(config, "sliding_window", None)
     types = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
@@ -111,7 +112,7 @@ def test_gpt2_configs(fields: dict[str, Any]) -> None:
     layer, _ = read.layers[0]
     assert layer.num_attention_heads == config.n_head
     assert layer.intermediate_size == (config.n_inner or 4 * config.n_embd)
-    assert layer.activation == config.activation_function
+    assert layer.kind.activation == config.activation_function
     dropouts = read.dropouts
     assert (dropouts.embedding, dropouts.attention, dropouts.residual) == (
         config.embd_pdrop,

@@ -1,0 +1,21 @@
+"""The attention core of a layer, by the kernel its facts name."""
+
+from calc.attention import eager_attention
+from calc.ledger import Component, Row, Tensor
+from calc.operators import CORE_MODULE, Numerics, stamped
+from calc.scenario import Attention
+from calc.sdpa import sdpa_attention
+
+from .facts import LayerFacts, attention_mask
+
+
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """The attention core by the chosen kernel: its rows, its output, and what the layer's frame goes on holding."""
+    if facts.core.kernel is Attention.EAGER:
+        mask = attention_mask(numerics, sliding=facts.sliding)
+        rows, out, weights = eager_attention(q, k, v, mask, facts.core, numerics)
+        return stamped(rows, Component.ATTENTION, CORE_MODULE), out, (weights,)
+    rows, out = sdpa_attention(q, k, v, facts.core, numerics)
+    return stamped(rows, Component.ATTENTION, CORE_MODULE), out, ()

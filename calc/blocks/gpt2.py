@@ -1,0 +1,107 @@
+"""GPT-2's embeddings and layer (transformers 5.23.0, models/gpt2)."""
+
+from calc.attention import HEADS
+from calc.ledger import Component, Row, Section, Tensor
+from calc.lifetimes import NEXT
+from calc.norms import layer_norm
+from calc.operators import POSITION_IDS, Numerics, activation, embedding, linear, parameter, stamped
+from calc.primitives import add, dropout, frame, like, part, view
+from calc.scenario import Attention
+
+from .attention import attention
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, attention_mask, hidden_states, mask_rows, masks
+
+
+def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """GPT2Model.forward up to its first block: token plus position embeddings, dropout."""
+    tokens = hidden_states(numerics, "inputs_embeds")
+    positions = Tensor("position_embeds", ("S", "H"), numerics.weights)
+    output = hidden_states(numerics, f"{NEXT}hidden_states")
+    total = hidden_states(numerics, "embeddings") if facts.embedding_dropout else output
+    total_row = add(tokens, positions, total, one_sequence=facts.one_sequence)
+    rows = [
+        embedding(parameter("wte.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
+        Row(name="arange", reads=(), writes=(POSITION_IDS,)),
+        embedding(parameter("wpe.weight", ("P", "H"), numerics, num_columns=1), POSITION_IDS, positions),
+        total_row,
+        *mask_rows(facts, numerics),
+    ]
+    if facts.embedding_dropout:
+        rows.append(dropout(total, output))
+    held = (tokens, POSITION_IDS, positions, *masks(facts, numerics))
+    return Section(
+        name="embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")),
+        output=output,
+        held=held,
+        leaves=(tokens,),
+    )
+
+
+def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
+    """GPT2Block."""
+    x = hidden_states(numerics)
+    middle, output = (
+        hidden_states(numerics, "hidden_states after attention"),
+        hidden_states(numerics, f"{NEXT}hidden_states"),
+    )
+    norm_1, normed = layer_norm("ln_1", x, "ln_1 output", ("H",), numerics)
+    attended_rows, attended, held = _gpt2_attention(normed, facts, numerics)
+    norm_2, normed_2 = layer_norm("ln_2", middle, "ln_2 output", ("H",), numerics)
+    up = Tensor("c_fc output", ("B", "S", "F"), numerics.linear)
+    act, activated = activation(facts.kind.activation, up, "activation output", numerics)
+    projected = Tensor("mlp c_proj output", ("B", "S", "H"), numerics.linear)
+    mlp = [
+        *linear("mlp.c_fc", normed_2, up, ("H",), ("F",), numerics, bias=True, conv1d=True),
+        *act,
+        *linear("mlp.c_proj", activated, projected, ("F",), ("H",), numerics, bias=True, conv1d=True),
+    ]
+    if facts.residual_dropout:
+        dropped = like(projected, "mlp output")
+        mlp.append(dropout(projected, dropped))
+        projected = dropped
+    mask = (attention_mask(numerics, sliding=False),) if facts.core.kernel is Attention.EAGER else ()
+    rows = [
+        *norm_1,
+        *stamped(attended_rows, Component.ATTENTION, "attn"),
+        add(attended, x, middle),
+        frame(normed),
+        *norm_2,
+        *stamped(mlp, Component.MLP, "mlp"),
+        add(middle, projected, output),
+        frame(x, middle, attended, normed_2, projected, *held),
+    ]
+    return Section(
+        name="layer",
+        rows=tuple(rows),
+        input=x,
+        output=output,
+        arguments=mask,
+    )
+
+
+def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """GPT2Attention.forward."""
+    core = facts.core
+    fused = Tensor("qkv", ("B", "S", 3, "H"), numerics.linear)
+    parts = tuple(Tensor(f"{name} part", ("B", "S", "H"), numerics.linear) for name in "qkv")
+    q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
+    rows = linear("attn.c_attn", x, fused, ("H",), (3, "H"), numerics, bias=True, conv1d=True)
+    rows.append(part(fused, parts))
+    # k's gradient, from a transposed product, can be seen as [B, S, H] at once; padding ends that.
+    copies = core.gradients_by_head and not core.one_head
+    copies_k = core.pads_heads and not core.one_head
+    rows += [
+        view(parts[1], k, copies_gradient=copies_k),
+        view(parts[2], v, copies_gradient=copies),
+        view(parts[0], q, copies_gradient=copies),
+    ]
+    attention_rows, out, held = attention(q, k, v, facts, numerics)
+    projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
+    rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]
+    if facts.residual_dropout:
+        dropped = like(projected, "attn output")
+        rows.append(dropout(projected, dropped))
+        projected = dropped
+    rows.append(frame(fused, q, k, v))
+    return rows, projected, held

@@ -1,0 +1,38 @@
+"""The last part of a model: the final norm, the language-model head, the loss."""
+
+from dataclasses import dataclass
+
+from calc.ledger import Component, Section, Tensor
+from calc.losses import cross_entropy, linear_loss
+from calc.norms import norm_of
+from calc.operators import Numerics, linear, parameter, stamped
+from calc.primitives import frame
+
+from .facts import ModelFacts, hidden_states
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """What the parts outside of the layers are called."""
+
+    embedding_weight: str
+    final_norm: str
+
+
+def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
+    """The final norm, the language-model head and the loss; `outside` is what the model's own frame held until the
+    norm."""
+    x = hidden_states(numerics)
+    weight = parameter(
+        end.embedding_weight if facts.tied_embeddings else "lm_head.weight", ("V", "H"), numerics, num_columns=1
+    )
+    rows_of = norm_of(facts.kind.norm, liger=facts.liger)
+    norm, normed = rows_of(end.final_norm, x, f"{end.final_norm} output", ("H",), numerics)
+    if facts.linear_loss is not None:
+        loss_rows, loss = linear_loss(normed, weight, facts.linear_loss, numerics)
+        return Section(name="head", rows=(*norm, frame(x, *outside), *loss_rows), input=x, output=loss)
+    logits = Tensor("logits", ("B", "S", "V"), numerics.compute)
+    loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence)
+    projection = linear("lm_head", normed, logits, ("H",), ("V",), numerics, weight=weight)
+    rows = [*norm, frame(x, *outside), *stamped(projection, Component.HEAD, "lm_head"), *loss_rows, frame(normed)]
+    return Section(name="head", rows=tuple(rows), input=x, output=loss)

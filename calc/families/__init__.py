@@ -1,0 +1,21 @@
+"""Families of models, by the `model_type` of their config.json.
+
+Each is one function from a config's fields to an Architecture. A file saved by transformers leaves out what equals the
+family's defaults, so each states them as its configuration class does (transformers 5.23.0,
+models/<family>/configuration_<family>.py). docs/families.md shows how to add one.
+"""
+
+from collections.abc import Callable
+
+from calc.architecture import Architecture
+
+from . import gpt, llama
+from .fields import Fields
+
+FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
+    "gpt2": gpt.gpt2,
+    "llama": llama.llama,
+    "mistral": llama.mistral,
+    "qwen2": llama.qwen2,
+    "qwen3": llama.qwen3,
+}

@@ -1,0 +1,91 @@
+"""The fields of a config.json, checked as they are read."""
+
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from calc.architecture import Activation
+from calc.errors import ConfigError
+from calc.scenario import LARGEST_SIZE
+
+MOST_RUNS = 256
+"""An answer's time grows with the number of runs; no known model has as many layers."""
+
+ACTIVATION_ALIASES = {"swish": Activation.SILU}
+
+
+class Fields:
+    """Reads fields of a config, with a default for those left out, and refuses what cannot be meant."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+
+    def size(self, *names: str, default: int, smallest: int = 1) -> int:
+        """A whole number, at least `smallest`, on which all of `names` agree that are given; without one `default`."""
+        given = [
+            (name, _whole_number(name, self._config[name], smallest))
+            for name in names
+            if self._config.get(name) is not None
+        ]
+        for name, value in given[1:]:
+            first, agreed = given[0]
+            if value != agreed:
+                raise ConfigError(f"model.{name}", value, f"contradicts {first} = {agreed}")
+        return given[0][1] if given else default
+
+    def optional_size(self, name: str, *, default: int | None) -> int | None:
+        """A positive whole number, or none where it is null."""
+        value = self._config.get(name, default)
+        return None if value is None else _whole_number(name, value, smallest=1)
+
+    def is_null(self, name: str) -> bool:
+        return name in self._config and self._config[name] is None
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self._config.get(name, default)
+        if not isinstance(value, bool):
+            raise ConfigError(f"model.{name}", value, "should be true or false")
+        return value
+
+    def probability(self, name: str, *, default: float) -> float:
+        value = self._config.get(name, default)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+            raise ConfigError(f"model.{name}", value, "should be a number from 0 to below 1")
+        return float(value)
+
+    def activation(self, name: str, *, default: Activation) -> Activation:
+        value = self._config.get(name, default)
+        if isinstance(value, str):
+            value = ACTIVATION_ALIASES.get(value, value)
+        if value not in list(Activation):
+            raise ConfigError(f"model.{name}", value, f"should be one of {', '.join(Activation)}")
+        return Activation(value)
+
+    def layer_types(self, num_layers: int) -> list[bool] | None:
+        """Which layers attend through a sliding window, where the config lists it."""
+        value = self._config.get("layer_types")
+        if value is None:
+            return None
+        known = ("full_attention", "sliding_attention")
+        if not isinstance(value, list) or len(value) != num_layers or any(kind not in known for kind in value):
+            raise ConfigError("model.layer_types", value, f"should list {num_layers} of {', '.join(known)}")
+        if sum(1 for _ in groupby(value)) > MOST_RUNS:
+            raise ConfigError("model.layer_types", value, f"should change at most {MOST_RUNS - 1} times")
+        return [kind == "sliding_attention" for kind in value]
+
+    def refuse(self, name: str, why: str) -> None:
+        """Refuse a feature that is switched on."""
+        if self._config.get(name):
+            raise ConfigError(f"model.{name}", self._config[name], why)
+
+
+def _whole_number(name: str, value: Any, smallest: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not smallest <= value <= LARGEST_SIZE:
+        raise ConfigError(f"model.{name}", value, f"should be a whole number from {smallest} to {LARGEST_SIZE:,}")
+    return value
+
+
+def divides(small_name: str, small: int, large_name: str, large: int) -> None:
+    if large % small:
+        raise ConfigError(f"model.{small_name}", small, f"should divide {large_name} = {large}")

@@ -1,0 +1,37 @@
+"""What each wiring is made of."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .architecture import Wiring
+from .blocks.facts import LayerFacts, ModelFacts
+from .blocks.gpt2 import gpt2_embeddings, gpt2_layer
+from .blocks.head import End
+from .blocks.llama import LLAMA_BUFFERS, llama_embeddings, llama_layer
+from .ledger import Section, Tensor
+from .megatron import megatron_layer
+from .operators import Numerics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """The functions that write down a model's parts, and what belongs to none of them."""
+
+    embeddings: Callable[[ModelFacts, Numerics], Section]
+    layer: Callable[[LayerFacts, Numerics], Section]
+    end: End
+    buffers: tuple[Tensor, ...] = ()
+
+
+GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f")
+
+WIRINGS: dict[Wiring, Parts] = {
+    Wiring.GPT2: Parts(embeddings=gpt2_embeddings, layer=gpt2_layer, end=GPT2_END),
+    Wiring.LLAMA: Parts(
+        embeddings=llama_embeddings,
+        layer=llama_layer,
+        end=End(embedding_weight="embed_tokens.weight", final_norm="norm"),
+        buffers=LLAMA_BUFFERS,
+    ),
+    Wiring.MEGATRON: Parts(embeddings=gpt2_embeddings, layer=megatron_layer, end=GPT2_END),
+}

@@ -1,0 +1,61 @@
+"""A small model of every family, and what of it is drawn at random: one line per family."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import strategies as st
+
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 199, **TOKENS}
+LLAMA_SIZES = SIZES | {"num_key_value_heads": 2, "intermediate_size": 104, "max_position_embeddings": 160}
+FLAG = (False, True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    own: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of the small model beside the common sizes."""
+    drawn: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Other values they may have."""
+    sizes: Mapping[str, Any] = field(default_factory=lambda: LLAMA_SIZES)
+    lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")
+
+
+QWEN = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
+FAMILIES: dict[str, Family] = {
+    "gpt2": Family(
+        sizes=SIZES | {"n_positions": 160, "n_inner": 104},
+        drawn={"n_inner": (None, 7), "tie_word_embeddings": FLAG},
+        lora_targets=("c_attn", "c_proj"),
+    ),
+    "llama": Family(drawn={"attention_bias": FLAG, "mlp_bias": FLAG, "head_dim": (None, 24)}),
+    "mistral": Family(own={"sliding_window": 16}, drawn={"head_dim": (None, 24)}),
+    "qwen2": Family(own=QWEN),
+    "qwen3": Family(own=QWEN | {"head_dim": 24}, drawn={"attention_bias": FLAG}),
+}
+
+
+def config_of(model_type: str) -> dict[str, Any]:
+    """The small model's config."""
+    family = FAMILIES[model_type]
+    return {"model_type": model_type, **family.sizes, **family.own}
+
+
+@st.composite
+def configs(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
+    """The small model with other sizes and choices."""
+    family, num_heads = FAMILIES[model_type], draw(st.integers(1, 6))
+    config = config_of(model_type) | {
+        "num_attention_heads": num_heads,
+        "hidden_size": num_heads * draw(st.sampled_from((8, 16, 24))),
+        "num_hidden_layers": draw(st.integers(1, 5)),
+        "vocab_size": draw(st.integers(4, 2000)),
+        "tie_word_embeddings": draw(st.booleans()),
+    }
+    if "num_key_value_heads" in family.sizes:
+        divisors = [heads for heads in range(1, num_heads + 1) if num_heads % heads == 0]
+        config["num_key_value_heads"] = draw(st.sampled_from(divisors))
+    if "intermediate_size" in family.sizes:
+        config["intermediate_size"] = draw(st.integers(1, 333))
+    return config | {name: draw(st.sampled_from(values)) for name, values in family.drawn.items()}

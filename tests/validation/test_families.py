@@ -1,0 +1,85 @@
+"""Every family against the real model: parameters of the default config and of random ones, and traces of a step.
+
+Two traces of each in `make test`, all in `make test-full`.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from calc import Adapter, Scenario, estimate
+from calc.families import FAMILIES as SUPPORTED
+from tests.validation import families
+from tests.validation.families import FAMILIES, TOKENS, config_of
+from tests.validation.random_steps import SLOW, TIMES, agree
+from validation.models import parameter_counts
+from validation.trace import trace
+
+COUNTS = 20
+"""Random architectures of a family whose parameters are counted."""
+BATCH = {"micro_batch_size": 2, "sequence_length": 24, "optimizer": "sgd"}
+LORA = "lora"
+IN_BRIEF = (
+    {"precision": "bf16", "attention": "eager"},
+    {"precision": "bf16-autocast", "attention": "auto", "recompute": "full"},
+)
+CHOICES = (
+    *IN_BRIEF,
+    {"precision": "bf16", "attention": "auto"},
+    {"precision": "bf16-autocast", "attention": "auto"},
+    {"precision": "bf16-autocast", "attention": "eager"},
+    {"precision": "bf16", "attention": "auto", "recompute": "full"},
+    {"precision": "bf16", "attention": "eager", "recompute": "full"},
+    {"precision": "bf16-autocast", "attention": "auto", "recompute": "selective"},
+    {"precision": "fp32", "attention": "auto", "micro_batch_size": 1},
+    {"precision": "fp16-autocast", "attention": "eager", "gradient_accumulation_steps": 2},
+    {"precision": "bf16", "attention": "auto", "adapter": LORA},
+    {"precision": "bf16-autocast", "attention": "auto", "adapter": LORA},
+    {"precision": "bf16-autocast", "attention": "eager", "adapter": LORA, "recompute": "full"},
+    {"precision": "bf16", "attention": "auto", "dropout": 0.1},
+    {"precision": "bf16-autocast", "attention": "eager", "dropout": 0.1},
+)
+
+
+def counted(config: dict[str, Any]) -> int:
+    """Parameters of the real model."""
+    with torch.device("meta"):
+        return parameter_counts(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)))["total"]
+
+
+def test_there_is_a_line_for_every_family() -> None:
+    assert FAMILIES.keys() == SUPPORTED.keys()
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_parameters_of_the_default_config(model_type: str) -> None:
+    config = {"model_type": model_type}
+    assert estimate(Scenario(model=config, sequence_length=8)).parameters.total == counted(config | TOKENS)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_parameters_of_random_configs(model_type: str) -> None:
+    @settings(SLOW, max_examples=COUNTS * TIMES)
+    @given(config=families.configs(model_type))
+    def check(config: dict[str, Any]) -> None:
+        assert estimate(Scenario(model=config, sequence_length=8)).parameters.total == counted(config)
+
+    check()
+
+
+def words(choices: dict[str, Any]) -> str:
+    return " ".join(map(str, choices.values()))
+
+
+@pytest.mark.parametrize("choices", CHOICES if TIMES > 1 else IN_BRIEF, ids=words)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_step(model_type: str, choices: dict[str, Any]) -> None:
+    config = config_of(model_type)
+    asked: dict[str, Any] = {"model": config, **BATCH, **choices}
+    if "adapter" in choices:
+        asked["adapter"] = Adapter(rank=4, target_modules=FAMILIES[model_type].lora_targets)
+    scenario = Scenario(**asked)
+    agree(scenario, trace(scenario, config))
