@@ -5,6 +5,7 @@ from typing import Any
 
 import calc
 from calc.comparison import MOST_SCENARIOS
+from calc.listing import GpuListing, ModelListing
 from calc.solution import Maximise, Minimise
 from dashboards.address import CONFIG
 
@@ -12,6 +13,10 @@ COMPONENTS = "#/components/schemas/"
 SCENARIO = calc.Scenario.model_json_schema(ref_template=f"{COMPONENTS}{{model}}")
 DEFINITIONS: dict[str, Any] = SCENARIO.pop("$defs")
 
+
+MODEL_LISTING = ModelListing.model_json_schema(ref_template=f"{COMPONENTS}{{model}}")
+GPU_LISTING = GpuListing.model_json_schema(ref_template=f"{COMPONENTS}{{model}}")
+DEFINITIONS |= MODEL_LISTING.pop("$defs") | GPU_LISTING.pop("$defs")
 
 SEARCH = SCENARIO | {
     "title": "Search",
@@ -78,6 +83,11 @@ def scenario_query() -> dict[str, Any]:
         "description": "In place of `model`: a config.json, deflated (zlib), in URL-safe base64.",
     }
     return {"parameters": [*_parameters(SCENARIO["properties"]), packed, RESERVED_PARAMETER]}
+
+
+def listing_query(listing: dict[str, Any]) -> dict[str, Any]:
+    """The query parameters of a list of the catalogue."""
+    return {"parameters": list(_parameters(listing["properties"]))}
 
 
 def _parameters(properties: dict[str, Any], prefix: str = "") -> Iterator[dict[str, Any]]:

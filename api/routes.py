@@ -12,13 +12,22 @@ from fastapi_problem.error import Problem
 
 import calc
 from calc.accuracy import read_accuracy, read_points, read_verdict
-from calc.catalogue import find_model
+from calc.catalogue import find_model, unknown_model
 from calc.comparison import scenarios_from_objects
-from calc.errors import shown
+from calc.listing import GpuListing, ModelListing, list_gpus, list_models, listing_from_strings
 from dashboards.address import answerable, scenario_from_query
 from dashboards.example import EXAMPLE
 
-from .documentation import RESERVED, scenario_body, scenario_query, scenarios_body, search_body
+from .documentation import (
+    GPU_LISTING,
+    MODEL_LISTING,
+    RESERVED,
+    listing_query,
+    scenario_body,
+    scenario_query,
+    scenarios_body,
+    search_body,
+)
 from .encoding import to_json
 from .settings import Settings
 
@@ -80,23 +89,25 @@ async def post_compare(request: Request) -> Response:
     return await run_in_threadpool(lambda: json_response(calc.compare(scenarios).to_dict()))
 
 
-@router.get("/v1/models", summary="The models of the catalogue")
-async def get_models() -> Response:
-    return json_response([model.to_dict() for model in calc.models()])
+@router.get("/v1/models", openapi_extra=listing_query(MODEL_LISTING), summary="The models of the catalogue")
+async def get_models(request: Request) -> Response:
+    listing = listing_from_strings(ModelListing, request.query_params.multi_items())
+    return json_response([model.to_dict() for model in list_models(listing)])
 
 
-@router.get("/v1/models/{name}", summary="One model of the catalogue")
+@router.get("/v1/models/{name:path}", summary="One model of the catalogue, by its name, an alias or a hub id")
 async def get_model(name: str) -> Response:
     model = find_model(name)
     if model is None:
-        detail = f"{shown(name)} is not in the catalogue; /v1/models lists what is"
+        detail = str(unknown_model(name, "/v1/models lists them"))
         raise Problem("No such model", detail=detail, type_="unknown-model", status=404)
     return json_response(model.to_dict())
 
 
-@router.get("/v1/gpus", summary="The GPUs of the catalogue")
-async def get_gpus() -> Response:
-    return json_response([gpu.to_dict() for gpu in calc.gpus()])
+@router.get("/v1/gpus", openapi_extra=listing_query(GPU_LISTING), summary="The GPUs of the catalogue")
+async def get_gpus(request: Request) -> Response:
+    listing = listing_from_strings(GpuListing, request.query_params.multi_items())
+    return json_response([gpu.to_dict() for gpu in list_gpus(listing)])
 
 
 @router.get("/v1/accuracy", summary="How far estimates were from recorded cases")

@@ -8,8 +8,8 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable
 
 from .sizes import ALLOCATION_UNIT_BYTES
+from .units import MIB
 
-MIB = 2**20
 SMALL_LARGEST_BYTES = MIB
 """kSmallSize: what is larger comes from the large pool."""
 SMALL_SEGMENT_BYTES = 2 * MIB

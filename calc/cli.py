@@ -11,23 +11,24 @@ from io import TextIOWrapper
 from typing import Any, NoReturn
 
 from .advice import advise
-from .catalogue import models
 from .comparison import compare
 from .errors import ConfigError
 from .estimation import estimate
 from .explain import formulas
 from .flags import (
     add_comparison_arguments,
+    add_listing_flags,
     add_scenario_flags,
     field_named,
     flag,
+    listing_from_options,
     scenario_fields,
     scenario_from_options,
     scenarios_from_options,
 )
-from .hardware import gpus
 from .inventory import largest_at_peak
 from .lengths import LENGTHS_FILE, length_report, read_lengths
+from .listing import GpuListing, ModelListing, list_gpus, list_models
 from .solution import Maximise, Minimise, solve
 from .tradeoff import recompute_tradeoffs
 
@@ -81,11 +82,11 @@ def _parser() -> argparse.ArgumentParser:
     explaining = command("explain", _explain, "Where the numbers come from, and what would change them.")
     explaining.add_argument("--topic", choices=TOPICS, default="formulas", help=_topics())
     explaining.add_argument("--lengths", metavar="FILE", help=f"Samples' lengths in tokens: {LENGTHS_FILE}.")
-    listings = [
-        command("models", _models, "The catalogue's models."),
-        command("gpus", _gpus, "The catalogue's GPUs."),
-    ]
-    for each in (estimating, solving, comparing, explaining, *listings):
+    models = command("models", _models, "The catalogue's models: which, and in what order.")
+    gpus = command("gpus", _gpus, "The catalogue's GPUs: which, and in what order.")
+    for each, listing in ((models, ModelListing), (gpus, GpuListing)):
+        add_listing_flags(each, listing)
+    for each in (estimating, solving, comparing, explaining, models, gpus):
         each.add_argument("--json", action="store_true", help="Print JSON and nothing else.")
     for each in (estimating, solving, comparing, explaining):
         each.usage = f"{each.prog} MODEL [--FLAG VALUE ...] [--json]"
@@ -214,22 +215,24 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _models(options: argparse.Namespace) -> int:
+    models = list_models(listing_from_options(ModelListing, options))
     if options.json:
-        _write_json([model.to_dict() for model in models()])
+        _write_json([model.to_dict() for model in models])
     else:
         from .report import print_models
 
-        print_models(models())
+        print_models(models)
     return ANSWERED
 
 
 def _gpus(options: argparse.Namespace) -> int:
+    gpus = list_gpus(listing_from_options(GpuListing, options))
     if options.json:
-        _write_json([gpu.to_dict() for gpu in gpus()])
+        _write_json([gpu.to_dict() for gpu in gpus])
     else:
         from .report import print_gpus
 
-        print_gpus(gpus())
+        print_gpus(gpus)
     return ANSWERED
 
 
@@ -259,6 +262,7 @@ def _complain(message: str) -> int:
 
 
 def _unknown_argument(argument: str) -> ConfigError:
-    near = get_close_matches(argument.split("=")[0], [flag(name) for name, _ in scenario_fields()], n=1)
+    names = [*(name for name, _ in scenario_fields()), *ModelListing.model_fields, *GpuListing.model_fields]
+    near = get_close_matches(argument.split("=")[0], map(flag, names), n=1)
     hint = f"unknown, did you mean {near[0]}?" if near else "unknown, see gpucalc --help"
     return ConfigError("argument", argument, hint)

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from .comparison import scenarios_from_objects
 from .errors import ConfigError
 from .json_file import STANDARD_INPUT, read_json_object
+from .listing import Listing, listing_from_strings
 from .scenario import Question, Scenario, scenario_from_strings
 
 
@@ -26,15 +27,19 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("scenario")
     for name, field in scenario_fields():
-        group.add_argument(
-            flag(name),
-            dest="fields",
-            action="append",
-            default=[],
-            type=lambda text, name=name: (name, text),
-            metavar="VALUE",
-            help=_text(field).replace("%", "%%"),
-        )
+        _add_field_flag(group, name, field)
+
+
+def _add_field_flag(parser: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
+    parser.add_argument(
+        flag(name),
+        dest="fields",
+        action="append",
+        default=[],
+        type=lambda text: (name, text),
+        metavar="VALUE",
+        help=_text(field).replace("%", "%%"),
+    )
 
 
 def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +55,31 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
         type=_variation,
         help="One scenario for each value; given twice, for each pair of values.",
     )
+
+
+def add_listing_flags(parser: argparse.ArgumentParser, listing: type[Question]) -> None:
+    """NAME and one flag per other field of a listing; what is true or false is true when its flag is there."""
+    for name, field in listing.model_fields.items():
+        if name == "name":
+            parser.add_argument(name, metavar="NAME", nargs="?", help=field.description)
+        elif field.annotation is bool:
+            parser.add_argument(
+                flag(name),
+                dest="fields",
+                action="append_const",
+                const=(name, "true"),
+                default=[],
+                help=field.description,
+            )
+        else:
+            _add_field_flag(parser, name, field)
+
+
+def listing_from_options(listing: type[Listing], options: argparse.Namespace) -> Listing:
+    """The listing that the parsed flags describe; columns may be written with dashes."""
+    named = [("name", options.name)] if options.name is not None else []
+    fields = [(name, field_named(text) if name == "sort" else text) for name, text in options.fields]
+    return listing_from_strings(listing, [*named, *fields])
 
 
 def scenario_from_options(options: argparse.Namespace) -> Scenario:

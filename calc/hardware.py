@@ -73,7 +73,8 @@ def gpu_named(name: str) -> Gpu:
     """The GPU with this name or alias, in any case; raises ConfigError with the nearest names when there is none."""
     known = _gpus_by_name()
     if name.lower() not in known:
-        raise unknown_name("gpu", name, known, "`gpucalc gpus` lists them")
+        names = {each: gpu.name for each, gpu in known.items()}
+        raise unknown_name("gpu", name, names, "`gpucalc gpus` lists them")
     return known[name.lower()]
 
 

@@ -10,19 +10,18 @@ from rich.table import Table
 from rich.text import Text
 
 from .advice import Advice
-from .catalogue import CatalogueModel
 from .comparison import Comparison
 from .estimation import Estimate
 from .explain import Formula
 from .hardware import Gpu
 from .inventory import TensorEntry
 from .lengths import LENGTH_NOTES, LengthReport
-from .model_source import load_model
+from .listing import ListedModel
 from .scenario import Scenario
 from .solution import Minimise, Solution
 from .timeline import Phase
 from .tradeoff import Tradeoff
-from .units import GIB, format_bytes, format_count, format_flops, format_gib, format_gigabytes
+from .units import GB, GIB, MIB, TERA, format_bytes, format_count, format_flops, format_gib
 
 BAR_WIDTH = 24
 UNIT_FORMATS = {"bytes": format_bytes, "FLOP": format_flops, "parameters": format_count}
@@ -287,36 +286,44 @@ def _peak_and_length(estimate: Estimate) -> str:
     return f"{format_gib(estimate.memory.peak_allocated_bytes)}, {estimate.scenario.sequence_length:,}"
 
 
-def print_models(models: Iterable[CatalogueModel]) -> None:
-    """One line per model of the catalogue."""
-    rows = (_model_cells(model) for model in models)
-    Console(highlight=False).print(_table("Models", ("name", "family", "layers", "hidden size", "positions"), rows))
+def print_models(models: Sequence[ListedModel]) -> None:
+    """One line per model."""
+    columns = ("name", "family", "parameters", "layers", "hidden size", "positions")
+    rows = (
+        (
+            model.name,
+            model.family,
+            format_count(model.parameters),
+            f"{model.architecture.num_layers:,}",
+            f"{model.architecture.hidden_size:,}",
+            f"{model.architecture.max_position_embeddings:,}",
+        )
+        for model in models
+    )
+    Console(highlight=False).print(_table(f"{len(models)} models", columns, rows))
 
 
-def _model_cells(model: CatalogueModel) -> tuple[str, ...]:
-    architecture = load_model(model.name)
-    sizes = (architecture.num_layers, architecture.hidden_size, architecture.max_position_embeddings)
-    return (model.name, architecture.model_type, *(f"{size:,}" for size in sizes))
-
-
-def print_gpus(gpus: Iterable[Gpu]) -> None:
-    """One line per GPU of the catalogue."""
+def print_gpus(gpus: Sequence[Gpu]) -> None:
+    """One line per GPU."""
     rows = (
         (
             gpu.name,
-            format_gib(gpu.memory_bytes),
-            "" if gpu.usable_memory_bytes is None else format_gib(gpu.usable_memory_bytes),
-            format_gigabytes(gpu.memory_bandwidth_bytes_per_second),
-            _peak(gpu.dense_flops_per_second["bf16"]),
+            _in_units(gpu.memory_bytes, GIB, 0),
+            _in_units(gpu.usable_memory_bytes, GIB, 1),
+            _in_units(gpu.memory_bandwidth_bytes_per_second, GB, 0),
+            _in_units(gpu.dense_flops_per_second["bf16"], TERA, 0),
+            _in_units(gpu.num_sms, 1, 0),
+            _in_units(gpu.l2_bytes, MIB, 0),
+            _in_units(gpu.tdp_watts, 1, 0),
         )
         for gpu in gpus
     )
-    columns = ("name", "memory", "usable", "per second", "bf16, dense, per second")
-    Console(highlight=False).print(_table("GPUs", columns, rows))
+    columns = ("name", "GiB", "usable", "GB/s", "bf16 TFLOP/s", "SMs", "L2 MiB", "W")
+    Console(highlight=False).print(_table(f"{len(gpus)} GPUs", columns, rows))
 
 
-def _peak(flops_per_second: int | None) -> str:
-    return "" if flops_per_second is None else format_flops(flops_per_second)
+def _in_units(value: int | None, unit: int, digits: int) -> str:
+    return "" if value is None else f"{value / unit:,.{digits}f}"
 
 
 def _print_notes(console: Console, notes: Sequence[str]) -> None:

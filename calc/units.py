@@ -1,12 +1,14 @@
 """Numbers as people read them. Bytes count in powers of 1024 (GiB); GB (10^9) is for quoting a datasheet or a paper."""
 
 GIB = 2**30
+MIB = 2**20
 GB = 10**9
+TERA = 10**12
 
 LARGEST_IN_FULL = 10**7
 """Larger quantities are written with an exponent."""
 
-BINARY_UNITS = ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
+BINARY_UNITS = ((GIB, "GiB"), (MIB, "MiB"), (2**10, "KiB"))
 SI_PREFIXES = ((10**18, "E"), (10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
 COUNT_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
@@ -27,11 +29,6 @@ def format_bytes(num_bytes: int) -> str:
 def format_exact_bytes(num_bytes: int) -> str:
     """Every digit: `65,824,358,400 bytes`."""
     return f"{num_bytes:,} bytes"
-
-
-def format_gigabytes(num_bytes: int) -> str:
-    """Decimal gigabytes, as datasheets and papers count: `89.4 GB`."""
-    return f"{num_bytes / GB:,.1f} GB"
 
 
 def format_flops(flops: int) -> str:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 import calc
-from calc.catalogue import find_model, unknown_name
+from calc.catalogue import find_model, unknown_model
 from calc.scenario import AdapterKind, scenario_from_strings
 
 CONFIG = "config"
@@ -32,8 +32,7 @@ def scenario_from_query(items: Iterable[tuple[str, str]]) -> calc.Scenario:
 def answerable(scenario: calc.Scenario) -> calc.Scenario:
     """`scenario`, if its model may be named over HTTP: by the catalogue or by its config, never by a path or hub id."""
     if isinstance(scenario.model, str) and find_model(scenario.model) is None:
-        how_to_list = "/v1/models lists them; paths and hub ids are not read"
-        raise unknown_name("model", scenario.model, model_names(), how_to_list)
+        raise unknown_model(scenario.model, "/v1/models lists them; paths and the hub are not read")
     return scenario
 
 

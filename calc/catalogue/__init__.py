@@ -4,7 +4,7 @@ The files are read when first asked for, never on import.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -12,6 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from calc.errors import ConfigError
+
+MOST_SUGGESTED = 3
+MOST_NEAR = 12
+"""Several names near to one that is asked for may be of one model."""
+
+LONGEST_NAME = 100
+"""What is longer is none, and comparing takes its time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +64,13 @@ def model_named(name: str) -> CatalogueModel:
     """As `find_model`; raises ConfigError with the nearest names when there is none."""
     model = find_model(name)
     if model is None:
-        raise unknown_name("model", name, _models_by_name(), "`gpucalc models` lists them")
+        raise unknown_model(name, "`gpucalc models` lists them")
     return model
+
+
+def unknown_model(name: str, how_to_list: str) -> ConfigError:
+    """What to raise for a model the catalogue does not have."""
+    return unknown_name("model", name, {known: model.name for known, model in _models_by_name().items()}, how_to_list)
 
 
 def read_entries(file_name: str) -> dict[str, dict[str, Any]]:
@@ -66,9 +78,10 @@ def read_entries(file_name: str) -> dict[str, dict[str, Any]]:
     return json.loads((Path(__file__).parent / file_name).read_text(encoding="utf-8"))
 
 
-def unknown_name(field: str, name: str, known: Iterable[str], how_to_list: str) -> ConfigError:
-    """What to raise for a name the catalogue does not have."""
-    nearest = get_close_matches(name.lower(), known, n=3)
+def unknown_name(field: str, name: str, known: Mapping[str, str], how_to_list: str) -> ConfigError:
+    """What to raise for a name the catalogue does not have. `known`: what each name, in small letters, stands for."""
+    near = get_close_matches(name.lower()[:LONGEST_NAME], known, n=MOST_NEAR)
+    nearest = list(dict.fromkeys(known[each] for each in near))[:MOST_SUGGESTED]
     hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
     return ConfigError(field, name, f"not in the catalogue{hint} ({how_to_list})")
 

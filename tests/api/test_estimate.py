@@ -61,7 +61,7 @@ def test_no_path_and_no_hub_id_is_read(client, model):
     problem = client.post("/v1/estimate", json={"model": model})
     assert problem.status_code == 422
     assert problem.json()["field"] == "model"
-    assert "paths and hub ids are not read" in problem.json()["expected"]
+    assert "paths and the hub are not read" in problem.json()["expected"]
 
 
 def test_remembered_answers_are_those_of_the_catalogues_models(client):

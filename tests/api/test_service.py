@@ -15,9 +15,30 @@ def test_the_catalogue_is_listed(client):
     assert [gpu["name"] for gpu in client.get("/v1/gpus").json()] == [gpu.name for gpu in calc.gpus()]
 
 
-def test_one_model_is_found_by_name_and_alias(client):
+def test_the_lists_are_filtered_and_sorted(client):
+    listed = client.get("/v1/models?family=llama&min_parameters=7B&sort=parameters&descending=true").json()
+    assert [model["name"] for model in listed][:2] == ["llama-3.1-405b", "llama-3-70b"]
+    assert {model["family"] for model in listed} == {"llama"}
+    listed = client.get("/v1/gpus?name=h100&sort=bandwidth").json()
+    assert [gpu["name"] for gpu in listed] == ["h100-pcie-80gb", "h100-sxm-80gb", "h100-nvl-94gb"]
+
+
+def test_a_list_that_cannot_be_meant_is_a_problem(client):
+    answer = client.get("/v1/gpus?vendor=nvida")
+    assert answer.status_code == 422
+    assert (answer.json()["field"], answer.json()["value"]) == ("vendor", "nvida")
+
+
+def test_one_model_is_found_by_every_name(client):
     assert client.get("/v1/models/gpt2").json()["config"]["n_embd"] == 768
     assert client.get("/v1/models/gpt2-124m").json()["name"] == "gpt2"
+    assert client.get("/v1/models/openai-community/GPT2").json()["name"] == "gpt2"
+
+
+def test_no_such_model_is_answered_with_the_nearest(client):
+    answer = client.get("/v1/models/meta-lama/Llama-3.1-8B")
+    assert answer.status_code == 404
+    assert "did you mean llama-3.1-8b" in answer.json()["detail"]
 
 
 def test_the_accuracy_is_that_of_the_records(client):
@@ -61,6 +82,9 @@ def test_the_document_names_every_field_of_the_scenario(client):
     assert estimate["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].endswith("/Scenario")
     named = {parameter["name"].split(".")[0] for parameter in estimate["get"]["parameters"]}
     assert named >= set(calc.Scenario.model_fields)
+    listings = {path: document["paths"][path]["get"]["parameters"] for path in ("/v1/models", "/v1/gpus")}
+    assert {"family", "min_parameters", "sort"} <= {parameter["name"] for parameter in listings["/v1/models"]}
+    assert {"vendor", "min_memory_gib", "sort"} <= {parameter["name"] for parameter in listings["/v1/gpus"]}
     for reference in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)):
         assert reference in document["components"]["schemas"]
 

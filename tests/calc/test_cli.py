@@ -237,6 +237,33 @@ def test_catalogues_are_listed(command: str, capsys: pytest.CaptureFixture[str])
     assert all(name in shown for name in names)
 
 
+def test_models_are_filtered_and_sorted(capsys: pytest.CaptureFixture[str]):
+    assert main(["models", "qwen", "--max-parameters", "2B", "--sort", "num-layers", "--descending", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {entry["family"] for entry in listed} == {"qwen2", "qwen3"}
+    assert all(entry["parameters"] <= 2e9 for entry in listed)
+    layers = [entry["config"]["num_hidden_layers"] for entry in listed]
+    assert layers == sorted(layers, reverse=True)
+
+
+def test_gpus_are_filtered_and_sorted(capsys: pytest.CaptureFixture[str]):
+    assert main(["gpus", "--vendor", "amd", "--sort", "memory", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert {entry["vendor"] for entry in listed} == {"AMD"}
+    sizes = [entry["memory_bytes"] for entry in listed]
+    assert sizes == sorted(sizes)
+
+
+def test_a_listing_that_cannot_be_meant_gets_one_line(capsys: pytest.CaptureFixture[str]):
+    assert "did you mean NVIDIA?" in refusal(capsys, "gpus", "--vendor", "nvida")
+    assert "did you mean --vendor?" in refusal(capsys, "gpus", "--vendr", "nvidia")
+
+
+def test_the_gpus_fit_a_narrow_terminal(capsys: pytest.CaptureFixture[str]):
+    assert main(["gpus"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == len(calc.gpus()) + 2
+
+
 def test_a_reader_that_leaves_is_no_error():
     command = f"{sys.executable} -m calc estimate gpt2 --json | head -c 1"
     done = subprocess.run(

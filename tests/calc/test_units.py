@@ -32,10 +32,6 @@ def test_exact_bytes():
     assert units.format_exact_bytes(65_824_358_400) == "65,824,358,400 bytes"
 
 
-def test_gigabytes_are_decimal():
-    assert units.format_gigabytes(89_355_452_416) == "89.4 GB"
-
-
 @pytest.mark.parametrize(
     ("flops", "text"),
     [(0, "0 FLOP"), (99, "99 FLOP"), (12_884_901_888, "12.88 GFLOP"), (213_000_000_000_000, "0.21 PFLOP")],
