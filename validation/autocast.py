@@ -21,7 +21,8 @@ LOWER_PRECISION = (torch.bfloat16, torch.float16)
 OPERATORS = {"__pow__": "pow", "__rpow__": "pow"}
 """Python's operators under the names of the functions they call."""
 CPU_PROMOTES = frozenset({"cat", "stack", "index_copy"})
-"""What the CPU's autocast casts to the widest of the inputs' types, and CUDA's leaves to the operator."""
+"""What the CPU's autocast casts to the widest of the inputs' types, and CUDA's leaves to the operator. CudaFunctions
+calls cat outside of it."""
 
 
 @cache

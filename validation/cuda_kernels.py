@@ -41,6 +41,9 @@ class CudaFunctions(TorchFunctionMode):
         self.attention = attention
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.cat and torch.is_autocast_enabled("cpu"):
+            with torch.autocast("cpu", enabled=False):  # CUDA's does not cast its inputs: the kernel reads any type
+                return func(*args, **(kwargs or {}))
         args, kwargs = autocast_inputs(func, args, kwargs or {})
         if func is torch.nn.functional.dropout:
             return fused_dropout(*args, **kwargs)

@@ -79,9 +79,20 @@ def test_what_only_the_cpu_casts_is_refused() -> None:
     with CudaFunctions(), torch.autocast("cpu", LOW):
         with pytest.raises(NotImplementedError, match="trace: autocast on the CPU and on CUDA differ"):
             low(2, 2).trace()
-        with pytest.raises(NotImplementedError, match="cat"):
-            torch.cat((low(2), torch.rand(2)))
-        assert torch.cat((low(2), low(2))).dtype is LOW
+        with pytest.raises(NotImplementedError, match="stack"):
+            torch.stack((low(2), torch.rand(2)))
+        assert torch.stack((low(2), low(2))).dtype is LOW
+
+
+def test_cat_reads_each_type_as_it_is() -> None:
+    """CUDA's autocast casts no input of cat: of the parts' gradients the engine casts the lower one."""
+    lower, wide = low(2).requires_grad_(), torch.rand(2)
+    with CudaFunctions(), torch.autocast("cpu", LOW):
+        joined = torch.cat((lower, wide))
+    assert joined.dtype is torch.float32
+    assert joined.grad_fn is not None
+    assert joined.grad_fn.next_functions[0][0] is not None
+    assert joined.grad_fn.next_functions[0][0].name() == "torch::autograd::AccumulateGrad"  # no cast between
 
 
 def test_cross_entropy_is_computed_as_its_parts_are() -> None:
