@@ -9,7 +9,8 @@ from enum import StrEnum
 from functools import cache
 from typing import Any
 
-from .catalogue import read_entries, unknown_name
+from .catalogue import read_entries, suggestion
+from .errors import ConfigError
 
 
 class Segment(StrEnum):
@@ -73,8 +74,8 @@ def gpu_named(name: str) -> Gpu:
     """The GPU with this name or alias, in any case; raises ConfigError with the nearest names when there is none."""
     known = _gpus_by_name()
     if name.lower() not in known:
-        names = {each: gpu.name for each, gpu in known.items()}
-        raise unknown_name("gpu", name, names, "`gpucalc gpus` lists them")
+        suggested = suggestion(name, {each: gpu.name for each, gpu in known.items()})
+        raise ConfigError("gpu", name, f"not in the catalogue{suggested} (`gpucalc gpus` lists them)")
     return known[name.lower()]
 
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import Architecture
-from .catalogue import find_model, model_named
+from .catalogue import find_model, model_named, suggested_models
 from .errors import ConfigError
 from .hf_config import architecture
+from .hub import CONFIG_FILE, hub_config
 from .json_file import read_json_object
-
-CONFIG_FILE = "config.json"
 
 
 def load_model(model: str | Mapping[str, Any]) -> Architecture:
@@ -45,16 +44,12 @@ def load_config(model: str) -> Mapping[str, Any]:
     return model_named(model).config
 
 
+@lru_cache(maxsize=256)
 def _hub_config(hub_id: str) -> Mapping[str, Any]:
+    """Asked for once in a process: a search estimates the same model many times."""
+    suggested = suggested_models(hub_id)
     try:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    except ImportError:
-        return model_named(hub_id).config
-    try:
-        return read_json_object(hf_hub_download(hub_id, CONFIG_FILE), "model")
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            "model", hub_id, f"is not in the catalogue and could not be read from the hub: {first_line}"
-        ) from None
+        return hub_config(hub_id, suggested)
+    except ModuleNotFoundError:
+        problem = f"not in the catalogue{suggested}; to read it from the hub: pip install 'gpucalc[hub]'"
+        raise ConfigError("model", hub_id, problem) from None

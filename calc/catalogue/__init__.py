@@ -13,6 +13,8 @@ from typing import Any
 
 from calc.errors import ConfigError
 
+HOW_TO_LIST = "`gpucalc models` lists them"
+
 MOST_SUGGESTED = 3
 MOST_NEAR = 12
 """Several names near to one that is asked for may be of one model."""
@@ -64,26 +66,31 @@ def model_named(name: str) -> CatalogueModel:
     """As `find_model`; raises ConfigError with the nearest names when there is none."""
     model = find_model(name)
     if model is None:
-        raise unknown_model(name, "`gpucalc models` lists them")
+        raise unknown_model(name, HOW_TO_LIST)
     return model
 
 
 def unknown_model(name: str, how_to_list: str) -> ConfigError:
     """What to raise for a model the catalogue does not have."""
-    return unknown_name("model", name, {known: model.name for known, model in _models_by_name().items()}, how_to_list)
+    return ConfigError("model", name, f"not in the catalogue{suggested_models(name)} ({how_to_list})")
+
+
+def suggested_models(name: str) -> str:
+    """The end of a sentence about a name that is no model's: the nearest that are."""
+    return suggestion(name, {known: model.name for known, model in _models_by_name().items()})
+
+
+def suggestion(name: str, known: Mapping[str, str]) -> str:
+    """As `suggested_models`. `known`: what each known name, in small letters, stands for."""
+    name = name.lower()[:LONGEST_NAME]
+    near = [each for part in (name, name.rpartition("/")[2]) for each in get_close_matches(part, known, n=MOST_NEAR)]
+    nearest = list(dict.fromkeys(known[each] for each in near))[:MOST_SUGGESTED]
+    return f"; did you mean {' or '.join(nearest)}?" if nearest else ""
 
 
 def read_entries(file_name: str) -> dict[str, dict[str, Any]]:
     """One of the catalogue's files: entries by name."""
     return json.loads((Path(__file__).parent / file_name).read_text(encoding="utf-8"))
-
-
-def unknown_name(field: str, name: str, known: Mapping[str, str], how_to_list: str) -> ConfigError:
-    """What to raise for a name the catalogue does not have. `known`: what each name, in small letters, stands for."""
-    near = get_close_matches(name.lower()[:LONGEST_NAME], known, n=MOST_NEAR)
-    nearest = list(dict.fromkeys(known[each] for each in near))[:MOST_SUGGESTED]
-    hint = f"; did you mean {' or '.join(nearest)}?" if nearest else ""
-    return ConfigError(field, name, f"not in the catalogue{hint} ({how_to_list})")
 
 
 @cache
