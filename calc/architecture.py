@@ -10,6 +10,7 @@ class Wiring(StrEnum):
 
     GPT2 = "gpt2"
     LLAMA = "llama"
+    OPT = "opt"
     MEGATRON = "megatron"
     """The fused GPT block of Megatron-LM, as the paper counts it."""
 

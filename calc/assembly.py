@@ -245,6 +245,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "L": architecture.num_layers,
         "V": architecture.vocab_size,
         "P": architecture.max_position_embeddings,
+        "P+2": architecture.max_position_embeddings + 2,
         "H": architecture.hidden_size,
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
     }

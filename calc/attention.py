@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from .dtype import DType
 from .ledger import Product, Row, Shape, Tensor
-from .operators import POSITION_IDS, Numerics, autocast_input
+from .operators import Numerics, autocast_input
 from .primitives import add, cast, copy, dropout, frame, like, matmul, scale, softmax, view, wider
 from .scenario import Attention
 
@@ -98,7 +98,7 @@ def eager_attention(
     heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
     rows.append(matmul("values", lower_weights, value, heads, VALUES_PRODUCT))
     rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
-    rows.append(frame(*given, POSITION_IDS))
+    rows.append(frame(*given))
     return rows, out, weights
 
 

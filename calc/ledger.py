@@ -29,6 +29,7 @@ SYMBOLS = {
     "L": "num_hidden_layers",
     "V": "vocab_size",
     "P": "max_position_embeddings",
+    "P+2": "max_position_embeddings + 2",
     "H": "hidden_size",
     "F": "intermediate_size",
     "N": "num_attention_heads",

@@ -28,7 +28,7 @@ def selective(section: Section) -> Section:
     core = [index for index, row in enumerate(section.rows) if row.module.split(".")[-1] == CORE_MODULE]
     rows = section.rows[core[0] : core[-1] + 1]
     made = {tensor for row in rows for tensor in row.writes}
-    arguments = {tensor for row in rows for tensor in row.reads if tensor is not POSITION_IDS} - made
+    arguments = {tensor for row in rows for tensor in row.reads if tensor.name != POSITION_IDS.name} - made
     return replace(section, regions=(Region(start=core[0], stop=core[-1] + 1, arguments=tuple(arguments)),))
 
 

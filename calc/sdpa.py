@@ -17,7 +17,7 @@ from .attention import (
 )
 from .dtype import DType
 from .ledger import Gradient, Product, Row, Shape, Tensor
-from .operators import POSITION_IDS, Numerics, autocast_input
+from .operators import Numerics, autocast_input
 from .primitives import cast, copy, dropout, frame, like, matmul, part, scale, softmax, view
 from .scenario import Attention
 
@@ -43,7 +43,7 @@ def sdpa_attention(
         kernel_rows, out = flash_attention(q, k, v, core, numerics)
     else:
         kernel_rows, out = MASKED_KERNELS[core.kernel](q, k, v, core, numerics)
-    return [*rows, *kernel_rows, frame(k, v, POSITION_IDS)], out
+    return [*rows, *kernel_rows, frame(k, v)], out
 
 
 def _lowered(tensors: tuple[Tensor, ...], numerics: Numerics) -> tuple[list[Row], tuple[Tensor, ...]]:

@@ -8,6 +8,7 @@ from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.gpt2 import gpt2_embeddings, gpt2_layer
 from .blocks.head import End
 from .blocks.llama import LLAMA_BUFFERS, llama_embeddings, llama_layer
+from .blocks.opt import opt_embeddings, opt_layer
 from .ledger import Section, Tensor
 from .megatron import megatron_layer
 from .operators import Numerics
@@ -32,6 +33,11 @@ WIRINGS: dict[Wiring, Parts] = {
         layer=llama_layer,
         end=End(embedding_weight="embed_tokens.weight", final_norm="norm"),
         buffers=LLAMA_BUFFERS,
+    ),
+    Wiring.OPT: Parts(
+        embeddings=opt_embeddings,
+        layer=opt_layer,
+        end=End(embedding_weight="embed_tokens.weight", final_norm="final_layer_norm"),
     ),
     Wiring.MEGATRON: Parts(embeddings=gpt2_embeddings, layer=megatron_layer, end=GPT2_END),
 }

@@ -13,13 +13,21 @@ from calc.scenario import ALL_LINEAR, PROMPTED, QUANTISED, Adapter, AdapterDType
 from .freezing import module_of
 from .modules import is_linear
 
-LORA_TARGETS = {"gpt2": ("c_attn",)} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("q_proj", "v_proj"))
+LORA_TARGETS = {
+    "gpt2": ("c_attn",),
+    **dict.fromkeys(("llama", "mistral", "opt", "qwen2", "qwen3"), ("q_proj", "v_proj")),
+}
 IA3_TARGETS = {
     "gpt2": ("c_attn", "mlp.c_proj"),
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
+    "opt": ("q_proj", "k_proj", "fc2"),
     **dict.fromkeys(("qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
 }
-IA3_FEEDFORWARD = {"gpt2": ("mlp.c_proj",)} | dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("down_proj",))
+IA3_FEEDFORWARD = {
+    "gpt2": ("mlp.c_proj",),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("down_proj",)),
+    "opt": ("fc2",),
+}
 """peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING and its likes, by model_type."""
 MEGATRON_TARGETS = ("query_key_value",)
 

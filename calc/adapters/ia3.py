@@ -23,9 +23,10 @@ def with_ia3(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
     if before:
         scaled = like(x, f"{x.name} scaled for {name}")
         typed = like(x, f"{x.name} for {name}.ia3_l", dtype=facts.dtype)
-        first += [*_in_type(x, typed), *_times(typed if typed.dtype is not x.dtype else x, scaling, scaled)]
+        typed = typed if typed.dtype is not x.dtype else x
+        first += [*_in_type(x, typed), *_times(typed, scaling, scaled)]
         base = [with_tensors(row, lambda each: scaled if each == x else each) for row in adapted.rows]
-        last = [frame(x, scaling, scaled)]
+        last = [frame(x, typed, scaling, scaled)]
     else:
         base = adapted.writing(adapted.of_base)
         last = [*_times(adapted.of_base, scaling, adapted.result), frame(x, scaling)]
@@ -34,7 +35,7 @@ def with_ia3(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
 
 
 def _in_type(x: Tensor, out: Tensor) -> list[Row]:
-    return [] if x.dtype is out.dtype else [cast(x, out)]
+    return [] if x is out else [cast(x, out)]
 
 
 def _times(x: Tensor, scaling: Tensor, out: Tensor) -> list[Row]:

@@ -2,7 +2,8 @@
 
 from calc.attention import eager_attention
 from calc.ledger import Component, Row, Tensor
-from calc.operators import CORE_MODULE, Numerics, stamped
+from calc.operators import CORE_MODULE, POSITION_IDS, Numerics, stamped
+from calc.primitives import frame
 from calc.scenario import Attention
 from calc.sdpa import sdpa_attention
 
@@ -10,12 +11,15 @@ from .facts import LayerFacts, attention_mask
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics
+    q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics, positions: Tensor = POSITION_IDS
 ) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
-    """The attention core by the chosen kernel: its rows, its output, and what the layer's frame goes on holding."""
+    """The attention core by the chosen kernel: its rows, its output, and what the layer's frame goes on holding.
+
+    `positions` is what the model passes along; so a checkpoint's closure keeps it.
+    """
     if facts.core.kernel is Attention.EAGER:
         mask = attention_mask(numerics, sliding=facts.sliding)
         rows, out, weights = eager_attention(q, k, v, mask, facts.core, numerics)
-        return stamped(rows, Component.ATTENTION, CORE_MODULE), out, (weights,)
+        return stamped([*rows, frame(positions)], Component.ATTENTION, CORE_MODULE), out, (weights,)
     rows, out = sdpa_attention(q, k, v, facts.core, numerics)
-    return stamped(rows, Component.ATTENTION, CORE_MODULE), out, ()
+    return stamped([*rows, frame(positions)], Component.ATTENTION, CORE_MODULE), out, ()

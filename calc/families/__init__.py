@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import gpt, llama
+from . import gpt, llama, opt
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "gpt2": gpt.gpt2,
     "llama": llama.llama,
     "mistral": llama.mistral,
+    "opt": opt.opt,
     "qwen2": llama.qwen2,
     "qwen3": llama.qwen3,
 }

@@ -1,5 +1,6 @@
 """The fields of a config.json, checked as they are read."""
 
+import json
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
@@ -78,6 +79,12 @@ class Fields:
         """Refuse a feature that is switched on."""
         if self._config.get(name):
             raise ConfigError(f"model.{name}", self._config[name], why)
+
+    def only(self, name: str, value: Any) -> None:
+        """Refuse another value than the one that is modelled, the family's default."""
+        given = self._config.get(name)
+        if given not in (None, value):
+            raise ConfigError(f"model.{name}", given, f"is not supported yet; should be {json.dumps(value)}")
 
 
 def _whole_number(name: str, value: Any, smallest: int) -> int:

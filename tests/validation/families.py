@@ -31,6 +31,11 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": Family(drawn={"attention_bias": FLAG, "mlp_bias": FLAG, "head_dim": (None, 24)}),
     "mistral": Family(own={"sliding_window": 16}, drawn={"head_dim": (None, 24)}),
+    "opt": Family(
+        sizes=SIZES | {"ffn_dim": 104, "max_position_embeddings": 160},
+        drawn={"ffn_dim": (7, 333), "enable_bias": FLAG},
+        lora_targets=("q_proj", "v_proj", "fc2"),
+    ),
     "qwen2": Family(own=QWEN),
     "qwen3": Family(own=QWEN | {"head_dim": 24}, drawn={"attention_bias": FLAG}),
 }

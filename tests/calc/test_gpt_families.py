@@ -1,0 +1,29 @@
+"""The readers of the GPT-like families: what they refuse, and fields with two spellings.
+
+tests/validation/test_config_defaults.py compares their defaults with transformers' own.
+"""
+
+from typing import Any
+
+import pytest
+
+from calc.errors import ConfigError
+from calc.hf_config import architecture
+
+NOT_MODELLED = [
+    ("opt", "do_layer_norm_before", False),
+    ("opt", "_remove_final_layer_norm", True),
+    ("opt", "layer_norm_elementwise_affine", False),
+    ("opt", "layerdrop", 0.1),
+    ("opt", "word_embed_proj_dim", 512),
+]
+
+
+@pytest.mark.parametrize(("family", "field", "value"), NOT_MODELLED)
+def test_what_is_not_modelled_is_refused_by_name(family: str, field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"model.{field} = .* is not supported yet; should be "):
+        architecture({"model_type": family, field: value})
+
+
+def test_null_is_what_the_family_does() -> None:
+    assert architecture({"model_type": "opt", "word_embed_proj_dim": None}) == architecture({"model_type": "opt"})
