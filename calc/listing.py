@@ -71,7 +71,7 @@ class ModelListing(Question):
     max_parameters: Count | None = None
     """At most so many parameters."""
     sort: ModelColumn | None = None
-    """By which column; none = families together, small models first."""
+    """By which column; none = families together."""
     descending: bool = False
     """The largest first."""
 

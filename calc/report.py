@@ -288,7 +288,7 @@ def _peak_and_length(estimate: Estimate) -> str:
 
 def print_models(models: Sequence[ListedModel]) -> None:
     """One line per model."""
-    columns = ("name", "family", "parameters", "layers", "hidden size", "positions")
+    columns = ("name", "family", "parameters", "layers", "hidden", "positions")
     rows = (
         (
             model.name,

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
-CATALOGUE = Path(__file__).parents[1] / "calc" / "catalogue" / "models.json"
+CATALOGUE = Path(__file__).parents[1] / "calc" / "catalogue" / "models"
 
 STEP: dict[str, Any] = {
     "task": "training",
@@ -127,7 +127,8 @@ def as_object(scenario: dict[str, Any]) -> Any:
 
 @cache
 def catalogue() -> dict[str, Any]:
-    return json.loads(CATALOGUE.read_text(encoding="utf-8"))
+    files = (json.loads(path.read_text(encoding="utf-8")) for path in CATALOGUE.iterdir())
+    return {name: entry for file in files for name, entry in file.items()}
 
 
 def _dotted(fields: dict[str, Any], order: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

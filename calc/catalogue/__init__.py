@@ -13,6 +13,8 @@ from typing import Any
 
 from calc.errors import ConfigError
 
+FOLDER = Path(__file__).parent
+
 HOW_TO_LIST = "`gpucalc models` lists them"
 
 MOST_SUGGESTED = 3
@@ -53,8 +55,9 @@ class CatalogueModel:
 
 @cache
 def models() -> tuple[CatalogueModel, ...]:
-    """All models of the catalogue, families together, small ones first."""
-    return tuple(_model(name, **entry) for name, entry in read_entries("models.json").items())
+    """All models of the catalogue, families together."""
+    files = sorted(path.name for path in (FOLDER / "models").iterdir())
+    return tuple(_model(name, **entry) for file in files for name, entry in read_entries(f"models/{file}").items())
 
 
 def find_model(name: str) -> CatalogueModel | None:
@@ -90,7 +93,7 @@ def suggestion(name: str, known: Mapping[str, str]) -> str:
 
 def read_entries(file_name: str) -> dict[str, dict[str, Any]]:
     """One of the catalogue's files: entries by name."""
-    return json.loads((Path(__file__).parent / file_name).read_text(encoding="utf-8"))
+    return json.loads((FOLDER / file_name).read_text(encoding="utf-8"))
 
 
 @cache

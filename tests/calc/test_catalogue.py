@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from calc.catalogue import find_model, model_named, models
+from calc import Scenario, estimate
+from calc.catalogue import CatalogueModel, find_model, model_named, models
 from calc.errors import ConfigError
 
 CATALOGUE = Path(__file__).parents[2] / "calc" / "catalogue"
 NAME = re.compile(r"[a-z0-9]+([-.][a-z0-9]+)*")
-FAMILIES = {"gpt2", "llama", "mistral", "qwen2", "qwen3"}
+MODEL_FILES = sorted((CATALOGUE / "models").glob("*.json"))
 
 
 def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -23,14 +24,31 @@ def refuse_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-@pytest.mark.parametrize("file_name", ["models.json", "gpus.json"])
-def test_no_entry_hides_another(file_name: str):
-    json.loads((CATALOGUE / file_name).read_text(encoding="utf-8"), object_pairs_hook=refuse_repeated_keys)
+@pytest.mark.parametrize("path", [*MODEL_FILES, CATALOGUE / "gpus.json"], ids=lambda path: path.stem)
+def test_no_entry_hides_another(path: Path):
+    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=refuse_repeated_keys)
 
 
-def test_thirty_models_of_every_family():
-    assert len(models()) >= 30
-    assert {model.config["model_type"] for model in models()} == FAMILIES
+@pytest.mark.parametrize("path", MODEL_FILES, ids=lambda path: path.stem)
+def test_a_file_holds_the_family_it_is_named_after(path: Path):
+    entries = json.loads(path.read_text(encoding="utf-8")).values()
+    assert {entry["config"]["model_type"] for entry in entries} == {path.stem}
+
+
+def test_every_file_is_read():
+    assert len(models()) == sum(len(json.loads(path.read_text(encoding="utf-8"))) for path in MODEL_FILES) >= 110
+
+
+@pytest.mark.parametrize(
+    "model", [model for model in models() if model.published_parameters], ids=lambda model: model.name
+)
+def test_the_ledger_has_the_published_number_of_parameters(model: CatalogueModel):
+    assert model.published_parameters
+    answer = estimate(Scenario(model=model.name, sequence_length=1))
+    if model.published_parameters is None:
+        assert answer.parameters.total > 0
+    else:
+        assert answer.parameters.total == model.published_parameters.total
 
 
 def test_names_are_kebab_case_and_no_two_models_share_one():

@@ -43,7 +43,7 @@ def test_a_gpu_is_found_by_part_of_any_of_its_names() -> None:
 
 def test_models_by_family_and_parameters() -> None:
     chosen = list_models(ModelListing(family="Qwen3", min_parameters=1e9, max_parameters=10e9))
-    assert [row.name for row in chosen] == ["qwen3-1.7b", "qwen3-4b", "qwen3-8b"]
+    assert [row.name for row in chosen] == ["qwen3-1.7b", "qwen3-4b", "qwen3-4b-2507", "qwen3-8b"]
     assert all(row.model.config["model_type"] == row.family == "qwen3" for row in chosen)
 
 
