@@ -9,6 +9,7 @@ class Wiring(StrEnum):
     """How a layer's operations are put together."""
 
     GPT2 = "gpt2"
+    GPT_NEOX = "gpt_neox"
     LLAMA = "llama"
     OPT = "opt"
     MEGATRON = "megatron"
@@ -47,6 +48,8 @@ class Rotary(StrEnum):
     NONE = "none"
     HALVES = "halves"
     """The first half of a head with its second, as LlamaAttention does."""
+    PARTIAL = "partial"
+    """So the first elements of a head, the others as they are."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +79,10 @@ class LayerKind:
     mlp_bias: bool = False
     query_key_norm: QueryKeyNorm = QueryKeyNorm.NONE
     rotary: Rotary = Rotary.NONE
+    query_key_by_head: bool = False
+    """Positions leave queries and keys in memory as [B, N, S, D], not by token."""
+    parallel: bool = False
+    """Attention and MLP read the same residual stream, and are added to it together."""
     fp32_softmax: bool = True
     """Eager attention's softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
 
@@ -89,6 +96,8 @@ class Layer:
     num_key_value_heads: int
     head_dim: int
     intermediate_size: int
+    rotary_dim: int = 0
+    """Elements of a head that are turned by positions, where those are not all."""
     sliding_window: int | None = None
     frozen: bool = False
     """Its weights are not trained."""

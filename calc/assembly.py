@@ -215,6 +215,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         one_head=layer.num_attention_heads == 1,
         one_key_value_head=layer.num_key_value_heads == 1,
         one_token=length == 1,
+        query_key_by_head=layer.kind.query_key_by_head,
         masked=masked,
         repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),
         pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
@@ -268,6 +269,9 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
         "K": layer.num_key_value_heads,
         "D": layer.head_dim,
         "D/2": layer.head_dim // 2,
+        "Q": layer.rotary_dim,
+        "Q/2": layer.rotary_dim // 2,
+        "D-Q": layer.head_dim - layer.rotary_dim,
         "D⌈8⌉": round_up(layer.head_dim, HEAD_MULTIPLE),
         "D⌈32⌉": flash_head(layer.head_dim),
     }

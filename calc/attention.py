@@ -23,6 +23,8 @@ class AttentionCore:
     one_head: bool
     one_key_value_head: bool
     one_token: bool = False
+    query_key_by_head: bool = False
+    """q and k lie in memory as [B, N, S, D], not by token."""
     masked: bool = False
     """scaled_dot_product_attention gets a mask."""
     repeats_heads: bool = False
@@ -43,6 +45,15 @@ class AttentionCore:
     def gradients_by_head(self) -> bool:
         """The gradients of q and v arrive as [B, N, S, D], not laid out by token as q and v are."""
         return self.kernel in {Attention.EAGER, Attention.MATH} or self.pads_heads or self.repeats_heads
+
+    @property
+    def output_by_head(self) -> bool:
+        """The flash kernel writes its output as q lies in memory."""
+        return self.query_key_by_head and not (self.pads_heads or self.one_head or self.one_token)
+
+    @property
+    def merges_query_heads_by_copy(self) -> bool:
+        return self.merges_heads_by_copy and not self.query_key_by_head
 
     def merges_key_value_heads_by_copy(self, *, cast: bool) -> bool:
         """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
@@ -73,8 +84,9 @@ def eager_attention(
     rows_k, key = autocast_input(key, numerics, "scores")
     rows_q, query = autocast_input(q, numerics, "scores")
     rows += [*rows_k, *rows_q]
-    merge_q, query = merged(query, core.merges_heads_by_copy)
-    merge_k, key = merged(key, core.merges_key_value_heads_by_copy(cast=bool(rows_k)))
+    merge_q, query = merged(query, core.merges_query_heads_by_copy)
+    by_copy = core.merges_key_value_heads_by_copy(cast=bool(rows_k)) and not core.query_key_by_head
+    merge_k, key = merged(key, by_copy)
     rows += [*merge_q, *merge_k]
     products, scaled = (Tensor(f"scores{suffix}", SCORES, numerics.compute) for suffix in ("", " scaled"))
     masked = like(scaled, "scores masked", dtype=wider(scaled.dtype, mask.dtype))

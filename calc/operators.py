@@ -9,6 +9,7 @@ from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .primitives import (
     add,
     cast,
+    cat,
     frame,
     like,
     matmul,
@@ -106,9 +107,9 @@ def linear(
 
 def rotary(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[list[Row], Tensor]:
     """apply_rotary_pos_emb on one of q, k: x·cos + rotate_half(x)·sin."""
-    *outer, _ = x.shape
+    *outer, dim = x.shape
     first, second, negated = (
-        like(x, f"{name}.{half} half", shape=(*outer, "D/2")) for half in ("first", "second", "negated")
+        like(x, f"{name}.{half} half", shape=(*outer, f"{dim}/2")) for half in ("first", "second", "negated")
     )
     rotated = like(x, f"{name}.rotated")
     dtype = wider(x.dtype, cos.dtype)
@@ -121,12 +122,7 @@ def rotary(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[list[Row], T
         part(x, (first,)),
         part(x, (second,)),
         scale(second, negated, name="neg"),
-        Row(
-            name="cat",
-            reads=(negated, first),
-            writes=(rotated,),
-            gradients=tuple(Gradient(of=half, passes=True, viewed=True) for half in (negated, first)),
-        ),
+        cat((negated, first), rotated),
         multiply(rotated, sin, turned),
         add(straight, turned, out),
     ]

@@ -35,6 +35,12 @@ def part(x: Tensor, outs: tuple[Tensor, ...]) -> Row:
     return Row(name="part", reads=(x,), writes=outs, gradients=(Gradient(of=x),), is_view=True)
 
 
+def cat(parts: tuple[Tensor, ...], out: Tensor) -> Row:
+    """`torch.cat`: the parts' gradients are views of the output's, cast where a part has another type."""
+    gradients = tuple(Gradient(of=each, passes=each.dtype is out.dtype, viewed=True) for each in parts)
+    return Row(name="cat", reads=parts, writes=(out,), gradients=gradients)
+
+
 def copy(x: Tensor, out: Tensor, *, name: str = "contiguous", copies_gradient: bool = False) -> Row:
     """A copy in another layout; the gradient is handed on, or copied too where its layout asks for it."""
     gradient = Gradient(of=x, passes=not copies_gradient, viewed=True)

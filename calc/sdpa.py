@@ -63,7 +63,10 @@ def flash_attention(
     rows, lower = _lowered((q, k, v), numerics)
     out = Tensor("attention output", HEADS, numerics.compute)
     if not core.pads_heads:
-        return [*rows, _flash(lower, out, core, SCORES_PRODUCT, VALUES_PRODUCT)], out
+        if not core.output_by_head:
+            return [*rows, _flash(lower, out, core, SCORES_PRODUCT, VALUES_PRODUCT)], out
+        by_head = like(out, "attention output by head")
+        return [*rows, _flash(lower, by_head, core, SCORES_PRODUCT, VALUES_PRODUCT), copy(by_head, out)], out
     padded = tuple(like(x, f"{x.name}, padded", shape=(*x.shape[:-1], "D⌈8⌉")) for x in lower)
     rows += [
         Row(name="pad", reads=(x,), writes=(wide,), gradients=(Gradient(of=x),))
@@ -88,6 +91,8 @@ def _flash(inputs: tuple[Tensor, ...], out: Tensor, core: AttentionCore, scores:
     ]
     if core.grouped:
         temporaries += [like(out, f"d{name} per query head") for name in ("k", "v")]
+    if core.output_by_head:
+        temporaries.append(like(out, "output by token"))
     if core.pads_heads and not (core.one_head or core.one_token):
         # padding lays heads one after the other; mha_bwd wants tokens
         temporaries += [like(out, f"{name} by token") for name in ("∂output", "output")]
@@ -200,8 +205,8 @@ def _causal_bias() -> tuple[list[Row], Tensor]:
 def _math_weights(query: Tensor, key: Tensor, bias: Tensor | None, core: AttentionCore) -> tuple[list[Row], Tensor]:
     """softmax(q·kᵀ + bias), rows without any token set to 0 (_safe_softmax); dropout."""
     scaled = like(key, "k scaled")
-    merge_q, query = merged(query, core.merges_heads_by_copy)
-    merge_k, factor = merged(scaled, core.merges_heads_by_copy and not core.grouped)
+    merge_q, query = merged(query, core.merges_query_heads_by_copy)
+    merge_k, factor = merged(scaled, core.merges_query_heads_by_copy and not core.grouped)
     scores, weights = (Tensor(name, SCORES, DType.FP32) for name in ("scores", "attention weights"))
     product = matmul("scores", query, factor, scores, SCORES_PRODUCT)
     rows = [scale(key, scaled), *merge_q, *merge_k, product, frame(scaled)]

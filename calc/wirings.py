@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.gpt2 import gpt2_embeddings, gpt2_layer
+from .blocks.gpt_neox import gpt_neox_embeddings, gpt_neox_layer
 from .blocks.head import End
 from .blocks.llama import LLAMA_BUFFERS, llama_embeddings, llama_layer
 from .blocks.opt import opt_embeddings, opt_layer
+from .blocks.parts import PARTIAL_ROTARY_BUFFERS
 from .ledger import Section, Tensor
 from .megatron import megatron_layer
 from .operators import Numerics
@@ -28,6 +30,12 @@ GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f")
 
 WIRINGS: dict[Wiring, Parts] = {
     Wiring.GPT2: Parts(embeddings=gpt2_embeddings, layer=gpt2_layer, end=GPT2_END),
+    Wiring.GPT_NEOX: Parts(
+        embeddings=gpt_neox_embeddings,
+        layer=gpt_neox_layer,
+        end=End(embedding_weight="embed_in.weight", final_norm="final_layer_norm"),
+        buffers=PARTIAL_ROTARY_BUFFERS,
+    ),
     Wiring.LLAMA: Parts(
         embeddings=llama_embeddings,
         layer=llama_layer,

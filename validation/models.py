@@ -102,7 +102,7 @@ ONLY = {
 }
 """Fields of which one value is run here."""
 
-DROPOUT_FIELDS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "dropout")
+DROPOUT_FIELDS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "dropout", "hidden_dropout")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,16 +15,19 @@ from .modules import is_linear
 
 LORA_TARGETS = {
     "gpt2": ("c_attn",),
+    "gpt_neox": ("query_key_value",),
     **dict.fromkeys(("llama", "mistral", "opt", "qwen2", "qwen3"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
     "gpt2": ("c_attn", "mlp.c_proj"),
+    "gpt_neox": ("query_key_value", "dense_4h_to_h"),
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
     "opt": ("q_proj", "k_proj", "fc2"),
     **dict.fromkeys(("qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
 }
 IA3_FEEDFORWARD = {
     "gpt2": ("mlp.c_proj",),
+    "gpt_neox": ("dense_4h_to_h",),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("down_proj",)),
     "opt": ("fc2",),
 }

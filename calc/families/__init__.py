@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import gpt, llama, opt
+from . import gpt, gpt_neox, llama, opt
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "gpt2": gpt.gpt2,
+    "gpt_neox": gpt_neox.gpt_neox,
     "llama": llama.llama,
     "mistral": llama.mistral,
     "opt": opt.opt,

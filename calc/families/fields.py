@@ -75,6 +75,22 @@ class Fields:
             raise ConfigError("model.layer_types", value, f"should change at most {MOST_RUNS - 1} times")
         return [kind == "sliding_attention" for kind in value]
 
+    def rotary_dim(self, head_dim: int, name: str, *, default: float) -> int:
+        """How many elements of a head positions turn: the share `partial_rotary_factor` of rope_parameters, which
+        older files call rope_scaling, or else `name`."""
+        nested = self._config.get("rope_parameters") or self._config.get("rope_scaling")
+        given = nested.get("partial_rotary_factor") if isinstance(nested, Mapping) else None
+        share = self._config.get(name) if given is None else given
+        share = default if share is None else share
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+            raise ConfigError(f"model.{name}", share, "should be a number above 0, at most 1")
+        turned = int(head_dim * share)
+        if turned % 2 or turned == 0:
+            raise ConfigError(
+                f"model.{name}", share, f"should turn pairs of elements of a head, not {turned} of {head_dim}"
+            )
+        return turned
+
     def refuse(self, name: str, why: str) -> None:
         """Refuse a feature that is switched on."""
         if self._config.get(name):

@@ -27,3 +27,21 @@ def test_what_is_not_modelled_is_refused_by_name(family: str, field: str, value:
 
 def test_null_is_what_the_family_does() -> None:
     assert architecture({"model_type": "opt", "word_embed_proj_dim": None}) == architecture({"model_type": "opt"})
+
+
+def rotary_dim(**config: Any) -> int:
+    layer, _ = architecture(config).layers[0]
+    return layer.rotary_dim
+
+
+def test_the_share_of_a_head_that_positions_turn_has_three_names() -> None:
+    assert rotary_dim(model_type="gpt_neox") == 96 // 4
+    assert rotary_dim(model_type="gpt_neox", rotary_pct=0.5) == 96 // 2
+    assert rotary_dim(model_type="gpt_neox", rotary_pct=1.0, rope_parameters={"partial_rotary_factor": 0.5}) == 96 // 2
+    assert rotary_dim(model_type="gpt_neox", rope_scaling={"partial_rotary_factor": 0.5, "rope_type": "linear"}) == 48
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.0, "above 0"), (1.5, "at most 1"), ("a", "number"), (0.1, "pairs")])
+def test_a_share_that_cannot_be(share: Any, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
+        rotary_dim(model_type="gpt_neox", rotary_pct=share)

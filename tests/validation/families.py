@@ -29,6 +29,12 @@ FAMILIES: dict[str, Family] = {
         drawn={"n_inner": (None, 7), "tie_word_embeddings": FLAG},
         lora_targets=("c_attn", "c_proj"),
     ),
+    "gpt_neox": Family(
+        sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
+        own={"rotary_pct": 0.5},
+        drawn={"use_parallel_residual": FLAG, "attention_bias": FLAG, "rotary_pct": (0.25, 0.5, 1.0)},
+        lora_targets=("query_key_value", "dense_4h_to_h"),
+    ),
     "llama": Family(drawn={"attention_bias": FLAG, "mlp_bias": FLAG, "head_dim": (None, 24)}),
     "mistral": Family(own={"sliding_window": 16}, drawn={"head_dim": (None, 24)}),
     "opt": Family(

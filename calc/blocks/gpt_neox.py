@@ -1,0 +1,113 @@
+"""GPT-NeoX's embeddings and layer (transformers 5.23.0, models/gpt_neox)."""
+
+from calc.attention import HEADS
+from calc.ledger import Component, Row, Section, Shape, Tensor
+from calc.lifetimes import NEXT
+from calc.norms import layer_norm
+from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, rotary, stamped
+from calc.primitives import add, cat, frame, like, part, view, wider
+
+from .attention import attention
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, masks
+from .parts import dropped, partial_rotary_tables, partial_tables_row, plain_mlp
+
+FUSED: Shape = ("B", "S", "N", 3, "D")
+
+
+def gpt_neox_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """GPTNeoXModel.forward up to its first layer: token embeddings, mask, dropout, rotary tables."""
+    tokens = hidden_states(numerics, "inputs_embeds")
+    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
+    tables = partial_rotary_tables(numerics)
+    rows = [
+        embedding(parameter("embed_in.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
+        Row(name="arange", reads=(), writes=(POSITION_IDS,)),
+        *mask_rows(facts, numerics),
+        *dropping,
+        partial_tables_row(numerics),
+    ]
+    return Section(
+        name="embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "gpt_neox")),
+        output=output,
+        held=(tokens, POSITION_IDS, *tables, *masks(facts, numerics)),
+        leaves=(tokens,),
+    )
+
+
+def gpt_neox_layer(facts: LayerFacts, numerics: Numerics) -> Section:
+    """GPTNeoXLayer."""
+    x, output = hidden_states(numerics), hidden_states(numerics, f"{NEXT}hidden_states")
+    norm_1, normed = layer_norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
+    attending, attended, held = _attention(normed, facts, numerics)
+    drop_1, attended = dropped(attended, "attention output after dropout", on=facts.residual_dropout)
+    sequential = not facts.kind.parallel
+    middle = hidden_states(numerics, "hidden_states after attention") if sequential else x
+    norm_2, normed_2 = layer_norm(
+        "post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics
+    )
+    mlp, down = plain_mlp("mlp.dense_h_to_4h", "mlp.dense_4h_to_h", normed_2, facts, numerics)
+    drop_2, down = dropped(down, "mlp output after dropout", on=facts.residual_dropout)
+    both = like(down, "mlp and attention output", dtype=wider(down.dtype, attended.dtype))
+    rows = [
+        *norm_1,
+        *stamped([*attending, frame(normed), *drop_1], Component.ATTENTION, "attention"),
+        *([add(attended, x, middle)] if sequential else []),
+        *norm_2,
+        *stamped([*mlp, frame(normed_2), *drop_2], Component.MLP, "mlp"),
+        *([add(down, middle, output)] if sequential else [add(down, attended, both), add(both, x, output)]),
+        frame(x, middle, *(() if sequential else (attended,)), down, *held),
+    ]
+    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES)
+
+
+MODULES = (
+    "input_layernorm",
+    "post_attention_layernorm",
+    "attention.query_key_value",
+    "attention.dense",
+    "mlp.dense_h_to_4h",
+    "mlp.dense_4h_to_h",
+)
+
+
+def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """GPTNeoXAttention.forward: q, k and v of a head lie side by side in one projection."""
+    bias = facts.kind.query_key_value_bias
+    fused = Tensor("query_key_value output", FUSED, numerics.linear)
+    by_head = like(fused, "qkv")
+    q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
+    turning, turned_q, turned_k = _partly_turned(q, k, numerics)
+    core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
+    projected = Tensor("dense output", ("B", "S", "H"), numerics.compute)
+    rows = [
+        *linear("attention.query_key_value", x, fused, ("H",), FUSED[2:], numerics, bias=bias),
+        view(fused, by_head, copies_gradient=not facts.core.one_head),
+        part(by_head, (q, k, v)),
+        *turning,
+        *core_rows,
+        *linear("attention.dense", out, projected, ("N", "D"), ("H",), numerics, bias=facts.kind.output_bias),
+        frame(by_head, turned_q, turned_k),
+    ]
+    return rows, projected, held
+
+
+def _partly_turned(q: Tensor, k: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
+    """apply_rotary_pos_emb: the first elements of each head turned, the others put behind them."""
+    cos, sin = partial_rotary_tables(numerics)
+    slices: list[Row] = []
+    turning: list[Row] = []
+    joining: list[Row] = []
+    results: list[Tensor] = []
+    for x in (q, k):
+        front, rest = (like(x, f"{x.name} {name}", shape=(*x.shape[:-1], dim)) for name, dim in PARTS)
+        rows, turned = rotary(x.name, front, cos, sin)
+        result = like(x, f"{x.name} with positions and the rest", dtype=turned.dtype)
+        slices += [part(x, (front,)), part(x, (rest,))]
+        turning += rows
+        joining.append(cat((turned, rest), result))
+        results.append(result)
+    return [*slices, *turning, *joining], results[0], results[1]
+
+
+PARTS = (("to turn", "Q"), ("to leave", "D-Q"))
