@@ -4,7 +4,6 @@ import base64
 import json
 import zlib
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import Any
 
 import calc
@@ -34,18 +33,6 @@ def answerable(scenario: calc.Scenario) -> calc.Scenario:
     if isinstance(scenario.model, str) and find_model(scenario.model) is None:
         raise unknown_model(scenario.model, "/v1/models lists them; paths and the hub are not read")
     return scenario
-
-
-@cache
-def model_names() -> tuple[str, ...]:
-    """The catalogue's models."""
-    return tuple(model.name for model in calc.models())
-
-
-@cache
-def gpu_names() -> tuple[str, ...]:
-    """The catalogue's GPUs."""
-    return tuple(gpu.name for gpu in calc.gpus())
 
 
 def unpacked_config(packed: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from calc.explain import formulas
 
 from . import palette
 from .accuracy import accuracy_view, record_view
-from .address import gpu_names, model_names, query_pairs, scenario_from_query
+from .address import query_pairs, scenario_from_query
+from .choices import gpu_choices, model_choices
 from .example import EXAMPLE
 from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, READ_WITH, STOPS, written
 from .remedies import remedies_view
@@ -147,9 +148,9 @@ def _form(request: Request, question: Question) -> dict[str, Any]:
         "choices": CHOICES,
         "stops": STOPS,
         "read_with_other": READ_WITH,
-        "models": model_names(),
+        "models": model_choices(),
         "example_model": EXAMPLE.model,
-        "gpus": gpu_names(),
+        "gpus": gpu_choices(),
         "most_config_characters": MOST_CONFIG_CHARACTERS,
         "default_language": preferred_language(None, request.headers.get("accept-language", "")),
         "api_query": f"?{urlencode(question.pairs)}",
@@ -207,8 +208,8 @@ async def compare(request: Request) -> HTMLResponse:
     context = {
         "w": question.words,
         "language": question.language,
-        "models": model_names(),
-        "gpus": ("", *gpu_names()),
+        "models": model_choices(),
+        "gpus": gpu_choices(),
         "and_lang": and_lang,
         "query": f"?{view['first_query']}{and_lang}",
     }
