@@ -9,6 +9,7 @@ from typing import Any
 
 from .catalogue import read_entries
 from .plan import Plan
+from .scenario import Task
 
 FILE_NAME = "accuracy.json"
 SOURCES = ("measurement", "trace")
@@ -34,7 +35,10 @@ def likenesses(model_type: str, plan: Plan) -> list[str]:
 
 
 def nearest_accuracy(model_type: str, plan: Plan) -> dict[str, Any] | None:
-    """`accuracy` of the Estimate: errors of peak_allocated_bytes in the recorded cases that share most; or None."""
+    """`accuracy` of the Estimate: errors of peak_allocated_bytes in the recorded cases that share most; or None. The
+    recorded cases are training steps."""
+    if plan.task is not Task.TRAINING:
+        return None
     recorded = read_accuracy()
     for alike in likenesses(model_type, plan):
         for source in SOURCES:

@@ -8,6 +8,7 @@ from .architecture import Architecture, Dropouts, Layer, Wiring
 from .attention import AttentionCore
 from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
 from .dimensions import SMALLEST_8BIT
+from .evaluation import MOST_DISTINCT
 from .grad_scaler import HELD, uses_grad_scaler
 from .kernels import (
     FLASH_SEQUENCE_BLOCK,
@@ -31,7 +32,7 @@ from .optimizer_step import NUM_GRADIENTS, norm_chunks
 from .optimizers import CODES, QUANTISATION_MAPS, averaged
 from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
-from .scenario import Adapter, Attention, Implementation, Loss, num_prompt_tokens
+from .scenario import Adapter, Attention, Implementation, Loss, Task, num_prompt_tokens
 from .sizes import Sizes
 from .step import Step, StepFacts, step
 from .wirings import WIRINGS
@@ -58,7 +59,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
         layers=tuple(
             tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer in unit) for unit, _ in sections
         ),
-        plan=replace(plan, adapter=None) if plan.adapter else plan,
+        plan=_structural(plan),
         adapter=adapter_facts(plan.adapter, architecture, plan.numerics) if plan.adapter else None,
     )
     built = step(facts)
@@ -73,6 +74,13 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
         workload=asked,
         plan=plan,
     )
+
+
+def _structural(plan: Plan) -> Plan:
+    """`plan` without what only sizes depend on."""
+    if plan.adapter is None and plan.eval_accumulation_steps <= MOST_DISTINCT:
+        return plan
+    return replace(plan, adapter=None, eval_accumulation_steps=min(plan.eval_accumulation_steps, MOST_DISTINCT))
 
 
 def _buffers(wiring: Wiring, plan: Plan) -> Iterator[Tensor]:
@@ -221,6 +229,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
         pads_mask=masked and length % MASK_MULTIPLE > 0,
         accumulates_output=accumulates_output(layer.head_dim, compute),
+        differentiated=plan.task is Task.TRAINING,
     )
 
 
@@ -233,6 +242,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
     """The symbols that mean the same in all sections."""
     length = workload.sequence_length
     tokens = workload.micro_batch_size * length
+    kept = plan.eval_accumulation_steps
     chunk = chunk_tokens(plan.loss, tokens, architecture.vocab_size, architecture.hidden_size)
     return {
         "B": workload.micro_batch_size,
@@ -248,6 +258,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "P": architecture.max_position_embeddings,
         "P+2": architecture.max_position_embeddings + 2,
         "H": architecture.hidden_size,
+        **({"A": kept, "A-1": kept - 1} if kept else {}),
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
     }
 

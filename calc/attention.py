@@ -35,6 +35,8 @@ class AttentionCore:
     """The efficient kernel gets a mask whose rows are padded."""
     accumulates_output: bool = False
     """The efficient kernel collects its output in fp32."""
+    differentiated: bool = True
+    """A gradient may be wanted: the efficient kernel then writes the statistics of softmax."""
 
     @property
     def merges_heads_by_copy(self) -> bool:

@@ -87,24 +87,24 @@ class Memory:
     gpu_memory_bytes: int | None
     fits: bool | None
     headroom_bytes: int | None
-    simulate: Callable[[], Reserved] = field(repr=False, compare=False)
-    """Runs the step's events through the caching allocator."""
+    simulate: Callable[[], Reserved] | None = field(repr=False, compare=False)
+    """Runs the step's events through the caching allocator. None: an evaluation's are not simulated."""
 
     @cached_property
-    def reserved(self) -> Reserved:
+    def reserved(self) -> Reserved | None:
         """The simulated allocator's counters after two steps."""
-        return self.simulate()
+        return self.simulate() if self.simulate is not None else None
 
     @property
-    def peak_reserved_bytes(self) -> int:
+    def peak_reserved_bytes(self) -> int | None:
         """torch.cuda.max_memory_reserved(): the segments, libraries' workspaces among them."""
-        return self.reserved.peak_reserved_bytes
+        return self.reserved.peak_reserved_bytes if self.reserved is not None else None
 
     @property
     def device_bytes(self) -> int | None:
         """What nvidia-smi shows of the process: the segments and the assumed context. None without a GPU."""
-        context = self.assumed_context_bytes
-        return None if context is None else self.peak_reserved_bytes + context
+        context, reserved_bytes = self.assumed_context_bytes, self.peak_reserved_bytes
+        return None if context is None or reserved_bytes is None else reserved_bytes + context
 
     def to_dict(self, *, reserved: bool = False) -> dict[str, Any]:
         """Reserved and device bytes are null unless `reserved` asks for them."""
@@ -222,6 +222,8 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         weight_ema=plan.weight_ema,
         frozen_layers=plan.frozen_layers,
         use_liger_kernel=plan.use_liger_kernel,
+        task=plan.task,
+        eval_accumulation_steps=plan.eval_accumulation_steps,
     )
     return _answer(scenario, architecture, workload, plan, gpu)
 
@@ -281,6 +283,7 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
     workspace = _cublas_workspace_bytes(gpu) if gpu else 0
     needed = peak.peak_bytes + CUBLAS_HANDLES * workspace + ASSUMED_CONTEXT_BYTES
     headroom = gpu.capacity_bytes - needed if gpu else None
+    simulate = partial(reserved, step, forward_workspace_bytes=workspace, backward_workspace_bytes=workspace)
     return Memory(
         persistent_bytes={kind.value: size for kind, size in step.persistent_bytes.items()},
         saved_activation_bytes=step.forward_end_bytes - timeline.base_bytes,
@@ -293,7 +296,7 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
                 peak_allocated_bytes=timeline.phase_peak_bytes(phase),
                 end_allocated_bytes=timeline.phase_end_bytes(phase),
             )
-            for phase in Phase
+            for phase in timeline.phases
         ),
         first_step_peak_allocated_bytes=step.first_step_peak_bytes,
         peak_allocated_bytes=peak.peak_bytes,
@@ -307,7 +310,7 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
         gpu_memory_bytes=gpu.capacity_bytes if gpu else None,
         fits=headroom >= 0 if headroom is not None else None,
         headroom_bytes=headroom,
-        simulate=partial(reserved, step, forward_workspace_bytes=workspace, backward_workspace_bytes=workspace),
+        simulate=None if step.step.batches is not None else simulate,
     )
 
 

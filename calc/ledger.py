@@ -43,6 +43,8 @@ SYMBOLS = {
     "T": "adapter.num_virtual_tokens",
     "S-T": "sequence_length without virtual tokens",
     "E": "adapter.encoder_hidden_size",
+    "A": "eval_accumulation_steps",
+    "A-1": "eval_accumulation_steps - 1",
     "C": "tokens whose logits are made at once",
     "C2": "tokens of the second chunk",
     "S+1": "sequence_length + 1",

@@ -7,6 +7,7 @@ from itertools import accumulate
 from typing import Any
 
 from .dimensions import SMALLEST_PAGED
+from .evaluation import Batches
 from .ledger import Kind, Tensor
 from .optimizer_step import Pass
 from .optimizers import gradients_persist
@@ -16,6 +17,8 @@ from .sizes import Counts, Sizes, storage_bytes
 from .step import Layout, Part, Step, Sum, merged
 from .timeline import Phase, Program, Stretch, Surplus, Timeline, timeline
 
+NUM_FORWARD_STRETCHES = 2
+"""Of each run: its forward, and what autocast's cache gives back at the end of it."""
 NUM_MOMENTS = 2
 """Of AdamW, each a byte per element where it is paged."""
 PERSISTENT_KINDS: tuple[Kind, ...] = (
@@ -113,8 +116,7 @@ class StepMemory:
     @cached_property
     def forward_end_bytes(self) -> int:
         """Allocated at the end of the first micro-batch's forward."""
-        spans = self.timeline.spans
-        return next(span.start_bytes for span in spans if span.stretch.phase is Phase.BACKWARD)
+        return self.timeline.spans[NUM_FORWARD_STRETCHES * len(self.runs) - 1].end_bytes
 
     @cached_property
     def first_step_peak_bytes(self) -> int:
@@ -123,6 +125,8 @@ class StepMemory:
             return self.timeline.peak.peak_bytes
         phase, spans = self.step.optimizer, self.timeline.spans
         missing = self.persistent_bytes[Kind.OPTIMIZER_STATES] + self.persistent_bytes[Kind.GRADIENTS]
+        if self.step.batches is not None:
+            return self.timeline.peak.peak_bytes - missing
         num_ending = len(list(self.optimizer_phase(phase.ending)))
         num_updating = len(list(self.optimizer_phase(phase.update)))
         before, updating = spans[: -num_updating - num_ending], spans[-num_updating - num_ending : -num_ending]
@@ -160,6 +164,9 @@ class StepMemory:
         return list(self.timeline.spans[which * num_runs + 1 : (which + 1) * num_runs - 1])
 
     def _stretches(self) -> Iterator[Stretch]:
+        if self.step.batches is not None:
+            yield from self.evaluation(self.step.batches)
+            return
         yield from self._micro_batches(gradients_exist=gradients_persist(self.plan))
         yield from self.optimizer_phase(self.step.optimizer.steady)
 
@@ -171,14 +178,27 @@ class StepMemory:
     def micro_batch(self, *, later: bool) -> Iterator[Stretch]:
         """Forward and backward; `later`: backward finds gradients and adds to them."""
         runs = self.runs
-        for run in runs:
-            yield _stretch(Phase.FORWARD, run, run.part.forward)
-        for run in runs:
-            yield _stretch(Phase.FORWARD, run, run.part.forward_end)
+        yield from self._forward()
         yield Stretch(phase=Phase.BACKWARD, label="loss", program=self.step.between, sizes=runs[-1].sizes)
         for run in reversed(runs):
             yield _stretch(Phase.BACKWARD, run, run.part.backward_later if later else run.part.backward)
         yield Stretch(phase=Phase.BACKWARD, label="end", program=self.step.finish, sizes=runs[-1].sizes)
+
+    def _forward(self) -> Iterator[Stretch]:
+        for run in self.runs:
+            yield _stretch(Phase.FORWARD, run, run.part.forward)
+        for run in self.runs:
+            yield _stretch(Phase.FORWARD, run, run.part.forward_end)
+
+    def evaluation(self, batches: Batches) -> Iterator[Stretch]:
+        """The first batch, and the last of those whose logits are kept."""
+        sizes = self.runs[-1].sizes
+        yield from self._forward()
+        yield Stretch(phase=Phase.FORWARD, label="logits", program=batches.after_first, sizes=sizes)
+        if self.plan.eval_accumulation_steps > 1:
+            yield Stretch(phase=Phase.FORWARD, label="logits", program=batches.before_last, sizes=sizes)
+            yield from self._forward()
+            yield Stretch(phase=Phase.FORWARD, label="logits", program=batches.after_last, sizes=sizes)
 
     def optimizer_phase(self, passes: tuple[Pass, ...]) -> Iterator[Stretch]:
         """Clipping, step(), the averaged weights, zero_grad()."""

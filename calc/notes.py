@@ -7,7 +7,7 @@ from .architecture import Architecture, Rotary
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
-from .scenario import QUANTISED, Attention, Implementation, Loss, Optimizer, Recompute
+from .scenario import QUANTISED, Attention, Implementation, Loss, Optimizer, Recompute, Task
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -32,6 +32,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_gpu(gpu),
         *_of_length(architecture, workload),
         *_of_attention(architecture, workload, plan, gpu),
+        *_of_evaluation(plan),
         *_of_plan(plan),
         *_of_optimizer(plan),
         *_of_loss(plan),
@@ -101,6 +102,24 @@ def _of_plan(plan: Plan) -> Iterator[str]:
         )
     if plan.implementation is Implementation.MEGATRON:
         yield "implementation = megatron is the paper's count; assumed, its code was not traced."
+
+
+def _of_evaluation(plan: Plan) -> Iterator[str]:
+    if plan.task is not Task.EVALUATION:
+        return
+    yield (
+        "task = evaluation: forward and loss in eval mode under torch.no_grad, between two training steps: optimizer "
+        "states are alive, gradients are not unless zero_grad keeps them; first_step_peak_allocated_bytes is without "
+        "states. Nothing is recomputed and no dropout runs, whatever the training does. flops are of one batch; "
+        "reserved bytes are not simulated."
+    )
+    if plan.eval_accumulation_steps:
+        yield (
+            "The logits of eval_accumulation_steps batches are put together on the GPU, as Trainer's evaluation_loop "
+            "does for compute_metrics: each batch is added by torch.cat, which holds them twice for a moment. Labels "
+            "and losses are left out. Under accelerate's mixed precision logits leave the model in fp32, here in the "
+            "type they are computed in."
+        )
 
 
 def _of_optimizer(plan: Plan) -> Iterator[str]:

@@ -46,7 +46,7 @@ ADAMW = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FUSED, Optimizer.ADAMW_FOR_L
 BITSANDBYTES = frozenset({Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT})
 
 SUPPORTED = {
-    "task": {Task.TRAINING},
+    "task": {Task.TRAINING, Task.EVALUATION},
     "attention": {Attention.AUTO, Attention.EAGER, *OBSTACLES},
     "num_gpus": {1},
     "torch_compile": {False},
@@ -80,6 +80,7 @@ class Workload:
 class Plan:
     """The choices: types, optimizer, kernel, what is recomputed, what is trained."""
 
+    task: Task = Task.TRAINING
     precision: Precision = Precision.BF16_AUTOCAST
     optimizer: Optimizer = Optimizer.ADAMW
     attention: Attention = Attention.FLASH
@@ -99,6 +100,7 @@ class Plan:
     loss: Loss = Loss.CROSS_ENTROPY
     hold_outputs: bool = False
     use_liger_kernel: bool = False
+    eval_accumulation_steps: int = 0
 
     @property
     def numerics(self) -> Numerics:
@@ -116,6 +118,9 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     Raises ConfigError for what is not supported yet and for pairs that cannot be.
     """
     _refuse_what_comes_later(scenario)
+    if scenario.task is Task.EVALUATION:
+        resolve(scenario.model_copy(update=AROUND_IT), architecture)
+        scenario = _evaluated(scenario)
     if scenario.dropout is not None:
         architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))
     workload = Workload(
@@ -124,6 +129,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         gradient_accumulation_steps=scenario.gradient_accumulation_steps,
     )
     plan = Plan(
+        task=scenario.task,
         precision=scenario.precision,
         optimizer=_optimizer(scenario),
         attention=_attention(scenario, architecture, workload.sequence_length + num_prompt_tokens(scenario.adapter)),
@@ -140,6 +146,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         loss=_loss(scenario),
         hold_outputs=scenario.hold_outputs,
         use_liger_kernel=_liger(scenario, architecture),
+        eval_accumulation_steps=scenario.eval_accumulation_steps,
     )
     return architecture, workload, plan
 
@@ -149,6 +156,8 @@ def _refuse_what_comes_later(scenario: Scenario) -> None:
         value = getattr(scenario, field)
         if value not in supported:
             raise ConfigError(field, _plain(value), f"is not supported yet; supported: {_listed(supported)}")
+    if scenario.eval_accumulation_steps and scenario.task is not Task.EVALUATION:
+        raise ConfigError("eval_accumulation_steps", scenario.eval_accumulation_steps, "is for task = evaluation")
     for field in INFERENCE_FIELDS:
         if getattr(scenario, field) is not None:
             raise ConfigError(field, getattr(scenario, field), "is for task = inference, which is not supported yet")
@@ -159,6 +168,33 @@ def _refuse_what_comes_later(scenario: Scenario) -> None:
         _refuse_unread_fields(scenario.adapter)
         if scenario.adapter.kind in QUANTISED:
             _check_quantised(scenario)
+
+
+AROUND_IT = {"task": Task.TRAINING, "eval_accumulation_steps": 0}
+"""What makes an evaluation's scenario the training's."""
+EVALUATED = {
+    "dropout": 0.0,
+    "gradient_accumulation_steps": 1,
+    "recompute": Recompute.NONE,
+    "recompute_interval": 1,
+    "recompute_group_size": 1,
+    "recompute_offload": False,
+    "max_grad_norm": None,
+    "hold_outputs": False,
+}
+"""What of a training does not run in an evaluation: transformers checkpoints layers in training mode only."""
+
+
+def _evaluated(scenario: Scenario) -> Scenario:
+    """What runs when the training of `scenario` evaluates; the training's own fields say what is around it."""
+    if scenario.implementation is not Implementation.TRANSFORMERS:
+        raise ConfigError("implementation", scenario.implementation.value, "should be transformers in an evaluation")
+    if scenario.precision in RECIPE_PRECISIONS:
+        raise ConfigError("precision", scenario.precision.value, "is a recipe of a training step, not of an evaluation")
+    if scenario.loss is not Loss.CROSS_ENTROPY:
+        raise ConfigError("loss", scenario.loss.value, "should be cross-entropy in an evaluation; others come later")
+    adapter = scenario.adapter and scenario.adapter.model_copy(update={"dropout": 0.0})
+    return scenario.model_copy(update=EVALUATED | {"adapter": adapter})
 
 
 def _check_quantised(scenario: Scenario) -> None:

@@ -17,7 +17,7 @@ from .hardware import Gpu
 from .inventory import TensorEntry
 from .lengths import LENGTH_NOTES, LengthReport
 from .listing import ListedModel
-from .scenario import Scenario
+from .scenario import Scenario, Task
 from .solution import Minimise, Solution
 from .timeline import Phase
 from .tradeoff import Tradeoff
@@ -59,7 +59,8 @@ def print_estimate(estimate: Estimate) -> None:
     colour = {None: "", True: " green", False: " red"}[memory.fits]
     console.print(Text(verdict(estimate), style=f"bold{colour}"), soft_wrap=True)
     place = "" if memory.peak_phase is Phase.OPTIMIZER else f", {memory.peak_at}"
-    console.print(f"Peak in {memory.peak_phase}{place}; {format_flops(flops.total)} a step.\n")
+    unit = "batch" if estimate.scenario.task is Task.EVALUATION else "step"
+    console.print(f"Peak in {memory.peak_phase}{place}; {format_flops(flops.total)} a {unit}.\n")
     for table in (_at_peak(estimate), _phases(estimate), _parameters(estimate), _flops(estimate)):
         console.print(table)
         console.print()

@@ -25,6 +25,7 @@ Probability = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=Fals
 
 class Task(StrEnum):
     TRAINING = "training"
+    EVALUATION = "evaluation"
     INFERENCE = "inference"
 
 
@@ -196,7 +197,7 @@ class Scenario(Question):
     num_gpus: Size = 1
     """How many of them."""
     task: Task = Task.TRAINING
-    """A training step or generation."""
+    """A training step, an evaluation between training steps, or generation."""
     implementation: Implementation = Implementation.TRANSFORMERS
     """Whose modules: Hugging Face's in eager PyTorch, or Megatron's fused block (the paper's 34BSH + 5BNS²)."""
     micro_batch_size: Size = 1
@@ -236,6 +237,9 @@ class Scenario(Question):
     (torch.nn.functional.linear_cross_entropy, Liger's fused kernel)."""
     hold_outputs: Annotated[bool, Field(strict=True)] = False
     """The model's outputs, logits among them, live until backward ends; Trainer drops them before."""
+    eval_accumulation_steps: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 0
+    """Evaluation: batches whose logits stay on the GPU for metrics before they go to the host (Trainer's name; without
+    it Trainer keeps those of all batches); 0 = none, only the loss is wanted."""
     adapter: Adapter | None = None
     """Train an adapter on the frozen model; none = train all weights."""
     frozen_layers: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 0

@@ -141,7 +141,8 @@ def efficient_attention(
     statistics = Tensor("logsumexp", ("B", "N", "S⌈32⌉"), DType.FP32)
     delta = Tensor("delta", ("B", "N", "S"), DType.FP32)
     workspace = Tensor("efficient workspace", ("B", "N", "W"), DType.FP32)
-    row = _fused("efficient_attention", inputs, out, (statistics,), SCORES_PRODUCT, VALUES_PRODUCT, (delta, workspace))
+    kept = (statistics,) if core.differentiated else ()
+    row = _fused("efficient_attention", inputs, out, kept, SCORES_PRODUCT, VALUES_PRODUCT, (delta, workspace))
     if numerics.compute is DType.FP32:
         # Kernels for half precision compute it themselves.
         product, by_token = like(out, "∂output·output"), like(delta, "delta by token")

@@ -15,6 +15,7 @@ from .adapters import AdapterFacts, adapt, check_modules, frozen_section, with_f
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.head import head
+from .evaluation import Batches, batches, without_gradients
 from .flops import AttentionProducts, Products, attention_products, products
 from .grad_scaler import uses_grad_scaler
 from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
@@ -23,6 +24,7 @@ from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import averaged, kept_between_steps
 from .plan import Plan
 from .recomputation import makes_leaves, recomputed
+from .scenario import Task
 from .sizes import Counts, StorageClass, counted, storage_class, weighted
 from .timeline import Program
 from .wirings import WIRINGS
@@ -138,6 +140,8 @@ class Step:
     finish: Program
     """After backward: the scaled loss and its gradient are dropped."""
     optimizer: OptimizerStep
+    batches: Batches | None
+    """Of an evaluation: what is around its forward passes."""
     saved_by_several: tuple[StorageClass, ...]
     """What saved-tensor hooks see once, though several parts keep it and none of them alone makes it its own."""
 
@@ -186,6 +190,7 @@ def step(facts: StepFacts) -> Step:
         between=between,
         finish=finish,
         optimizer=optimizer_step([part.trained for part in parts], [part.in_layer for part in parts], facts.plan),
+        batches=_batches(sections[-1], facts.plan) if facts.plan.task is Task.EVALUATION else None,
         saved_by_several=tuple(map(storage_class, shared)),
     )
 
@@ -209,6 +214,11 @@ def _logits(last: Section) -> frozenset[Tensor]:
     return frozenset(tensor for row in last.rows for tensor in row.writes if tensor.name == "logits")
 
 
+def _batches(last: Section, plan: Plan) -> Batches:
+    [logits] = _logits(last)
+    return batches(logits, last.output, plan.eval_accumulation_steps)
+
+
 def _sections(facts: StepFacts) -> list[Section]:
     numerics = facts.plan.numerics
     if facts.adapter is not None and facts.adapter.keeps_types:
@@ -225,6 +235,9 @@ def _sections(facts: StepFacts) -> list[Section]:
         embedding, last = (adapt(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))
         layers = {layer: adapt(section, facts.adapter, facts.plan.numerics) for layer, section in layers.items()}
     units = {unit: recomputed([layers[layer] for layer in unit], facts.plan) for unit in facts.layers}
+    if facts.plan.task is Task.EVALUATION:
+        embedding, last = without_gradients(embedding), without_gradients(last)
+        units = {unit: without_gradients(section) for unit, section in units.items()}
     return [embedding, *(units[unit] for unit in facts.layers), last]
 
 

@@ -148,6 +148,11 @@ class Timeline:
         """The span with the highest point, the earliest of equals."""
         return max(self.spans, key=attrgetter("peak_bytes"))
 
+    @property
+    def phases(self) -> list[Phase]:
+        """Those there are, in their order."""
+        return list(dict.fromkeys([span.stretch.phase for span in self.spans]))
+
     def phase_peak_bytes(self, phase: Phase) -> int:
         return max(span.peak_bytes for span in self.spans if span.stretch.phase is phase)
 

@@ -12,11 +12,13 @@ from calc.scenario import (
     Optimizer,
     Precision,
     Recompute,
+    Task,
 )
 
 YES_OR_NO = ("false", "true")
 
 CHOICES: dict[str, tuple[str, ...]] = {
+    "task": tuple(task for task in Task if task in SUPPORTED["task"]),
     "precision": tuple(Precision),
     "recompute": (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL),
     "recompute_offload": YES_OR_NO,
@@ -37,6 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 NUMBERS = frozenset(
     {"recompute_interval", "recompute_group_size", "gradient_accumulation_steps", "max_grad_norm", "frozen_layers"}
+    | {"eval_accumulation_steps"}
     | {"dropout", "adapter.rank", "adapter.dropout", "adapter.num_virtual_tokens", "adapter.encoder_hidden_size"}
 )
 
@@ -55,6 +58,7 @@ FIELDS = frozenset({*CHOICES, *STOPS, *NUMBERS, *NAMES, "model", "config", "gpu"
 READ_WITH: Mapping[str, tuple[str, Collection[str]]] = {
     **{name: ("recompute", values) for name, values in RECOMPUTES.items()},
     "recompute_offload": ("recompute", {Recompute.FULL}),
+    "eval_accumulation_steps": ("task", {Task.EVALUATION}),
     **{
         name: ("adapter.kind", [kind for kind, read in ADAPTER_FIELDS.items() if name.partition(".")[2] in read])
         for name in FIELDS

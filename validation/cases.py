@@ -35,6 +35,7 @@ STEP: dict[str, Any] = {
     "use_liger_kernel": False,
     "loss": "cross-entropy",
     "hold_outputs": False,
+    "eval_accumulation_steps": 0,
     "adapter": None,
     "frozen_layers": 0,
     "dropout": None,

@@ -21,7 +21,7 @@ from validation import cuda
 from validation.attention_backends import restricted_to
 from validation.cases import Case, as_object, config_of
 from validation.machine import Machine, start
-from validation.models import Job, build_job, parameter_counts
+from validation.models import Job, build_job, parameter_counts, supported
 from validation.questions import QUESTIONS, Question
 from validation.records import Record, file_of, read
 from validation.step import Phase, training_step
@@ -148,6 +148,7 @@ def run(case: Case, machine: Machine, measured: dict[str, Any]) -> None:
 def run_steps(case: Case, machine: Machine, measured: dict[str, Any]) -> None:
     """The first step, the second, which is the steady one, then times, then a profile."""
     scenario = as_object(case.scenario)
+    supported("task", scenario.task, {"training": None})
     with restricted_to(scenario.attention):
         kernel = "eager" if scenario.attention == "eager" else "sdpa"
         job = build_job(scenario, config_of(case.scenario), "cuda", kernel)

@@ -97,7 +97,6 @@ OPTIMIZERS: dict[str, Optimizers] = {
 }
 
 ONLY = {
-    "task": "training",
     "implementation": "transformers",
 }
 """Fields of which one value is run here."""
@@ -119,6 +118,13 @@ class Job:
     zero_grad_set_to_none: bool
     weight_ema: AveragedModel | None
     hold_outputs: bool
+    eval_accumulation_steps: int
+    """Batches whose logits an evaluation keeps."""
+
+    @property
+    def num_batches(self) -> int:
+        """Of an evaluation, until it gives the logits away."""
+        return max(1, self.eval_accumulation_steps)
 
 
 class CannotRun(ValueError):
@@ -151,7 +157,7 @@ def build_job(
     with torch.device(device):
         model = AutoModelForCausalLM.from_config(hf_config, dtype=precision, attn_implementation=kernel)
         freeze(model, scenario.frozen_layers)
-        if scenario.recompute_group_size > 1:
+        if scenario.recompute_group_size > 1 and scenario.task == "training":
             group_layers(model, scenario.recompute_group_size, checkpoint_options)
         elif scenario.recompute == "full":
             model.activation_checkpointing_enable(
@@ -179,6 +185,7 @@ def build_job(
         zero_grad_set_to_none=scenario.zero_grad_set_to_none,
         weight_ema=weight_ema,
         hold_outputs=scenario.hold_outputs,
+        eval_accumulation_steps=scenario.eval_accumulation_steps,
     )
 
 
@@ -322,7 +329,7 @@ def checkpointed(kernel: str, interval: int, options: dict[str, Any]) -> str:
     def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
         eager = sys.modules[type(module).__module__].eager_attention_forward
         core = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager)
-        if module.layer_idx % interval:
+        if module.layer_idx % interval or not module.training:
             return core(module, query, key, value, attention_mask, **kwargs)
         return checkpoint(core, module, query, key, value, attention_mask, **options, **kwargs)
 

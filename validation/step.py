@@ -7,7 +7,9 @@ from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch.nn.utils import clip_grad_norm_
+from transformers.trainer_pt_utils import EvalLoopContainer
 
 if TYPE_CHECKING:
     from validation.models import Job
@@ -35,6 +37,25 @@ def training_step(job: Job, during: Callable[[Phase], AbstractContextManager[Non
             del loss, outputs
     with during(Phase.OPTIMIZER):
         update(job)
+
+
+def evaluation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]) -> None:
+    """The batches of Trainer's evaluation_loop until kept logits go to the host; one where only the loss is wanted.
+    The phase ends with what is kept still held."""
+    job.model.eval()
+    kept = EvalLoopContainer()
+    loss = logits = None
+    with torch.no_grad():
+        for _ in range(job.num_batches):
+            with during(Phase.FORWARD):
+                outputs = forward(job)
+            with during(Phase.FORWARD):
+                loss, logits = outputs.loss, outputs.logits if job.eval_accumulation_steps else None
+                del outputs
+                if logits is not None:
+                    kept.add(logits)
+    del loss, logits  # which the loop holds while the next batch runs
+    job.model.train()
 
 
 def forward(job: Job) -> Any:

@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 from transformers import masking_utils, modeling_utils
 
-from calc.scenario import Attention, Optimizer, Parallel, Scenario, scenario_from_strings
+from calc.scenario import Attention, Optimizer, Parallel, Scenario, Task, scenario_from_strings
 from validation import sdpa
 from validation.cuda_kernels import (
     CudaFunctions,
@@ -40,10 +40,12 @@ from validation.cuda_kernels import (
 )
 from validation.cuda_losses import CHUNKED_LOSS, chunked_loss, losses_on_cuda
 from validation.models import CannotRun, Job, build_job, parameter_counts, supported
-from validation.step import Phase, forward, training_step
+from validation.step import Phase, evaluation, forward, training_step
 
 ALLOCATION_UNIT_BYTES = 512
 FIRST_STEP, STEADY_STEP = 1, 2
+BETWEEN = 0
+"""The training step between two evaluations."""
 FREE = "free"
 KERNELS = {Attention.AUTO: "sdpa", **dict.fromkeys(sdpa.KERNELS, "sdpa"), Attention.EAGER: "eager"}
 """transformers' attention function."""
@@ -203,9 +205,17 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
         with recorder:
             for recorder.step in (FIRST_STEP, STEADY_STEP):
                 recorder.live_bytes_before_step[recorder.step] = recorder.live_bytes
-                training_step(job, recorder.during)
-        saved = autograd_saved_bytes(job)
-    return Trace(parameter_counts(job.model), memory(job, recorder, saved), flops(recorder), tuple(recorder.events))
+                if scenario.task is Task.TRAINING:
+                    training_step(job, recorder.during)
+                    continue
+                evaluation(job, recorder.during)
+                if recorder.step == FIRST_STEP:
+                    recorder.step = BETWEEN
+                    training_step(job, recorder.during)
+        evaluates = scenario.task is Task.EVALUATION
+        saved = 0 if evaluates else autograd_saved_bytes(job)
+    done = flops(recorder, job.num_batches if evaluates else 1)
+    return Trace(parameter_counts(job.model), memory(job, recorder, saved), done, tuple(recorder.events))
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +298,7 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, Any]:
     steady = recorder.ended[STEADY_STEP]
-    phases = [phase_bytes(phase, steady) for phase in Phase]
+    phases = [phase_bytes(phase, steady) for phase in dict.fromkeys(each.name for each in steady)]
     highest = max(phases, key=lambda phase: phase.peak_allocated_bytes)
     before = recorder.live_bytes_before_step
     # Made by the first step, as the optimizer's states are.
@@ -330,8 +340,9 @@ def phase_bytes(name: Phase, ended: list[PhaseBytes]) -> PhaseBytes:
     return PhaseBytes(name, max(phase.peak_allocated_bytes for phase in same), same[-1].end_allocated_bytes)
 
 
-def flops(recorder: StepRecorder) -> dict[str, int]:
-    parts = {work: recorder.flops[STEADY_STEP, work] for work in ("forward", "backward", "recompute")}
+def flops(recorder: StepRecorder, num_batches: int) -> dict[str, int]:
+    """Of a training step, or of one of `num_batches` of an evaluation."""
+    parts = {work: recorder.flops[STEADY_STEP, work] // num_batches for work in ("forward", "backward", "recompute")}
     return parts | {"total": sum(parts.values())}
 
 

@@ -76,6 +76,7 @@ READ_BY_THE_ENGINE = {
     "hold_outputs": True,
     "use_liger_kernel": True,
     "adapter": Adapter(),
+    "eval_accumulation_steps": 2,
     "frozen_layers": 1,
     "dropout": 0.0,
 }
@@ -102,6 +103,8 @@ def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
         return
     model = "qwen3-0.6b" if field == "use_liger_kernel" else "gpt2"
     plain: dict[str, Any] = {"model": model, "precision": "bf16", "recompute": "full"}
+    if field == "eval_accumulation_steps":
+        plain["task"] = "evaluation"
     assert answer(**plain) != answer(**plain | {field: READ_BY_THE_ENGINE[field]})
 
 

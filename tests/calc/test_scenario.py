@@ -41,7 +41,7 @@ DEFAULTS_OF_THE_CONTRACT = {
     "dropout": None,
 }
 WORDS_OF_THE_CONTRACT = {
-    Task: "training inference",
+    Task: "training evaluation inference",
     Implementation: "transformers megatron",
     Precision: "bf16-autocast fp16-autocast fp32 bf16 fp16 zero-16 megatron-18 textbook-20",
     Optimizer: (

@@ -20,6 +20,7 @@ from calc.scenario import (
     Optimizer,
     Precision,
     Recompute,
+    Task,
 )
 from validation.trace import Trace, trace
 
@@ -163,6 +164,14 @@ def recomputations(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
 
 
 @st.composite
+def evaluations(draw: st.DrawFn) -> dict[str, Any]:
+    """In a few cases an evaluation instead of a step, with or without its logits."""
+    if draw(st.integers(0, 5)):
+        return {}
+    return {"task": Task.EVALUATION, "eval_accumulation_steps": draw(st.integers(0, 4))}
+
+
+@st.composite
 def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     model_type = draw(st.sampled_from(model_types))
     config = draw(gpt2_configs() if model_type == "gpt2" else llama_like_configs(model_type))
@@ -171,6 +180,8 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     linears, saved = (GPT2_LINEARS, GPT2_SAVED) if is_gpt2 else (LLAMA_LINEARS, LLAMA_SAVED)
     adapter = draw(st.none() | adapters(linears, saved))
     is_quantised = adapter is not None and adapter.kind in QUANTISED
+    loss = draw(st.sampled_from(Loss) if few_chunks else st.just(Loss.CROSS_ENTROPY))
+    evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY else {}
     return Scenario(
         model=config,
         micro_batch_size=draw(st.integers(1, 5)),
@@ -185,8 +196,9 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
         **draw(recomputations(config)),
         adapter=adapter,
         frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
-        loss=draw(st.sampled_from(Loss) if few_chunks else st.just(Loss.CROSS_ENTROPY)),
+        loss=loss,
         hold_outputs=draw(st.booleans()),
+        **evaluation,
     )
 
 
