@@ -9,6 +9,8 @@ from .errors import ConfigError
 from .families import FAMILIES
 from .families.fields import Fields
 
+BITSANDBYTES = "bitsandbytes"
+
 NEAREST = 3
 """How many of the families most alike an unknown type are named first."""
 
@@ -34,6 +36,26 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     for head in heads or ():
         if not head.endswith(("ForCausalLM", "LMHeadModel")):
             raise ConfigError("model.architectures", head, "only the language-model head is supported yet")
-    fields = Fields(config)
-    fields.refuse("quantization_config", "quantized weights are not supported yet")
-    return FAMILIES[model_type](fields)
+    _check_not_quantised(config.get("quantization_config"))
+    return FAMILIES[model_type](Fields(config))
+
+
+def _check_not_quantised(quantisation: Any) -> None:
+    """Raise ConfigError for a checkpoint whose weights are kept in fewer bits, and say how to ask for its training."""
+    if quantisation is None:
+        return
+    if not isinstance(quantisation, Mapping):
+        raise ConfigError("model.quantization_config", quantisation, "should be an object or null")
+    # Before transformers named the method in it, bitsandbytes' was the only one.
+    method = quantisation.get("quant_method", BITSANDBYTES)
+    if method == BITSANDBYTES and not quantisation.get("load_in_8bit"):
+        raise ConfigError(
+            "model.quantization_config.quant_method",
+            method,
+            "quantized weights are not supported yet; for QLoRA leave quantization_config out: adapter.kind = qlora",
+        )
+    raise ConfigError(
+        "model.quantization_config.quant_method",
+        method,
+        "quantized weights are not supported yet; leave quantization_config out to train them unquantized",
+    )

@@ -242,7 +242,9 @@ def test_flags_are_true_or_false(name: str, value: Any) -> None:
     [
         ({"add_cross_attention": True}, "add_cross_attention"),
         ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn"),
-        ({"quantization_config": {"load_in_4bit": True}}, "quantization_config"),
+        ({"quantization_config": {"load_in_4bit": True}}, "quantization_config.quant_method"),
+        ({"quantization_config": {}}, "quantization_config.quant_method"),
+        ({"quantization_config": "gptq"}, "quantization_config"),
         ({"architectures": ["GPT2ForSequenceClassification"]}, "architectures"),
         ({"architectures": "GPT2LMHeadModel"}, "architectures"),
         ({"architectures": [None]}, "architectures"),
@@ -250,6 +252,35 @@ def test_flags_are_true_or_false(name: str, value: Any) -> None:
 )
 def test_what_comes_later_is_refused(config: dict[str, Any], field: str) -> None:
     assert refused(model_type="gpt2", **config).field == f"model.{field}"
+
+
+@pytest.mark.parametrize(
+    ("quantisation", "method", "advice"),
+    [
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq", "to train them unquantized"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "awq", "to train them unquantized"),
+        ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}, "fp8", "to train them unquantized"),
+        ({"quant_method": "mxfp4", "modules_to_not_convert": []}, "mxfp4", "to train them unquantized"),
+        (
+            {"quant_method": "compressed-tensors", "format": "float-quantized"},
+            "compressed-tensors",
+            "to train them unquantized",
+        ),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes", "to train them unquantized"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes", "adapter.kind = qlora"),
+        ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes", "adapter.kind = qlora"),
+    ],
+)
+def test_a_quantised_checkpoint_is_refused_by_its_method(
+    quantisation: dict[str, Any], method: str, advice: str
+) -> None:
+    refusal = refused(model_type="llama", quantization_config=quantisation)
+    assert refusal.value == method
+    assert advice in refusal.expected
+
+
+def test_a_checkpoint_that_says_it_is_not_quantised_is_none() -> None:
+    assert architecture({"model_type": "llama", "quantization_config": None}) == architecture({"model_type": "llama"})
 
 
 @pytest.mark.parametrize("heads", [None, [], ["GPT2LMHeadModel"], ["GPT2LMHeadModel", "OtherForCausalLM"]])
