@@ -9,7 +9,7 @@ from typing import Any
 from .errors import ConfigError
 from .estimation import Estimate, estimate
 from .plan import MOST_LAYERS_IN_A_ROW
-from .scenario import Recompute, Scenario
+from .scenario import Recompute, Scenario, Task
 
 INTERVALS = (4, 3, 2)
 """Every n-th layer, from the fewest FLOPs on."""
@@ -46,7 +46,10 @@ class Tradeoff:
 
 
 def recompute_tradeoffs(scenario: Scenario) -> tuple[Tradeoff, ...]:
-    """Every way of recomputation for `scenario`, by the FLOPs it adds; of equals what keeps most first."""
+    """Every way of recomputation for `scenario`, by the FLOPs it adds; of equals what keeps most first. Raises
+    ConfigError where there is no backward."""
+    if scenario.task is Task.EVALUATION:
+        raise ConfigError("task", scenario.task.value, "has no backward, for which recomputation would keep less")
     current = estimate(scenario.model_copy(update=NOTHING))
     ways = [scenario.model_copy(update=fields) for fields in _ways(current.architecture.num_layers)]
     tradeoffs = [Tradeoff(scenario=way, estimate=answer) for way, answer in _answered(ways)]

@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import calc
-from calc.scenario import Recompute
+from calc.scenario import Recompute, Task
 from calc.units import format_bytes, format_gib
 
 from .address import query_pairs
@@ -25,7 +25,9 @@ MOST_FLOPS_TICKS = 4
 
 
 def tradeoff_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
-    """Everything the figure's template needs for `scenario`; its own way is one of those drawn."""
+    """Everything the figure's template needs for `scenario`; its own way is one of those drawn. Evaluation has none."""
+    if scenario.task is Task.EVALUATION:
+        return {"tradeoff": None}
     ways = calc.recompute_tradeoffs(scenario)
     if scenario not in [way.scenario for way in ways]:
         own = calc.Tradeoff(scenario=scenario, estimate=calc.estimate(scenario))

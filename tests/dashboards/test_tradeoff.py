@@ -4,7 +4,7 @@ from urllib.parse import parse_qsl
 import pytest
 
 import calc
-from calc.scenario import Recompute
+from calc.scenario import Recompute, Task
 from dashboards.address import scenario_from_query
 from dashboards.labels import Mark, places, text_pixels
 from dashboards.tradeoff import flops_ticks, tradeoff_view, unbeaten, way_name
@@ -111,3 +111,10 @@ def test_a_name_without_room_is_left_out():
 def test_the_first_in_order_has_the_room():
     touching = [Mark(50, 50, "x" * 30), Mark(50, 50, "y" * 30), Mark(50, 50, "z" * 30)]
     assert places(touching, [], [2, 0, 1], [SIZE]).keys() == {2, 0}
+
+
+def test_evaluation_has_no_trade_off():
+    scenario = calc.Scenario(model="gpt2", task=Task.EVALUATION)
+    assert tradeoff_view(scenario, ENGLISH) == {"tradeoff": None}
+    with pytest.raises(calc.ConfigError, match="task = 'evaluation'"):
+        calc.recompute_tradeoffs(scenario)
