@@ -43,8 +43,8 @@ FOREACH_CHUNK = 65536
 """Elements of a gradient whose norm one block computes (aten/src/ATen/native/cuda/MultiTensorApply.cuh, kChunkSize)."""
 
 
-Unit = tuple[Layer, ...]
-"""Layers in a row that repeat as one."""
+Unit = tuple[tuple[Layer, int], ...]
+"""Layers in a row that repeat as one: how many of each kind follow each other."""
 
 
 def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> StepMemory:
@@ -57,7 +57,8 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     facts = StepFacts(
         model=_model_facts(architecture, workload, plan),
         layers=tuple(
-            tuple(_layer_facts(layer, architecture.dropouts, workload, plan) for layer in unit) for unit, _ in sections
+            tuple((_layer_facts(layer, architecture.dropouts, workload, plan), times) for layer, times in unit)
+            for unit, _ in sections
         ),
         plan=_structural(plan),
         adapter=adapter_facts(plan.adapter, architecture, plan.numerics) if plan.adapter else None,
@@ -117,14 +118,16 @@ def _count_trained(runs: tuple[Run, ...], plan: Plan) -> None:
 def _runs(built: Step, sections: list[tuple[Unit, int]], common: dict[str, int], plan: Plan) -> Iterator[Run]:
     """The step's parts with their counts and sizes. Embedding and head know the sizes of the layer beside them."""
     embedding, *layers, head = built.parts
-    kinds = dict.fromkeys(unit[0] for unit, _ in sections)
-    sizes = {layer: Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan)) for layer in kinds}
-    yield Run(embedding, 1, sizes[sections[0][0][0]])
+    kinds = [unit[0][0] for unit, _ in sections]
+    sizes = {
+        layer: Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan)) for layer in dict.fromkeys(kinds)
+    }
+    yield Run(embedding, 1, sizes[kinds[0]])
     done = 0
-    for part, (unit, count) in zip(layers, sections, strict=True):
-        yield Run(part, count, sizes[unit[0]], first_layer=done)
-        done += count * len(unit)
-    yield Run(head, 1, sizes[sections[-1][0][0]])
+    for part, layer, (_, count) in zip(layers, kinds, sections, strict=True):
+        yield Run(part, count, sizes[layer], first_layer=done)
+        done += count * part.num_layers
+    yield Run(head, 1, sizes[kinds[-1]])
 
 
 def _layer_sections(architecture: Architecture, plan: Plan) -> Iterator[tuple[Unit, int]]:
@@ -135,7 +138,7 @@ def _layer_sections(architecture: Architecture, plan: Plan) -> Iterator[tuple[Un
     seen: set[Unit] = set()
     trained = 0
     for unit, count in _units(architecture.layers, layers_in_a_row(plan)):
-        is_trained = not all(layer.frozen for layer in unit)
+        is_trained = not all(layer.frozen for layer, _ in unit)
         while count and (unit not in seen or (is_trained and trained < standing_alone)):
             seen.add(unit)
             yield unit, 1
@@ -148,16 +151,18 @@ def _layer_sections(architecture: Architecture, plan: Plan) -> Iterator[tuple[Un
 def _units(layers: tuple[tuple[Layer, int], ...], length: int) -> Iterator[tuple[Unit, int]]:
     """`length` layers in a row each, with how often they repeat; what is left over at the end is shorter."""
     begun: Unit = ()
+    missing = length
     for layer, count in layers:
         if begun:
-            taken = min(count, length - len(begun))
-            begun, count = begun + (layer,) * taken, count - taken
-            if len(begun) == length:
+            taken = min(count, missing)
+            begun, count, missing = (*begun, (layer, taken)), count - taken, missing - taken
+            if not missing:
                 yield begun, 1
-                begun = ()
+                begun, missing = (), length
         if count >= length:
-            yield (layer,) * length, count // length
-        begun += (layer,) * (count % length)
+            yield ((layer, length),), count // length
+        if count % length:
+            begun, missing = (*begun, (layer, count % length)), missing - count % length
     if begun:
         yield begun, 1
 

@@ -13,9 +13,9 @@ from .dtype import DType
 from .ledger import Kind
 from .memory import StepMemory
 from .optimizers import optimizer_of
+from .parts import Sum, checkpointed
 from .scenario import Optimizer
 from .sizes import Counts, Sizes
-from .step import Sum, checkpointed
 
 COUNTS_ON_HOST = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FOR_LOOP, Optimizer.ADAFACTOR})
 """Their `step` of each parameter is an fp32 scalar on the host, so the ledger of the GPU has none."""

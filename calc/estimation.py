@@ -17,10 +17,10 @@ from .inventory import TensorEntry, inventory
 from .memory import StepMemory
 from .model_source import load_model
 from .notes import notes
+from .parts import Sum
 from .plan import Plan, Workload, resolve
 from .reserved import Reserved, reserved
 from .scenario import Scenario
-from .step import Sum
 from .timeline import Phase
 
 TRANSFORMERS_SOURCE = "transformers 5.23.0, models/{family}/modeling_{family}.py"

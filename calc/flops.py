@@ -51,7 +51,7 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
     return Products(
         forward=_counts(forward),
         backward=_counts(backward),
-        recompute=_counts(Counter(product for row in life.rerun for product in row.products)),
+        recompute=_counts(Counter(product for row in life.rows_run_again for product in row.products)),
         needed=_counts({product: count for product, count in needed.items() if not product.batch}),
         needed_core=_counts({product: count for product, count in needed.items() if product.batch}),
         elementwise=weighted(elementwise),

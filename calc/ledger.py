@@ -7,8 +7,8 @@ writes, what each gradient needs kept, what it needs for a moment. A section is 
 Everything else (memory over time, totals, FLOPs, explanations) is read off these three.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from math import prod
 from typing import Any
@@ -198,19 +198,6 @@ class Row:
     source: str = ""
 
 
-def with_tensors(row: Row, change: Callable[[Tensor], Tensor]) -> Row:
-    """`row` with every tensor of it changed."""
-
-    def changed(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return change(value)
-        if isinstance(value, Gradient):
-            return replace(value, **{name: changed(getattr(value, name)) for name in ("of", "needs", "unreduced")})
-        return tuple(map(changed, value)) if isinstance(value, tuple) else value
-
-    return replace(row, **{field.name: changed(getattr(row, field.name)) for field in fields(row)})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
     """Rows start..stop-1 are checkpointed: only what they read from outside is kept, and they run again in backward."""
@@ -222,9 +209,13 @@ class Region:
     closure holds."""
     offloaded: bool = False
     """What checkpoint saves lies in host memory, and comes back when the rows run again."""
+    has_begun: bool = False
+    """It began in an earlier section: this one's input is a tensor inside of it."""
+    goes_on: bool = False
+    """It goes on in the next section."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Section:
     """A part of the model that may be repeated: its output is the next one's input."""
 
@@ -232,7 +223,7 @@ class Section:
     rows: tuple[Row, ...]
     output: Tensor
     input: Tensor | None = None
-    regions: tuple[Region, ...] = ()
+    region: Region | None = None
     arguments: tuple[Tensor, ...] = ()
     """Tensors without a gradient that the model passes to this part by position."""
     modules: tuple[str, ...] = ()
@@ -241,8 +232,16 @@ class Section:
     """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model."""
     held: tuple[Tensor, ...] = ()
     """Tensors the model's own frame holds until it returns."""
-    num_layers: int = 1
-    """How many layers in a row it holds, where it holds layers."""
+
+    @property
+    def has_begun(self) -> bool:
+        """It begins inside of a checkpointed region."""
+        return self.region is not None and self.region.has_begun
+
+    @property
+    def goes_on(self) -> bool:
+        """It ends inside of a checkpointed region."""
+        return self.region is not None and self.region.goes_on
 
     def parameters(self) -> list[tuple[Tensor, Component]]:
         """The parameters of one part, each once, in the order of `model.parameters()`."""

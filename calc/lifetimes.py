@@ -7,76 +7,25 @@ and the gradient it
 received are freed when it has run; gradients that meet are added in place; a parameter's gradient stays.
 A checkpointed region keeps what it reads from outside, and runs again, as far as the last tensor a node wants (early
 stop), when the first of its
-nodes asks for one (torch/utils/checkpoint.py, use_reentrant=False).
+nodes asks for one (torch/utils/checkpoint.py, use_reentrant=False). A region may go on over several sections; each has
+its share of it.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
-from .ledger import Gradient, Kind, Region, Row, Section, Tensor, requires_gradient, saved_for_backward
+from .contexts import HIDDEN_STATES, NEXT, OWNED, Context, Event, Lifetimes, Needs
+from .ledger import Gradient, Kind, Row, Section, Tensor, requires_gradient, saved_for_backward
 
-HIDDEN_STATES = "hidden_states"
-"""What layers and head call their input."""
-
-NEXT = "next "
-"""Before the name of a section's output: what the next part calls its input."""
-
-OWNED = frozenset({Kind.PARAMETERS, Kind.BUFFERS})
-"""What the model owns, whoever reads it."""
-
-Event = tuple[Tensor, bool]
-"""A tensor, and whether it is allocated (True) or freed."""
+KEPT_NEEDS = 1024
+"""Of how many sections they are kept."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Context:
-    """What a section's lifetimes depend on beside its rows."""
-
-    input_required: bool
-    """The section's input needs a gradient."""
-    leaves: frozenset[Tensor] = frozenset()
-    """Tensors made to require a gradient; they live until backward ends."""
-    held_input: Tensor | None = None
-    """What the input is called outside, where a Python frame holds it through forward: not freed here, unless a node
-    here keeps it."""
-    gradients_exist: bool = False
-    """Parameters have gradients already, of an earlier micro-batch: new ones are added to them."""
-    released: frozenset[Tensor] = frozenset()
-    """Tensors of earlier sections that this one is the last to read."""
-    exported: frozenset[Tensor] = frozenset()
-    """Tensors of this section that later ones read, and free."""
-    freed_in_backward: frozenset[Tensor] = frozenset()
-    """Tensors of earlier sections that the nodes of this one are the last to need."""
-    kept: frozenset[Tensor] = frozenset()
-    """Of the exported, those that nodes of later sections keep: freed when this section's backward begins."""
-    waiting: frozenset[Tensor] = frozenset()
-    """Tied parameters whose gradient waits for the one of an earlier section."""
-    meeting: frozenset[Tensor] = frozenset()
-    """Tied parameters whose gradient meets the waiting one of a later section."""
-    meets_view: bool = False
-    """The waiting gradient is a view."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lifetimes:
-    """One part of a section: its events in order, and the rows it runs again."""
-
-    forward: tuple[Event, ...]
-    forward_end: tuple[Event, ...]
-    """When autocast exits at the end of forward: its cached weights that no node saved."""
-    backward: tuple[Event, ...]
-    saved: frozenset[Tensor]
-    """Storages saved-tensor hooks see, parameters left out: those this section makes, and its input."""
-    saved_from_outside: frozenset[Tensor]
-    """The same, made by other sections."""
-    offloaded: frozenset[Tensor]
-    """What is kept in host memory."""
-    rerun: tuple[Row, ...]
-    required: frozenset[Tensor]
-    """Tensors and parameters that get gradients."""
-    output_required: bool
-    kept_from_outside: frozenset[Tensor]
-    """Tensors of other sections, and the input, that nodes of this section keep."""
+@lru_cache(maxsize=KEPT_NEEDS)
+def needs(section: Section, context: Context) -> Needs:
+    """What others need to know of `section`."""
+    return _Builder(section, context).needs()
 
 
 def lifetimes(section: Section, context: Context) -> Lifetimes:
@@ -113,46 +62,74 @@ class _Builder:
     required: set[Tensor] = field(init=False)
     base: dict[Tensor, Tensor] = field(init=False)
     """For a view, the tensor whose storage it shares."""
+    written: set[Tensor] = field(init=False)
     local: set[Tensor] = field(init=False)
     """Storages this section allocates and frees."""
+    saved: list[set[Tensor]] = field(init=False)
+    """Per row the storages its node keeps, parameters left out."""
+    saving: list[int] = field(init=False)
+    """Rows inside the region whose nodes keep anything, parameters included."""
+    inputs: set[Tensor] = field(init=False)
+    """What the region reads from outside of it."""
+    needed: dict[Tensor, int] = field(init=False)
+    """Each storage kept through forward, with the row whose backward frees it."""
     alias: dict[Tensor, Tensor] = field(init=False)
     """What an event calls a tensor: the output is the next part's input; what no node keeps is a temporary."""
     events: list[Event] = field(init=False, default_factory=list)
 
-    def build(self) -> Lifetimes:
+    def __post_init__(self) -> None:
         section, context = self.section, self.context
         roots = {section.input} if section.input and context.input_required else set()
         self.required = requires_gradient(section.rows, roots | context.leaves)
         self.base = _bases(section.rows)
-        written = {self._storage(tensor) for row in section.rows for tensor in (*row.writes, *self._made(row))}
-        self.local = (written | context.released) - context.exported
+        self.written = {self._storage(tensor) for row in section.rows for tensor in (*row.writes, *self._made(row))}
+        self.local = (self.written | context.released) - context.exported
         if section.input is not None:
             self.local.add(section.input)
         self.local.discard(self._storage(section.output))
-        needed = self._needed_outside_regions()
-        self.alias = self._names(needed)
-        forward_end = tuple((tensor, False) for tensor in sorted(_cached(section.rows) - needed.keys(), key=_name))
-        forward = self._forward(needed)
-        rerun: list[Row] = []
-        backward = self._backward(needed, rerun)
+        keeping = [saved_for_backward(row, self.required) for row in section.rows]
+        self.saved = [{self._storage(each) for each in kept if each.kind is not Kind.PARAMETERS} for kept in keeping]
+        self.saving = [index for index in self._inside() if keeping[index]]
+        self.inputs = self._region_inputs()
+        self.needed = self._needed()
+        if self.section.goes_on and not self.section.has_begun and not self.saving:
+            self.local.discard(section.input)  # a later section of the region frees it
+
+    def needs(self) -> Needs:
+        return Needs(
+            output_required=self.section.output in self.required,
+            saves=bool(self.saving),
+            kept_from_outside=frozenset(self.needed.keys() - self.written),
+        )
+
+    def build(self) -> Lifetimes:
+        section = self.section
+        self.alias = self._names()
+        forward_end = tuple((each, False) for each in sorted(_cached(section.rows) - self.needed.keys(), key=_name))
+        forward = self._forward()
+        freed_by = self._freed_by()
+        again = self._rows_run_again()
+        rerun, rerun_end = ((), ()) if again is None else self._rerun(again, freed_by)
+        before_rerun, backward = self._backward(freed_by)
         seen = self._seen_by_hooks()
-        own = seen & (written | {section.input})
+        own = seen & (self.written | {section.input})
         return Lifetimes(
             forward=forward,
             forward_end=forward_end,
+            before_rerun=before_rerun,
+            rerun=rerun,
+            rerun_end=rerun_end,
             backward=backward,
             saved=frozenset(own),
             saved_from_outside=frozenset(seen - own),
-            offloaded=frozenset[Tensor]().union(*map(self._offloaded, section.regions)),
-            rerun=tuple(rerun),
+            offloaded=frozenset(self._offloaded()),
+            rows_run_again=again or (),
             required=frozenset(self.required),
-            output_required=section.output in self.required,
-            kept_from_outside=frozenset(needed.keys() - written),
         )
 
-    def _names(self, needed: dict[Tensor, int]) -> dict[Tensor, Tensor]:
+    def _names(self) -> dict[Tensor, Tensor]:
         section = self.section
-        saved = needed.keys() | self.context.kept.union(*(self._saved(row) for row in section.rows))
+        saved = self.needed.keys() | self.context.kept.union(*self.saved)
         written = {tensor for row in section.rows for tensor in row.writes}
         names = {
             tensor: replace(tensor, kind=Kind.TEMPORARIES)
@@ -171,76 +148,84 @@ class _Builder:
     def _storage(self, tensor: Tensor) -> Tensor:
         return self.base.get(tensor, tensor)
 
-    def _saved(self, row: Row) -> set[Tensor]:
-        """Storages the node of `row` keeps, parameters left out."""
-        saved = saved_for_backward(row, self.required)
-        return {self._storage(tensor) for tensor in saved if tensor.kind is not Kind.PARAMETERS}
-
     def _made(self, row: Row) -> list[Tensor]:
         """Gradients that `row` makes in forward already."""
         wanted = [gradient.of for gradient in row.gradients if gradient.in_forward and gradient.of in self.required]
         return list(map(made_in_forward, wanted))
 
-    def _region(self, index: int) -> Region | None:
-        return next((region for region in self.section.regions if region.start <= index < region.stop), None)
+    # ---- The checkpointed region
 
-    def _region_inputs(self, region: Region) -> set[Tensor]:
-        rows = self.section.rows[region.start : region.stop]
+    def _inside(self) -> range:
+        """Its rows."""
+        region = self.section.region
+        return range(region.start, region.stop) if region else range(0)
+
+    def _region_inputs(self) -> set[Tensor]:
+        rows = [self.section.rows[index] for index in self._inside()]
         written = {tensor for row in rows for tensor in row.writes}
         read = {self._storage(tensor) for row in rows for tensor in row.reads if tensor.kind not in OWNED}
-        return read - written
+        return read - written - ({self.section.input} if self.section.has_begun else set())
 
-    def _saving_rows(self, region: Region) -> list[int]:
-        return [index for index in range(region.start, region.stop) if self._has_saves(self.section.rows[index])]
+    def _saved_by_checkpoint(self) -> set[Tensor]:
+        """Of a region's inputs those that are saved as autograd saves; others its closure holds."""
+        region = self.section.region
+        if region is None:
+            return set()
+        return self.inputs & (self.required | {self._storage(tensor) for tensor in region.arguments})
 
-    def _has_saves(self, row: Row) -> bool:
-        return bool(saved_for_backward(row, self.required))
+    def _offloaded(self) -> set[Tensor]:
+        region = self.section.region
+        return self._saved_by_checkpoint() if region and region.offloaded else set()
 
-    def _needed_outside_regions(self) -> dict[Tensor, int]:
-        """Each storage kept through forward, with the row whose backward frees it."""
+    def _rows_run_again(self) -> tuple[Row, ...] | None:
+        """As far as the last tensor a node saves; None where no node asks for any."""
+        inside, rows = self._inside(), self.section.rows
+        if self.section.goes_on:
+            return rows[inside.start : inside.stop] if self.context.runs_again else None
+        if not self.saving:
+            return None
+        last = self.saving[-1]
+        saves_own_output = not self.saved[last].isdisjoint(rows[last].writes)
+        return rows[inside.start : last + saves_own_output]
+
+    # ---- Forward
+
+    def _needed(self) -> dict[Tensor, int]:
         needed: dict[Tensor, int] = {}
+        inside = self._inside()
         for index in reversed(range(len(self.section.rows))):
-            if self._region(index) is None:
-                needed.update(dict.fromkeys(self._saved(self.section.rows[index]), index))
-        for region in self.section.regions:
-            saving = self._saving_rows(region)
-            if saving:
-                for tensor in self._region_inputs(region) - self._offloaded(region):
-                    needed[tensor] = min(saving[0], needed.get(tensor, saving[0]))
+            if index not in inside:
+                needed.update(dict.fromkeys(self.saved[index], index))
+        if self.saving:
+            for tensor in self.inputs - self._offloaded():
+                needed[tensor] = min(self.saving[0], needed.get(tensor, self.saving[0]))
         return needed
 
     def _seen_by_hooks(self) -> set[Tensor]:
         """Saved-tensor hooks of the caller do not see inside a checkpointed region, but see what it keeps."""
         seen: set[Tensor] = set()
+        inside, region = self._inside(), self.section.region
         for index, row in enumerate(self.section.rows):
-            if self._region(index) is None:
-                seen |= self._saved(row).union(row.graph)
-                seen |= self._saved(row)
+            if index not in inside:
+                seen |= self.saved[index].union(row.graph)
                 seen.update(self._made(row) if row.hooks_see_gradients else ())
-        for region in self.section.regions:
-            if not region.offloaded:  # else hooks nearer to it see its tensors
-                seen |= self._saved_by_checkpoint(region)
+        if region and not region.offloaded:  # else hooks nearer to it see its tensors
+            seen |= self._saved_by_checkpoint()
         return seen
 
-    def _saved_by_checkpoint(self, region: Region) -> set[Tensor]:
-        """Of a region's inputs those that are saved as autograd saves; others its closure holds."""
-        arguments = {self._storage(tensor) for tensor in region.arguments}
-        return self._region_inputs(region) & (self.required | arguments)
-
-    def _offloaded(self, region: Region) -> set[Tensor]:
-        return self._saved_by_checkpoint(region) if region.offloaded else set()
-
-    def _forward(self, needed: dict[Tensor, int]) -> tuple[Event, ...]:
+    def _forward(self) -> tuple[Event, ...]:
         self.events = []
         held = {self.section.input} if self.section.input and self.context.held_input else set[Tensor]()
         rows = tuple(self._without_graph(index) for index in range(len(self.section.rows)))
-        self._run(rows, keep=needed.keys() | _cached(self.section.rows) | held)
+        self._run(rows, keep=self.needed.keys() | _cached(self.section.rows) | held)
+        if self.context.region_input is not None and not self.saving:
+            self._free([self.context.region_input])
         return tuple(self.events)
 
     def _without_graph(self, index: int) -> Row:
         """A row's first run: inside a checkpoint nodes keep nothing."""
         row = self.section.rows[index]
-        return replace(row, graph=()) if row.graph and self._region(index) is not None else row
+        return replace(row, graph=()) if row.graph and index in self._inside() else row
 
     def _run(self, rows: tuple[Row, ...], keep: Iterable[Tensor]) -> None:
         """Allocate what `rows` write; free what no later row of them reads and `keep` does not hold."""
@@ -258,64 +243,77 @@ class _Builder:
             self._moment(row.temporaries)
             self._free(dying.get(index, ()))
 
-    def _backward(self, needed: dict[Tensor, int], rerun: list[Row]) -> tuple[Event, ...]:
-        section = self.section
-        self.events = []
-        self._free(sorted(self.context.kept, key=_name))
+    # ---- Backward
+
+    def _freed_by(self) -> dict[int, list[Tensor]]:
+        """What each row's backward frees."""
         freed_by: dict[int, list[Tensor]] = {}
-        for tensor, index in needed.items():
-            if tensor in self.local | self.context.freed_in_backward and tensor not in self.context.kept:
+        own = (self.local | self.context.freed_in_backward) - self.context.kept
+        for tensor, index in self.needed.items():
+            if tensor in own:
                 freed_by.setdefault(index, []).append(tensor)
+        if self.context.region_input is not None and self.saving:
+            freed_by.setdefault(self.saving[0], []).append(self.context.region_input)
+        return freed_by
+
+    def _rerun(
+        self, again: tuple[Row, ...], freed_by: dict[int, list[Tensor]]
+    ) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
+        """Run the region's forward again, and what is freed when all of it has run."""
+        self.events = []
+        offloaded = self._offloaded()
+        self.alias |= {tensor: _from_host(tensor) for tensor in offloaded}
+        self._allocate(sorted(offloaded, key=_name))
+        outside = self.inputs - offloaded
+        wanted: dict[Tensor, int] = {}
+        for index in reversed(self.saving):
+            wanted.update(dict.fromkeys(self.saved[index] - outside, index))
+        cached = _cached(again)
+        left = self.section.rows[self._inside().start + len(again) : self._inside().stop]
+        unread = {self._storage(tensor) for row in left for tensor in (*row.reads, *row.graph)}
+        local, self.local = self.local, self._made_again(again)
+        self._run(again, keep=wanted.keys() | cached | unread)
+        unread &= self.local
+        self.local = local
+        rerun, self.events = tuple(self.events), []
+        self._free(sorted((cached | unread) - wanted.keys(), key=_name))
+        self._free(sorted(offloaded - wanted.keys(), key=_name))
+        for tensor, index in wanted.items():
+            freed_by.setdefault(index, []).append(tensor)
+        return rerun, tuple(self.events)
+
+    def _made_again(self, again: tuple[Row, ...]) -> set[Tensor]:
+        """Storages that running again allocates, and that it or backward frees: of the sections of one region each
+        its input."""
+        section = self.section
+        made = {tensor for row in again for tensor in row.writes if self._storage(tensor) is tensor}
+        if self.section.has_begun and section.input is not None:
+            made.add(section.input)
+        return made - {self._storage(section.output)} if self.section.goes_on else made
+
+    def _backward(self, freed_by: dict[int, list[Tensor]]) -> tuple[tuple[Event, ...], tuple[Event, ...]]:
+        """Backward before the region runs again, and from then on."""
+        section, inside = self.section, self._inside()
+        self.events, num_before = [], 0
+        self._free(sorted(self.context.kept, key=_name))
         buffers: dict[Tensor, _Pending] = {}
         if section.output in self.required:
             buffers[section.output] = _Pending(_Storage(gradient_of(section.output)), viewed=False)
-        started: set[Region] = set()
         for index in reversed(range(len(section.rows))):
-            row = section.rows[index]
-            region = self._region(index)
-            if region is not None and region not in started and self._has_saves(row):
-                started.add(region)
-                self._rerun(region, rerun, freed_by)
-            self._node(row, buffers, freed_by.get(index, ()), checkpointed=region is not None)
+            if self.saving and index == self.saving[-1] and not self.section.goes_on:
+                num_before = len(self.events)
+            self._node(section.rows[index], buffers, freed_by.get(index, ()), checkpointed=index in inside)
         if section.input is None:
             for leaf in buffers.values():
                 self._release(leaf.storage)
         elif section.input in buffers:
             self._pass_on(buffers[section.input].storage.tensor, gradient_of(section.input))
-        return tuple(self.events)
+        return tuple(self.events[:num_before]), tuple(self.events[num_before:])
 
     def _pass_on(self, made: Tensor, gradient: Tensor) -> None:
         """The part before knows the gradient of its output by one name, whatever buffer a kernel wrote it to."""
         if made not in (gradient, gradient_of(self.section.output)):
             self.events = [(gradient if tensor == made else tensor, allocated) for tensor, allocated in self.events]
-
-    def _rerun(self, region: Region, rerun: list[Row], freed_by: dict[int, list[Tensor]]) -> None:
-        """Run the region's forward again, as far as the last tensor a node saves."""
-        rows, saving = self.section.rows, self._saving_rows(region)
-        last = saving[-1]
-        saves_own_output = not self._saved(rows[last]).isdisjoint(rows[last].writes)
-        again = rows[region.start : last + saves_own_output]
-        rerun.extend(again)
-        offloaded = self._offloaded(region)
-        self.alias |= {tensor: _from_host(tensor) for tensor in offloaded}
-        self._allocate(sorted(offloaded, key=_name))
-        outside = self._region_inputs(region) - offloaded
-        wanted: dict[Tensor, int] = {}
-        for index in reversed(saving):
-            wanted.update(dict.fromkeys(self._saved(rows[index]) - outside, index))
-        local, self.local = (
-            self.local,
-            {tensor for row in again for tensor in row.writes if self._storage(tensor) is tensor},
-        )
-        cached = _cached(again)
-        left = rows[region.start + len(again) : region.stop]
-        unread = {self._storage(tensor) for row in left for tensor in (*row.reads, *row.graph)}
-        self._run(again, keep=wanted.keys() | cached | unread)
-        self._free(sorted((cached | (unread & self.local)) - wanted.keys(), key=_name))
-        self.local = local
-        self._free(sorted(offloaded - wanted.keys(), key=_name))
-        for tensor, index in wanted.items():
-            freed_by.setdefault(index, []).append(tensor)
 
     def _node(self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool) -> None:
         """Run one autograd node."""

@@ -1,5 +1,6 @@
 """Memory of one training step: what persists between steps, and the timeline of the steady one."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,10 +12,11 @@ from .evaluation import Batches
 from .ledger import Kind, Tensor
 from .optimizer_step import Pass
 from .optimizers import gradients_persist
+from .parts import Part, Sum
 from .plan import Plan, Workload
 from .scenario import Optimizer
 from .sizes import Counts, Sizes, storage_bytes
-from .step import Layout, Part, Step, Sum, merged
+from .step import Layout, Step, merged
 from .timeline import Phase, Program, Stretch, Surplus, Timeline, timeline
 
 NUM_FORWARD_STRETCHES = 2
@@ -82,7 +84,7 @@ class StepMemory:
     def persistent(self) -> Iterator[Surplus]:
         """Everything alive between steps."""
         for run in self.runs:
-            yield run.sizes, dict.fromkeys(run.part.persistent, 1), run.count
+            yield run.sizes, Counter(run.part.persistent), run.count
         yield self.runs[0].sizes, dict.fromkeys((*self.buffers, *self.inputs), 1), 1
 
     @cached_property
@@ -154,7 +156,7 @@ class StepMemory:
     def saved_per_layer_bytes(self) -> dict[int, int]:
         """What each part of a run adds to what forward leaves for backward, by how many layers there are up to the
         run's end."""
-        ends = accumulate(run.count * run.part.section.num_layers for run in self.runs[1:-1])
+        ends = accumulate(run.count * run.part.num_layers for run in self.runs[1:-1])
         spans = zip(ends, self._layer_spans(0), self._layer_spans(1), strict=True)
         return {end: made.net_bytes + dropped.net_bytes for end, made, dropped in spans}
 
@@ -216,7 +218,7 @@ class StepMemory:
 def _stretch(phase: Phase, run: Run, program: Program) -> Stretch:
     first = run.first_layer
     if first is not None and phase is Phase.BACKWARD:
-        first += (run.count - 1) * run.part.section.num_layers
+        first += (run.count - 1) * run.part.num_layers
     return Stretch(
         phase=phase,
         label=run.part.section.name,
@@ -224,5 +226,5 @@ def _stretch(phase: Phase, run: Run, program: Program) -> Stretch:
         sizes=run.sizes,
         count=run.count,
         first_layer=first,
-        num_layers=run.part.section.num_layers,
+        num_layers=run.part.num_layers,
     )

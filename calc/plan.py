@@ -62,7 +62,7 @@ RECOMPUTES = {
 }
 """What a unit of several layers goes with."""
 MOST_LAYERS_IN_A_ROW = 128
-"""The ledger of a unit is written out layer by layer."""
+"""The events of a unit are listed layer by layer."""
 
 INFERENCE_FIELDS = ("batch_size", "prompt_length", "output_length", "weight_dtype", "kv_cache_dtype", "page_size")
 

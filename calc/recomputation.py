@@ -1,25 +1,33 @@
 """Recomputation as a transformation of the ledger: which rows of a layer, or of several in a row, are checkpointed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
-from .ledger import Region, Row, Section, Tensor, with_tensors
-from .lifetimes import OWNED
+from .ledger import Region, Section
 from .operators import CORE_MODULE, POSITION_IDS
 from .plan import Plan
 from .primitives import frame
 from .scenario import Recompute
 
+Repeated = tuple[Section, int]
+"""A section, and how many times it follows itself."""
+KEPT_SECTIONS = 512
+"""How many layers with their regions are kept; their lifetimes are kept by them."""
 
-def unchanged(section: Section) -> Section:
-    """Nothing is recomputed."""
-    return section
 
-
-def full(section: Section) -> Section:
+def full(section: Section, *, offloaded: bool = False, has_begun: bool = False, goes_on: bool = False) -> Section:
     """torch.utils.checkpoint(layer, use_reentrant=False): only the layer's input is kept."""
     x = () if section.input is None else (section.input,)
-    return replace(section, regions=(Region(start=0, stop=len(section.rows), arguments=(*x, *section.arguments)),))
+    region = Region(
+        start=0,
+        stop=len(section.rows),
+        arguments=(*x, *section.arguments),
+        offloaded=offloaded,
+        has_begun=has_begun,
+        goes_on=goes_on,
+    )
+    return replace(section, region=region)
 
 
 def selective(section: Section) -> Section:
@@ -29,14 +37,24 @@ def selective(section: Section) -> Section:
     rows = section.rows[core[0] : core[-1] + 1]
     made = {tensor for row in rows for tensor in row.writes}
     arguments = {tensor for row in rows for tensor in row.reads if tensor.name != POSITION_IDS.name} - made
-    return replace(section, regions=(Region(start=core[0], stop=core[-1] + 1, arguments=tuple(arguments)),))
+    return replace(section, region=Region(start=core[0], stop=core[-1] + 1, arguments=tuple(arguments)))
 
 
-RECOMPUTATIONS: dict[Recompute, Callable[[Section], Section]] = {
-    Recompute.NONE: unchanged,
-    Recompute.FULL: full,
-    Recompute.SELECTIVE: selective,
-}
+@lru_cache(maxsize=KEPT_SECTIONS)
+def checkpointed(section: Section, recompute: Recompute, *, offloaded: bool) -> Section:
+    """One layer with what is recomputed of it."""
+    if recompute is Recompute.FULL:
+        return full(section, offloaded=offloaded)
+    return selective(section) if recompute is Recompute.SELECTIVE else section
+
+
+@lru_cache(maxsize=KEPT_SECTIONS)
+def share_of_group(section: Section, *, has_begun: bool, goes_on: bool) -> Section:
+    """One layer of a group that is one checkpointed region."""
+    group = full(section, has_begun=has_begun, goes_on=goes_on)
+    if section.input is None or has_begun or goes_on:
+        return group
+    return replace(group, rows=(*group.rows, frame(section.input)))  # held by who calls the group
 
 
 def layers_in_a_row(plan: Plan) -> int:
@@ -49,66 +67,24 @@ def makes_leaves(plan: Plan) -> bool:
     return plan.recompute is Recompute.FULL and plan.recompute_group_size == 1
 
 
-def recomputed(layers: Sequence[Section], plan: Plan) -> Section:
-    """Layers in a row as one section: together one region, or the first of them with what is recomputed of it."""
-    recompute = RECOMPUTATIONS[plan.recompute]
+def recomputed(layers: Sequence[Repeated], plan: Plan) -> list[Repeated]:
+    """Layers in a row with what is recomputed of them: together one region, or the first of them."""
+    alone = list(_alone(layers))
     if plan.recompute_group_size > 1:
-        group = recompute(joined(layers))
-        held = () if group.input is None else (frame(group.input),)  # by who calls the group
-        return replace(group, rows=(*group.rows, *held))
-    first, *others = layers
-    first = recompute(first)
-    if plan.recompute_offload:
-        first = replace(first, regions=tuple(replace(region, offloaded=True) for region in first.regions))
-    return joined([first, *others])
+        return list(_group(alone))
+    (first, _), *others = alone
+    return [(checkpointed(first, plan.recompute, offloaded=plan.recompute_offload), 1), *others]
 
 
-def joined(layers: Sequence[Section]) -> Section:
-    """Layers in a row as one section: each one's output is the next one's input, and a number tells their tensors
-    apart."""
-    first, *others = layers
-    if not others:
-        return first
-    rows: list[Row] = []
-    regions: list[Region] = []
-    x = first.input
-    for index, layer in enumerate(layers):
-        passed_on = layer.output if index == len(others) else _numbered(layer.output, index)
-        name = _Names(layer, index, [(layer.input, x), (layer.output, passed_on)])
-        regions += [_moved(region, len(rows), name) for region in layer.regions]
-        rows += [with_tensors(row, name) for row in layer.rows]
-        x = passed_on
-    modules = tuple(f"{index}.{module}" for index, layer in enumerate(layers) for module in layer.modules)
-    return replace(
-        first,
-        rows=tuple(rows),
-        output=others[-1].output,
-        regions=tuple(regions),
-        modules=modules,
-        num_layers=len(layers),
-    )
+def _alone(layers: Sequence[Repeated]) -> Iterator[Repeated]:
+    """Of equal layers in a row the first two and the last are apart: the first may get no gradient for its input, the
+    second is the first whose input needs one, the last may end a region."""
+    for section, times in layers:
+        counts = (1, 1, times - 3, 1) if times > 3 else (1,) * times
+        yield from ((section, count) for count in counts)
 
 
-def _numbered(tensor: Tensor, index: int) -> Tensor:
-    return replace(tensor, name=f"{index}.{tensor.name}")
-
-
-class _Names:
-    """What the joined section calls a tensor of one of its layers; what comes from outside keeps its name."""
-
-    def __init__(self, layer: Section, index: int, ends: Iterable[tuple[Tensor | None, Tensor | None]]) -> None:
-        made = {tensor for row in layer.rows for tensor in row.writes}
-        read = {tensor for row in layer.rows for tensor in row.reads if tensor.kind not in OWNED}
-        self.index = index
-        self.known = {tensor: tensor for tensor in read - made}
-        self.known |= {tensor: name for tensor, name in ends if tensor is not None and name is not None}
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        if tensor not in self.known:
-            self.known[tensor] = _numbered(tensor, self.index)
-        return self.known[tensor]
-
-
-def _moved(region: Region, num_rows: int, name: Callable[[Tensor], Tensor]) -> Region:
-    arguments = tuple(map(name, region.arguments))
-    return replace(region, start=num_rows + region.start, stop=num_rows + region.stop, arguments=arguments)
+def _group(layers: Sequence[Repeated]) -> Iterator[Repeated]:
+    last = len(layers) - 1
+    for index, (section, times) in enumerate(layers):
+        yield share_of_group(section, has_begun=index > 0, goes_on=index < last), times

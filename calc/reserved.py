@@ -25,8 +25,8 @@ from .lifetimes import NEXT, gradient_of
 from .memory import PERSISTENT_KINDS, StepMemory
 from .optimizer_step import Pass
 from .optimizers import gradients_persist
+from .parts import Part
 from .sizes import Sizes
-from .step import Part
 from .timeline import Phase, Program, Stretch
 
 MADE_BY_STEP = (Kind.GRADIENTS, Kind.OPTIMIZER_STATES)
@@ -183,7 +183,8 @@ def _results_of_forward(part: Part) -> Iterator[str]:
 
 
 def _results_of_backward(part: Part) -> Iterator[str]:
-    for row in reversed(part.section.rows):
+    last, _ = part.pieces[-1]
+    for row in reversed(last.section.rows):
         for gradient in row.gradients:
-            if gradient.products and gradient.of in part.life.required:
+            if gradient.products and gradient.of in last.life.required:
                 yield (gradient.unreduced or gradient_of(gradient.of)).name

@@ -4,10 +4,9 @@ What a step's ledger looks like depends on facts (kinds, types, choices), not on
 set of facts and kept.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from enum import Enum
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -16,21 +15,22 @@ from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.head import head
 from .evaluation import Batches, batches, without_gradients
-from .flops import AttentionProducts, Products, attention_products, products
 from .grad_scaler import uses_grad_scaler
-from .ledger import Component, Kind, Section, Tensor, requires_gradient, saved_for_backward
-from .lifetimes import NEXT, Context, Event, Lifetimes, gradient_of, lifetimes
+from .ledger import Section, Tensor, requires_gradient, saved_for_backward
+from .lifetimes import NEXT, Context, Event, Needs, gradient_of, needs
+from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import averaged, kept_between_steps
+from .parts import Part, Pieces, Sum, piece
 from .plan import Plan
-from .recomputation import makes_leaves, recomputed
+from .recomputation import Repeated, makes_leaves, recomputed
 from .scenario import Task
-from .sizes import Counts, StorageClass, counted, storage_class, weighted
+from .sizes import Counts, StorageClass, storage_class, weighted
 from .timeline import Program
 from .wirings import WIRINGS
 
 KEPT_STRUCTURES = 256
-"""How many sets of facts are kept built; each takes some hundred kilobytes."""
+"""How many sets of facts are kept built."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,95 +38,11 @@ class StepFacts:
     """All that a step's ledger depends on beside sizes."""
 
     model: ModelFacts
-    layers: tuple[tuple[LayerFacts, ...], ...]
-    """Per section of layers, those that follow each other in it."""
+    layers: tuple[tuple[tuple[LayerFacts, int], ...], ...]
+    """Per part of layers, how many of each kind follow each other in it."""
     plan: Plan
     """Without the adapter, whose facts stand apart from its sizes."""
     adapter: AdapterFacts | None
-
-
-class Sum(Enum):
-    """What is summed over all parts of a step, and by what it is told apart."""
-
-    PARAMETERS = "elements, by component"
-    TRAINED = "elements"
-    PERSISTENT = "storages, by kind"
-    CHECKPOINTED = "shapes and types, by kind and whether trained"
-    SAVED = "storages that saved-tensor hooks see"
-    OFFLOADED = "storages in host memory between forward and backward"
-    PRODUCTS = "FLOPs' shapes, by the field of Products"
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """A section with its events and everything else of it that is summed, each made when first asked for."""
-
-    section: Section
-    context: Context
-    in_layer: bool
-    """It is a layer, neither embedding nor head."""
-    parameters: tuple[tuple[Tensor, Component], ...]
-    """Its own: tied weights belong to the embedding."""
-    persistent: tuple[Tensor, ...]
-    """Parameters, optimizer states and gradients that live between steps."""
-
-    @cached_property
-    def life(self) -> Lifetimes:
-        return lifetimes(self.section, self.context)
-
-    @cached_property
-    def forward(self) -> Program:
-        return Program(self.life.forward)
-
-    @cached_property
-    def forward_end(self) -> Program:
-        return Program(self.life.forward_end)
-
-    @cached_property
-    def backward(self) -> Program:
-        return Program(self.life.backward)
-
-    @cached_property
-    def backward_later(self) -> Program:
-        """Of a micro-batch that finds gradients of an earlier one."""
-        return Program(lifetimes(self.section, replace(self.context, gradients_exist=True)).backward)
-
-    @cached_property
-    def trained(self) -> list[Tensor]:
-        return [tensor for tensor, _ in self.parameters if tensor.trainable]
-
-    @cached_property
-    def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
-        """What it adds to each sum over the step."""
-        done = products(self.section.rows, self.life)
-        return {
-            Sum.PARAMETERS: _counts((component, tensor.shape) for tensor, component in self.parameters),
-            Sum.TRAINED: _counts((None, tensor.shape) for tensor in self.trained),
-            Sum.PERSISTENT: _counts((tensor.kind, storage_class(tensor)) for tensor in self.persistent),
-            Sum.CHECKPOINTED: checkpointed(self.persistent),
-            Sum.SAVED: _counts((None, storage_class(tensor)) for tensor in self.life.saved),
-            Sum.OFFLOADED: _counts((None, storage_class(tensor)) for tensor in self.life.offloaded),
-            Sum.PRODUCTS: {name: getattr(done, name) for name in Products.__dataclass_fields__},
-        }
-
-    @cached_property
-    def attention(self) -> AttentionProducts:
-        """Of one layer."""
-        return attention_products(self.section.rows[: len(self.section.rows) // self.section.num_layers])
-
-
-def _counts(items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Counts]:
-    """For each first of `items` how often there is each second."""
-    found: dict[Any, list[Any]] = defaultdict(list)
-    for name, key in items:
-        found[name].append(key)
-    return {name: counted(keys) for name, keys in found.items()}
-
-
-def checkpointed(tensors: Iterable[Tensor]) -> Mapping[Any, Counts]:
-    """What a checkpoint holds of `tensors`: by kind and whether trained, shapes and types."""
-    held = (tensor for tensor in tensors if tensor.kind in (Kind.PARAMETERS, Kind.OPTIMIZER_STATES))
-    return _counts(((tensor.kind, tensor.trainable), (tensor.shape, tensor.dtype)) for tensor in held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +65,7 @@ class Step:
     def origins(self) -> dict[str, str]:
         """What makes each tensor, by its name: the operation and its module."""
         origins: dict[str, str] = {}
-        for row in (row for part in self.parts for row in part.section.rows):
+        for row in (row for part in self.parts for each, _ in part.pieces for row in each.section.rows):
             place = f"{row.module}: {row.name}" if row.module else row.name
             for tensor in (*row.writes, *row.temporaries, *row.backward_temporaries):
                 origins.setdefault(tensor.name.removeprefix(NEXT), place)
@@ -179,18 +95,20 @@ def merged(step: Step, layout: Layout) -> Mapping[Sum, Mapping[Any, tuple[Counts
 @lru_cache(maxsize=KEPT_STRUCTURES)
 def step(facts: StepFacts) -> Step:
     """The step that `facts` describe."""
-    sections = _sections(facts)
-    contexts = _contexts(sections, facts)
-    parts = tuple(_parts(sections, contexts, facts))
-    between, finish = _around_backward(sections[-1], facts)
-    shared = frozenset[Tensor]().union(*(part.life.saved_from_outside for part in parts)) - parts[0].life.saved
+    units = _units(facts)
+    contexts = iter(_contexts(units, facts))
+    placed: list[Pieces] = [[(piece(section, next(contexts)), times) for section, times in unit] for unit in units]
+    parts = tuple(_parts(placed, facts))
+    pieces = [each for unit in placed for each, _ in unit]
+    between, finish = _around_backward(pieces[-1].section, facts)
+    shared = frozenset[Tensor]().union(*(each.life.saved_from_outside for each in pieces)) - pieces[0].life.saved
     return Step(
         wiring=facts.model.kind.wiring,
         parts=parts,
         between=between,
         finish=finish,
         optimizer=optimizer_step([part.trained for part in parts], [part.in_layer for part in parts], facts.plan),
-        batches=_batches(sections[-1], facts.plan) if facts.plan.task is Task.EVALUATION else None,
+        batches=_batches(pieces[-1].section, facts.plan) if facts.plan.task is Task.EVALUATION else None,
         saved_by_several=tuple(map(storage_class, shared)),
     )
 
@@ -219,41 +137,64 @@ def _batches(last: Section, plan: Plan) -> Batches:
     return batches(logits, last.output, plan.eval_accumulation_steps)
 
 
-def _sections(facts: StepFacts) -> list[Section]:
+Unit = list[Repeated]
+"""The sections of one part."""
+
+
+def _units(facts: StepFacts) -> list[Unit]:
     numerics = facts.plan.numerics
     if facts.adapter is not None and facts.adapter.keeps_types:
         numerics = replace(numerics, outputs=numerics.weights)
-    wiring = WIRINGS[facts.model.kind.wiring]
-    embedding = wiring.embeddings(facts.model, numerics)
-    layers = {layer: WIRINGS[layer.kind.wiring].layer(layer, numerics) for unit in facts.layers for layer in unit}
-    last = head(facts.model, wiring.end, facts.plan.numerics, embedding.held)
-    layers = {layer: frozen_section(section) if layer.frozen else section for layer, section in layers.items()}
-    if facts.model.frozen_embedding:
-        embedding, last = frozen_section(embedding), with_frozen(last, embedding.parameters())
+    embedding, last = _ends(facts.model, numerics, facts.plan.numerics)
+    layers = {layer: _layer(layer, numerics) for unit in facts.layers for layer, _ in unit}
     if facts.adapter is not None:
         check_modules([embedding, *layers.values(), last], facts.adapter)
-        embedding, last = (adapt(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))
-        layers = {layer: adapt(section, facts.adapter, facts.plan.numerics) for layer, section in layers.items()}
-    units = {unit: recomputed([layers[layer] for layer in unit], facts.plan) for unit in facts.layers}
+        embedding, last = (_adapted(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))
+        layers = {layer: _adapted(section, facts.adapter, facts.plan.numerics) for layer, section in layers.items()}
     if facts.plan.task is Task.EVALUATION:
-        embedding, last = without_gradients(embedding), without_gradients(last)
-        units = {unit: without_gradients(section) for unit, section in units.items()}
-    return [embedding, *(units[unit] for unit in facts.layers), last]
+        embedding, last = _evaluated(embedding), _evaluated(last)
+        layers = {layer: _evaluated(section) for layer, section in layers.items()}
+    units = {
+        unit: recomputed([(layers[layer], times) for layer, times in unit], facts.plan)
+        for unit in dict.fromkeys(facts.layers)
+    }
+    return [[(embedding, 1)], *(units[unit] for unit in facts.layers), [(last, 1)]]
 
 
-def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
+@lru_cache(maxsize=KEPT_STRUCTURES)
+def _ends(model: ModelFacts, numerics: Numerics, numerics_of_head: Numerics) -> tuple[Section, Section]:
+    """Embedding and head."""
+    wiring = WIRINGS[model.kind.wiring]
+    embedding = wiring.embeddings(model, numerics)
+    last = head(model, wiring.end, numerics_of_head, embedding.held)
+    if model.frozen_embedding:
+        return frozen_section(embedding), with_frozen(last, embedding.parameters())
+    return embedding, last
+
+
+@lru_cache(maxsize=KEPT_STRUCTURES)
+def _layer(layer: LayerFacts, numerics: Numerics) -> Section:
+    section = WIRINGS[layer.kind.wiring].layer(layer, numerics)
+    return frozen_section(section) if layer.frozen else section
+
+
+_adapted = lru_cache(maxsize=KEPT_STRUCTURES)(adapt)
+_evaluated = lru_cache(maxsize=KEPT_STRUCTURES)(without_gradients)
+
+
+def _contexts(units: list[Unit], facts: StepFacts) -> list[Context]:
     """Who needs gradients, and which section frees what several of them use."""
-    embedding, *layers, last = sections
+    [(embedding, _)], *layers, [(last, _)] = units
     made = frozenset(tensor for row in embedding.rows for tensor in row.writes)
     required = requires_gradient(embedding.rows)
     leaves = frozenset(embedding.leaves).difference(required) if makes_leaves(facts.plan) else frozenset()
     required = requires_gradient(embedding.rows, leaves)
     own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
     held = embedding.output if embedding.output in embedding.held else None
-    contexts, lives = _layer_contexts(layers, input_required=embedding.output in required, held=held)
-    freed = _freed_in_backward(lives, made - own)
-    kept = leaves | (frozenset[Tensor]().union(*(life.kept_from_outside for life in lives)) & made)
-    freed_by_first = {embedding.output} if layers[0].input in lives[0].kept_from_outside else set[Tensor]()
+    contexts, needed = _layer_contexts(layers, input_required=embedding.output in required, held=held)
+    freed = _freed_in_backward(needed, made - own)
+    kept = leaves | (frozenset[Tensor]().union(*(each.kept_from_outside for each in needed)) & made)
+    freed_by_first = {embedding.output} if _is_input_kept(layers[0], needed) else set[Tensor]()
     if held is not None:
         kept |= freed_by_first
     shared = (made & set(embedding.held)) | kept
@@ -268,7 +209,7 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
         meets_view=facts.model.linear_loss is None and not facts.plan.numerics.autocast,
     )
     final = Context(
-        input_required=lives[-1].output_required,
+        input_required=needed[-1].output_required,
         released=shared - kept - own,
         exported=_logits(last),
         waiting=frozenset(tied),
@@ -277,52 +218,75 @@ def _contexts(sections: list[Section], facts: StepFacts) -> list[Context]:
     return [first, *contexts, final]
 
 
-def _freed_in_backward(lives: list[Lifetimes], shared: frozenset[Tensor]) -> list[frozenset[Tensor]]:
+def _is_input_kept(unit: Unit, needed: list[Needs]) -> bool:
+    """Whether the first unit's input outlives forward: for a node, or for a region of which some section saves."""
+    if unit[0][0].goes_on:
+        return any(each.saves for each in needed[: len(unit)])
+    return unit[0][0].input in needed[0].kept_from_outside
+
+
+def _freed_in_backward(needed: list[Needs], shared: frozenset[Tensor]) -> list[frozenset[Tensor]]:
     """Which of the `shared` tensors each layer frees: of those that keep it the first, where backward comes last."""
     freed: list[frozenset[Tensor]] = []
-    for life in lives:
-        freed.append((life.kept_from_outside & shared).difference(*freed))
+    for each in needed:
+        freed.append((each.kept_from_outside & shared).difference(*freed))
     return freed
 
 
 def _layer_contexts(
-    layers: list[Section], *, input_required: bool, held: Tensor | None
-) -> tuple[list[Context], list[Lifetimes]]:
+    units: list[Unit], *, input_required: bool, held: Tensor | None
+) -> tuple[list[Context], list[Needs]]:
     """The layers' contexts, and what follows from them: whose output needs a gradient, what they keep of others."""
     contexts: list[Context] = []
-    lives: list[Lifetimes] = []
-    known: dict[tuple[int, Context], Lifetimes] = {}
-    for layer in layers:
-        context = Context(input_required=input_required, held_input=None if contexts else held)
-        life = known.get((id(layer), context)) or known.setdefault((id(layer), context), lifetimes(layer, context))
-        contexts.append(context)
-        lives.append(life)
-        input_required = life.output_required
-    return contexts, lives
+    needed: list[Needs] = []
+    for unit in units:
+        outside = held
+        of_unit: list[Context] = []
+        for section, _ in unit:
+            of_unit.append(Context(input_required=input_required, held_input=held))
+            needed.append(needs(section, of_unit[-1]))
+            input_required, held = needed[-1].output_required, None
+        if unit[0][0].goes_on:
+            _share_region(unit, of_unit, needed[-len(unit) :], outside)
+        contexts += of_unit
+    return contexts, needed
 
 
-def _parts(sections: list[Section], contexts: list[Context], facts: StepFacts) -> Iterator[Part]:
-    tied = {tensor for tensor, _ in sections[0].parameters()}
-    known: dict[tuple[int, Context], Part] = {}  # layers of two kinds may alternate a hundred times
-    for section, context in zip(sections, contexts, strict=True):
-        if (id(section), context) not in known:
-            parameters = tuple(
-                (tensor, component)
-                for tensor, component in section.parameters()
-                if section is sections[0] or tensor not in tied
-            )
-            in_layer = section is not sections[0] and section is not sections[-1]
-            known[id(section), context] = Part(
-                section=section,
-                context=context,
+def _share_region(unit: Unit, contexts: list[Context], needed: list[Needs], held: Tensor | None) -> None:
+    """The contexts of sections that are one checkpointed region: whether all of it runs again, and who frees its
+    input, `held` outside or not: the first that saves any tensor, or where none does the last."""
+    saving = [index for index, each in enumerate(needed) if each.saves]
+    x = held or unit[0][0].input
+    if not saving:
+        contexts[-1] = replace(contexts[-1], region_input=x if held is None else None)
+        return
+    contexts[:-1] = [replace(context, runs_again=True) for context in contexts[:-1]]
+    if saving[0] > 0:
+        contexts[saving[0]] = replace(contexts[saving[0]], region_input=x)
+
+
+def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
+    embedding, last = placed[0][0][0], placed[-1][0][0]
+    tied = {tensor for tensor, _ in embedding.parameters}
+    known: dict[tuple[tuple[int, int], ...], Part] = {}  # layers of two kinds may alternate a hundred times
+    for pieces in placed:
+        key = tuple((id(each), times) for each, times in pieces)
+        if key not in known:
+            in_layer = pieces[0][0] is not embedding and pieces[0][0] is not last
+            parameters = tuple(parameter for each, times in pieces for parameter in each.parameters * times)
+            if pieces[0][0] is not embedding:
+                parameters = tuple(item for item in parameters if item[0] not in tied)
+            buffers = (tensor for each, times in pieces for tensor in each.section.buffers() * times)
+            known[key] = Part(
+                pieces=pieces,
                 in_layer=in_layer,
                 parameters=parameters,
                 persistent=(
                     *_persistent((tensor for tensor, _ in parameters), facts.plan, in_layer=in_layer),
-                    *section.buffers(),
+                    *buffers,
                 ),
             )
-        yield known[id(section), context]
+        yield known[key]
 
 
 def _persistent(parameters: Iterable[Tensor], plan: Plan, *, in_layer: bool) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ with the number of layers.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -43,6 +43,27 @@ class Program:
         self.classes = tuple(classes)
         self.net = _surplus(self.tensors, self.steps)
         self._net_by_kind = _by_kind(self.net)
+
+    @classmethod
+    def in_a_row(cls, programs: Iterable[tuple["Program", int]]) -> "Program":
+        """Several programs, each so many times in a row."""
+        programs = [(program, times) for program, times in programs if program.steps and times]
+        if len(programs) == 1 and programs[0][1] == 1:
+            return programs[0][0]
+        whole = cls(())
+        classes: dict[StorageClass, int] = {}
+        net: Counter[Tensor] = Counter()
+        for program, times in programs:
+            numbers = [classes.setdefault(each, len(classes) + 1) for each in program.classes]
+            changed = [0, *numbers, *map(neg, reversed(numbers))]
+            whole.steps += tuple(map(changed.__getitem__, program.steps)) * times
+            whole.tensors += program.tensors * times
+            for tensor, count in program.net.items():
+                net[tensor] += count * times
+        whole.classes = tuple(classes)
+        whole.net = {tensor: count for tensor, count in net.items() if count}
+        whole._net_by_kind = _by_kind(whole.net)
+        return whole
 
     def signed_bytes(self, sizes: Sizes) -> list[int]:
         """What a step changes, by its number: element n for an allocation, -n for its end."""

@@ -75,7 +75,7 @@ def test_each_mask_goes_with_the_first_layer_that_kept_it(recompute: Recompute) 
     freed = {
         tensor.name: (run.first_layer, run.count)
         for run in built(QWEN2, recompute=recompute).runs
-        for tensor, allocated in run.part.life.backward
+        for tensor, allocated in run.part.pieces[0][0].life.backward
         if not allocated and tensor.name.endswith("_mask")
     }
     kept_by_nodes = {"causal_mask": (0, 1), "sliding_mask": (4, 1)}
@@ -84,7 +84,7 @@ def test_each_mask_goes_with_the_first_layer_that_kept_it(recompute: Recompute) 
 
 def test_qwen_makes_a_causal_mask_that_no_layer_reads() -> None:
     all_slide = QWEN2 | {"max_window_layers": 0}
-    made = [tensor.name for tensor, allocated in built(all_slide).runs[0].part.life.forward if allocated]
+    made = [tensor.name for tensor, allocated in built(all_slide).runs[0].part.pieces[0][0].life.forward if allocated]
     assert [name for name in made if name.endswith("_mask")] == ["causal_mask", "sliding_mask"]
 
 

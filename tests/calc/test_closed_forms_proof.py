@@ -15,10 +15,10 @@ from calc.ledger import Component, Kind, Tensor
 from calc.lifetimes import gradient_of
 from calc.memory import StepMemory
 from calc.optimizers import kept_between_steps, persistent_gradient
+from calc.parts import Part
 from calc.plan import Plan, Workload
 from calc.recomputation import CORE_MODULE
 from calc.scenario import Adapter, Attention, Implementation, Precision, Recompute
-from calc.step import Part
 
 B, S, L, V, P, N, D, R = sympy.symbols("B S L V P N D R", positive=True, integer=True)
 H = N * D
@@ -100,7 +100,7 @@ def weight_and_gradient(plan: Plan) -> tuple[Tensor, Tensor]:
 )
 def test_activation_bytes_per_layer(precision: Precision, recompute: Recompute, layer_norms: int) -> None:
     step = gpt2(implementation=Implementation.MEGATRON, precision=precision, recompute=recompute)
-    kept = layer_of(step).life.saved
+    kept = layer_of(step).pieces[0][0].life.saved
     layer_norm_statistics = layer_norms * 2 * 4 * B * S  # mean and reciprocal deviation, fp32
     closed_form = closed_forms.activation_bytes_per_layer(
         batch_size=B, sequence_length=S, hidden_size=H, num_heads=N, recompute=recompute

@@ -16,8 +16,8 @@ W = Tensor("w", ("F", "H"), DType.FP32, Kind.PARAMETERS, trainable=True)
 
 
 def flops_of(*rows: Row, input_required: bool = True, checkpointed: bool = False) -> dict[str, int]:
-    regions = (Region(start=0, stop=len(rows)),) if checkpointed else ()
-    section = Section(name="section", rows=rows, input=X, output=Y, regions=regions)
+    region = Region(start=0, stop=len(rows)) if checkpointed else None
+    section = Section(name="section", rows=rows, input=X, output=Y, region=region)
     done = products(rows, lifetimes(section, Context(input_required=input_required)))
     names = ("forward", "backward", "recompute", "needed", "needed_core")
     return {name: total_flops(getattr(done, name), SIZES) for name in names} | {

@@ -8,7 +8,7 @@ import pytest
 
 from calc.dtype import DType
 from calc.ledger import Gradient, Kind, Product, Region, Row, Section, Tensor
-from calc.lifetimes import Context, Event, Lifetimes, lifetimes
+from calc.lifetimes import Context, Event, Lifetimes, Needs, lifetimes, needs
 from calc.operators import Numerics, linear
 from calc.primitives import add, frame, matmul, multiply, scale, unary, view
 
@@ -41,14 +41,23 @@ def times(weight: Tensor, x: Tensor, out: Tensor) -> Row:
     return matmul("times", x, weight, out, PRODUCT)
 
 
-def life(*rows: Row, regions: tuple[Region, ...] = (), **context: Any) -> Lifetimes:
+def life(*rows: Row, region: Region | None = None, **context: Any) -> Lifetimes:
     """Of a section from x to y, whose input needs a gradient unless `context` says otherwise."""
-    section = Section(name="section", rows=rows, input=X, output=Y, regions=regions)
+    section = Section(name="section", rows=rows, input=X, output=Y, region=region)
     return lifetimes(section, Context(**{"input_required": True, **context}))
 
 
+def needed(*rows: Row, **context: Any) -> Needs:
+    section = Section(name="section", rows=rows, input=X, output=Y)
+    return needs(section, Context(**{"input_required": True, **context}))
+
+
 def checkpointed(*rows: Row) -> Lifetimes:
-    return life(*rows, regions=(Region(start=0, stop=len(rows)),))
+    return life(*rows, region=Region(start=0, stop=len(rows)))
+
+
+def backward(seen: Lifetimes) -> tuple[Event, ...]:
+    return (*seen.before_rerun, *seen.rerun, *seen.rerun_end, *seen.backward)
 
 
 def told(events: Iterable[Event]) -> str:
@@ -93,7 +102,7 @@ def test_an_input_that_is_kept_is_not_freed_in_forward() -> None:
     seen = life(sin(X, Y))
     assert told(seen.forward) == "+y"
     assert told(seen.backward) == "+∂x -∂y -x"
-    assert names(seen.saved) == names(seen.kept_from_outside) == {"x"}
+    assert names(seen.saved) == names(needed(sin(X, Y)).kept_from_outside) == {"x"}
 
 
 def test_an_input_that_a_frame_outside_holds() -> None:
@@ -153,9 +162,11 @@ def test_an_input_without_gradient_gets_none() -> None:
 
 
 def test_nothing_to_train_leaves_nothing_behind() -> None:
-    seen = life(times(replace(W, trainable=False), X, A), sin(A, Y), input_required=False)
+    rows = (times(replace(W, trainable=False), X, A), sin(A, Y))
+    seen = life(*rows, input_required=False)
     assert told(seen.forward) == "+a -x +y -a"
-    assert (seen.backward, seen.saved, seen.output_required) == ((), set(), False)
+    assert (seen.backward, seen.saved) == ((), set())
+    assert not needed(*rows, input_required=False).output_required
 
 
 def test_gradients_of_parameters_stay() -> None:
@@ -191,38 +202,65 @@ def test_a_checkpoint_keeps_its_input_and_runs_again() -> None:
     assert told(seen.forward) == "+a +b -a +y -b"
     # scale keeps nothing, so its ∂b comes first. sin's node asks for a: x -> a runs again, and stops early: b is not
     # needed. A checkpoint hands a out to the node alone: freed before ∂b, which the engine holds.
-    assert told(seen.backward) == "+∂b -∂y +a +∂a -a -∂b +∂x -x -∂a"
-    assert [row.reads[0].name for row in seen.rerun] == ["x"]
+    assert told(backward(seen)) == "+∂b -∂y +a +∂a -a -∂b +∂x -x -∂a"
+    assert [row.reads[0].name for row in seen.rows_run_again] == ["x"]
     assert names(seen.saved) == {"x"}
 
 
 def test_a_checkpoint_that_keeps_its_last_result_runs_to_its_end() -> None:
     seen = checkpointed(sin(X, A), exp(A, Y))
     # Run again: a is needed only for y; y is what exp's node keeps.
-    assert told(seen.backward) == "+a +y -a +∂a -y -∂y +∂x -x -∂a"
-    assert [row.name for row in seen.rerun] == ["sin", "exp"]
+    assert told(backward(seen)) == "+a +y -a +∂a -y -∂y +∂x -x -∂a"
+    assert [row.name for row in seen.rows_run_again] == ["sin", "exp"]
 
 
 def test_a_checkpoint_whose_nodes_want_only_its_input_computes_nothing_again() -> None:
     seen = checkpointed(sin(X, A), scale(A, B), scale(B, Y))
-    assert told(seen.backward) == "+∂b -∂y +∂a -∂b +∂x -x -∂a"
-    assert seen.rerun == ()
+    assert told(backward(seen)) == "+∂b -∂y +∂a -∂b +∂x -x -∂a"
+    assert seen.rows_run_again == ()
 
 
 def test_a_checkpoint_without_nodes_that_save_keeps_nothing() -> None:
     seen = checkpointed(scale(X, A), scale(A, Y))
     assert told(seen.forward) == "+a -x +y -a"
-    assert told(seen.backward) == "+∂a -∂y +∂x -∂a"
+    assert told(backward(seen)) == "+∂a -∂y +∂x -∂a"
 
 
 def test_a_region_inside_a_section() -> None:
     core = Region(start=1, stop=3)
-    seen = life(sin(X, A), sin(A, B), sin(B, C), sin(C, Y), regions=(core,))
+    seen = life(sin(X, A), sin(A, B), sin(B, C), sin(C, Y), region=core)
     # Kept: x and c by nodes outside, a as the region's input; b is made again when the second of its nodes wants it.
     assert told(seen.forward) == "+a +b +c -b +y"
-    assert told(seen.backward) == "+∂c -∂y -c +b +∂b -b -∂c +∂a -a -∂b +∂x -∂a -x"
+    assert told(backward(seen)) == "+∂c -∂y -c +b +∂b -b -∂c +∂a -a -∂b +∂x -∂a -x"
     assert names(seen.saved) == {"x", "a", "c"}
-    assert [row.writes[0].name for row in seen.rerun] == ["b"]
+    assert [row.writes[0].name for row in seen.rows_run_again] == ["b"]
+
+
+def test_two_sections_of_one_region() -> None:
+    """x -> y and again x -> y: the first keeps its input; both run again, one after the other, before any node."""
+    begins, ends = Region(start=0, stop=2, goes_on=True), Region(start=0, stop=2, has_begun=True)
+    first = life(sin(X, A), sin(A, Y), region=begins, runs_again=True)
+    second = life(sin(X, A), sin(A, Y), region=ends)
+    assert told(first.forward) == "+a +y -a"
+    assert told(second.forward) == "+a -x +y -a"  # what the first made is not kept
+    assert (names(first.saved), names(second.saved)) == ({"x"}, set())
+    assert told(first.rerun) == "+a +y"
+    assert told(second.rerun) == "+a"  # x is wanted by its node; the last sine is not computed again
+    assert told(second.backward) == "+∂a -a -∂y +∂x -x -∂a"
+    assert told(first.backward) == "+∂a -a -∂y +∂x -x -∂a"
+    assert first.before_rerun == second.before_rerun == first.rerun_end == second.rerun_end == ()
+
+
+def test_a_region_that_begins_with_what_saves_nothing() -> None:
+    begins, ends = Region(start=0, stop=1, goes_on=True), Region(start=0, stop=1, has_begun=True)
+    first = life(scale(X, Y), region=begins, runs_again=True)
+    second = life(sin(X, Y), region=ends, region_input=tensor("input of both"))
+    assert told(first.forward) == "+y"
+    assert told(first.rerun) == "+y"
+    assert told(second.backward) == "+∂x -input of both -x -∂y"
+    # Nothing runs again where none of them saves anything; the caller holds the input to the end.
+    assert life(scale(X, Y), region=begins).rerun == ()
+    assert told(life(scale(X, Y), region=ends, region_input=tensor("input of both")).forward) == "+y -x -input of both"
 
 
 AUTOCAST = Numerics(weights=FP32, compute=BF16)

@@ -1,0 +1,88 @@
+"""What a section's lifetimes depend on beside its rows, and what they are (lifetimes.py)."""
+
+from dataclasses import dataclass
+
+from .ledger import Kind, Row, Tensor
+
+HIDDEN_STATES = "hidden_states"
+"""What layers and head call their input."""
+
+NEXT = "next "
+"""Before the name of a section's output: what the next part calls its input."""
+
+OWNED = frozenset({Kind.PARAMETERS, Kind.BUFFERS})
+"""What the model owns, whoever reads it."""
+
+Event = tuple[Tensor, bool]
+"""A tensor, and whether it is allocated (True) or freed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """What a section's lifetimes depend on beside its rows."""
+
+    input_required: bool
+    """The section's input needs a gradient."""
+    leaves: frozenset[Tensor] = frozenset()
+    """Tensors made to require a gradient; they live until backward ends."""
+    held_input: Tensor | None = None
+    """What the input is called outside, where a Python frame holds it through forward: not freed here, unless a node
+    here keeps it."""
+    gradients_exist: bool = False
+    """Parameters have gradients already, of an earlier micro-batch: new ones are added to them."""
+    released: frozenset[Tensor] = frozenset()
+    """Tensors of earlier sections that this one is the last to read."""
+    exported: frozenset[Tensor] = frozenset()
+    """Tensors of this section that later ones read, and free."""
+    freed_in_backward: frozenset[Tensor] = frozenset()
+    """Tensors of earlier sections that the nodes of this one are the last to need."""
+    kept: frozenset[Tensor] = frozenset()
+    """Of the exported, those that nodes of later sections keep: freed when this section's backward begins."""
+    waiting: frozenset[Tensor] = frozenset()
+    """Tied parameters whose gradient waits for the one of an earlier section."""
+    meeting: frozenset[Tensor] = frozenset()
+    """Tied parameters whose gradient meets the waiting one of a later section."""
+    meets_view: bool = False
+    """The waiting gradient is a view."""
+    runs_again: bool = False
+    """Later sections of its checkpointed region save tensors: all of it runs again, whether it saves any or not."""
+    region_input: Tensor | None = None
+    """The input of the checkpointed region, as it is called outside, where this section frees it: it is the first of
+    the region that saves any tensor, though not its first, or, where none does, its last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """What the contexts of a section's neighbours depend on."""
+
+    output_required: bool
+    """The output needs a gradient."""
+    saves: bool
+    """Some node saves a tensor, parameters included."""
+    kept_from_outside: frozenset[Tensor]
+    """Tensors of other sections, and the input, that nodes of this section keep."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lifetimes:
+    """One part of a section: its events in order, and the rows it runs again."""
+
+    forward: tuple[Event, ...]
+    forward_end: tuple[Event, ...]
+    """When autocast exits at the end of forward: its cached weights that no node saved."""
+    before_rerun: tuple[Event, ...]
+    """Backward up to the moment when the checkpointed region runs again."""
+    rerun: tuple[Event, ...]
+    rerun_end: tuple[Event, ...]
+    """When all of the region has run again: what was only for that."""
+    backward: tuple[Event, ...]
+    """From then on; all of it where nothing runs again."""
+    saved: frozenset[Tensor]
+    """Storages saved-tensor hooks see, parameters left out: those this section makes, and its input."""
+    saved_from_outside: frozenset[Tensor]
+    """The same, made by other sections."""
+    offloaded: frozenset[Tensor]
+    """What is kept in host memory."""
+    rows_run_again: tuple[Row, ...]
+    required: frozenset[Tensor]
+    """Tensors and parameters that get gradients."""

@@ -1,0 +1,193 @@
+"""The parts of a step: sections where they stand, alone or several layers in a row, and what each adds to its sums."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from functools import cached_property, lru_cache
+from typing import Any
+
+from .flops import AttentionProducts, Products, attention_products, products
+from .ledger import Component, Kind, Section, Tensor
+from .lifetimes import Context, Lifetimes, lifetimes
+from .sizes import Counts, counted, storage_class, weighted
+from .timeline import Program
+
+KEPT_PIECES = 512
+"""How many pieces are kept built; each takes some hundred kilobytes."""
+
+
+class Sum(Enum):
+    """What is summed over all parts of a step, and by what it is told apart."""
+
+    PARAMETERS = "elements, by component"
+    TRAINED = "elements"
+    PERSISTENT = "storages, by kind"
+    CHECKPOINTED = "shapes and types, by kind and whether trained"
+    SAVED = "storages that saved-tensor hooks see"
+    OFFLOADED = "storages in host memory between forward and backward"
+    PRODUCTS = "FLOPs' shapes, by the field of Products"
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """A section where it stands in the step, with its events, each made when first asked for."""
+
+    section: Section
+    context: Context
+
+    @cached_property
+    def life(self) -> Lifetimes:
+        return lifetimes(self.section, self.context)
+
+    @cached_property
+    def forward(self) -> Program:
+        return Program(self.life.forward)
+
+    @cached_property
+    def forward_end(self) -> Program:
+        return Program(self.life.forward_end)
+
+    @cached_property
+    def before_rerun(self) -> Program:
+        return Program(self.life.before_rerun)
+
+    @cached_property
+    def rerun(self) -> Program:
+        return Program(self.life.rerun)
+
+    @cached_property
+    def rerun_end(self) -> Program:
+        return Program(self.life.rerun_end)
+
+    @cached_property
+    def backward(self) -> Program:
+        return Program(self.life.backward)
+
+    @property
+    def later(self) -> "Piece":
+        """In a micro-batch that finds gradients of an earlier one."""
+        return piece(self.section, replace(self.context, gradients_exist=True))
+
+    @cached_property
+    def parameters(self) -> list[tuple[Tensor, Component]]:
+        return self.section.parameters()
+
+    @cached_property
+    def products(self) -> Products:
+        return products(self.section.rows, self.life)
+
+
+@lru_cache(maxsize=KEPT_PIECES)
+def piece(section: Section, context: Context) -> Piece:
+    """Steps that differ in other pieces share it."""
+    return Piece(section, context)
+
+
+Pieces = Sequence[tuple[Piece, int]]
+"""What follows each other in a part, each so many times."""
+
+
+def _backward(pieces: Pieces) -> Iterator[tuple[Program, int]]:
+    """Backward of pieces in a row: from the last checkpointed region to the first; of one region, which runs again as
+    a whole when the first node asks for it, from the last piece to the first."""
+    for region in reversed(list(_regions(pieces))):
+        yield region[-1][0].before_rerun, 1
+        yield from ((each.rerun, times) for each, times in region)
+        yield from ((each.rerun_end, times) for each, times in region)
+        yield from ((each.backward, times) for each, times in reversed(region))
+
+
+def _regions(pieces: Pieces) -> Iterator[Pieces]:
+    """The pieces of each checkpointed region together; others alone, each repetition with its own."""
+    region: list[tuple[Piece, int]] = []
+    for each, times in pieces:
+        region.append((each, times))
+        if not each.section.goes_on:
+            yield region
+            region = []
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What repeats as one: embedding, head, a layer, or several in a row that are recomputed together."""
+
+    pieces: Pieces
+    in_layer: bool
+    """It is of layers, neither embedding nor head."""
+    parameters: tuple[tuple[Tensor, Component], ...]
+    """Its own: tied weights belong to the embedding."""
+    persistent: tuple[Tensor, ...]
+    """Parameters, optimizer states and gradients that live between steps."""
+
+    @property
+    def section(self) -> Section:
+        """Its first."""
+        return self.pieces[0][0].section
+
+    @property
+    def num_layers(self) -> int:
+        return sum(times for _, times in self.pieces)
+
+    @cached_property
+    def forward(self) -> Program:
+        return Program.in_a_row((each.forward, times) for each, times in self.pieces)
+
+    @cached_property
+    def forward_end(self) -> Program:
+        return Program.in_a_row((each.forward_end, times) for each, times in self.pieces)
+
+    @cached_property
+    def backward(self) -> Program:
+        return Program.in_a_row(_backward(self.pieces))
+
+    @cached_property
+    def backward_later(self) -> Program:
+        """Of a micro-batch that finds gradients of an earlier one."""
+        return Program.in_a_row(_backward([(each.later, times) for each, times in self.pieces]))
+
+    @cached_property
+    def trained(self) -> list[Tensor]:
+        return [tensor for tensor, _ in self.parameters if tensor.trainable]
+
+    @cached_property
+    def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
+        """What it adds to each sum over the step."""
+        saved = (tensor for each, times in self.pieces for tensor in (*each.life.saved,) * times)
+        offloaded = (tensor for each, times in self.pieces for tensor in (*each.life.offloaded,) * times)
+        return {
+            Sum.PARAMETERS: _counts((component, tensor.shape) for tensor, component in self.parameters),
+            Sum.TRAINED: _counts((None, tensor.shape) for tensor in self.trained),
+            Sum.PERSISTENT: _counts((tensor.kind, storage_class(tensor)) for tensor in self.persistent),
+            Sum.CHECKPOINTED: checkpointed(self.persistent),
+            Sum.SAVED: _counts((None, storage_class(tensor)) for tensor in saved),
+            Sum.OFFLOADED: _counts((None, storage_class(tensor)) for tensor in offloaded),
+            Sum.PRODUCTS: self._products(),
+        }
+
+    def _products(self) -> Mapping[str, Counts]:
+        sums: dict[str, Counter] = {name: Counter() for name in Products.__dataclass_fields__}
+        for each, times in self.pieces:
+            for name, whole in sums.items():
+                for shape, count in zip(*getattr(each.products, name), strict=True):
+                    whole[shape] += count * times
+        return {name: weighted(whole) for name, whole in sums.items()}
+
+    @cached_property
+    def attention(self) -> AttentionProducts:
+        """Of one layer."""
+        return attention_products(self.section.rows)
+
+
+def _counts(items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Counts]:
+    """For each first of `items` how often there is each second."""
+    found: dict[Any, list[Any]] = defaultdict(list)
+    for name, key in items:
+        found[name].append(key)
+    return {name: counted(keys) for name, keys in found.items()}
+
+
+def checkpointed(tensors: Iterable[Tensor]) -> Mapping[Any, Counts]:
+    """What a checkpoint holds of `tensors`: by kind and whether trained, shapes and types."""
+    held = (tensor for tensor in tensors if tensor.kind in (Kind.PARAMETERS, Kind.OPTIMIZER_STATES))
+    return _counts(((tensor.kind, tensor.trainable), (tensor.shape, tensor.dtype)) for tensor in held)
