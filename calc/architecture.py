@@ -12,6 +12,7 @@ class Wiring(StrEnum):
     GPT_NEOX = "gpt_neox"
     LLAMA = "llama"
     OPT = "opt"
+    PHI = "phi"
     MEGATRON = "megatron"
     """The fused GPT block of Megatron-LM, as the paper counts it."""
 
@@ -110,6 +111,8 @@ class ModelKind:
     wiring: Wiring
     norm: Norm
     """Of the last layer's output."""
+    head_bias: bool = False
+    """Of the language-model head."""
     learned_positions: bool = False
     """A table of them, which limits the sequence."""
     always_makes_causal_mask: bool = False

@@ -57,11 +57,11 @@ class AttentionCore:
     def merges_query_heads_by_copy(self) -> bool:
         return self.merges_heads_by_copy and not self.query_key_by_head
 
-    def merges_key_value_heads_by_copy(self, *, cast: bool) -> bool:
+    def merges_key_value_heads_by_copy(self, *, cast: bool, by_head: bool = False) -> bool:
         """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
         cast has written out."""
-        written_out = self.grouped and (cast or not self.one_key_value_head)
-        return self.merges_heads_by_copy and not written_out
+        in_order = (cast or not self.one_key_value_head) if self.grouped else by_head
+        return self.merges_heads_by_copy and not in_order
 
 
 HEADS: Shape = ("B", "S", "N", "D")
@@ -87,7 +87,7 @@ def eager_attention(
     rows_q, query = autocast_input(q, numerics, "scores")
     rows += [*rows_k, *rows_q]
     merge_q, query = merged(query, core.merges_query_heads_by_copy)
-    by_copy = core.merges_key_value_heads_by_copy(cast=bool(rows_k)) and not core.query_key_by_head
+    by_copy = core.merges_key_value_heads_by_copy(cast=bool(rows_k), by_head=core.query_key_by_head)
     merge_k, key = merged(key, by_copy)
     rows += [*merge_q, *merge_k]
     products, scaled = (Tensor(f"scores{suffix}", SCORES, numerics.compute) for suffix in ("", " scaled"))

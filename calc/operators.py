@@ -44,6 +44,9 @@ class Numerics:
         return self.weights is not self.compute
 
 
+CAST = " cast"
+"""After a weight's name: what autocast makes of it."""
+
 CORE_MODULE = "core"
 """What the rows from q, k, v to the attention output are stamped with."""
 
@@ -74,7 +77,7 @@ def autocast_weight(weight: Tensor, numerics: Numerics) -> tuple[list[Row], Tens
     (aten/src/ATen/autocast_mode.cpp)."""
     if not numerics.autocast:
         return [], weight
-    lower = Tensor(f"{weight.name} cast", weight.shape, numerics.compute, Kind.AUTOCAST_WEIGHTS)
+    lower = Tensor(f"{weight.name}{CAST}", weight.shape, numerics.compute, Kind.AUTOCAST_WEIGHTS)
     return [cast(weight, lower)], lower
 
 

@@ -143,7 +143,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         zero_grad_set_to_none=scenario.zero_grad_set_to_none,
         weight_ema=scenario.weight_ema,
         frozen_layers=_frozen_layers(scenario, architecture),
-        loss=_loss(scenario),
+        loss=_loss(scenario, architecture),
         hold_outputs=scenario.hold_outputs,
         use_liger_kernel=_liger(scenario, architecture),
         eval_accumulation_steps=scenario.eval_accumulation_steps,
@@ -290,9 +290,11 @@ def _frozen_layers(scenario: Scenario, architecture: Architecture) -> int:
     return num_frozen
 
 
-def _loss(scenario: Scenario) -> Loss:
+def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
     if scenario.implementation is Implementation.MEGATRON and scenario.loss is not Loss.CROSS_ENTROPY:
         raise ConfigError("loss", scenario.loss.value, "should be cross-entropy with implementation = megatron")
+    if architecture.kind.head_bias and scenario.loss is not Loss.CROSS_ENTROPY:
+        raise ConfigError("loss", scenario.loss.value, "should be cross-entropy: this model's head has a bias")
     return scenario.loss
 
 

@@ -11,6 +11,7 @@ from .blocks.head import End
 from .blocks.llama import LLAMA_BUFFERS, llama_embeddings, llama_layer
 from .blocks.opt import opt_embeddings, opt_layer
 from .blocks.parts import PARTIAL_ROTARY_BUFFERS
+from .blocks.phi import phi_embeddings, phi_layer
 from .ledger import Section, Tensor
 from .megatron import megatron_layer
 from .operators import Numerics
@@ -46,6 +47,12 @@ WIRINGS: dict[Wiring, Parts] = {
         embeddings=opt_embeddings,
         layer=opt_layer,
         end=End(embedding_weight="embed_tokens.weight", final_norm="final_layer_norm"),
+    ),
+    Wiring.PHI: Parts(
+        embeddings=phi_embeddings,
+        layer=phi_layer,
+        end=End(embedding_weight="embed_tokens.weight", final_norm="final_layernorm"),
+        buffers=PARTIAL_ROTARY_BUFFERS,
     ),
     Wiring.MEGATRON: Parts(embeddings=gpt2_embeddings, layer=megatron_layer, end=GPT2_END),
 }

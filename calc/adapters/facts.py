@@ -16,6 +16,7 @@ from .modules import is_linear
 LORA_TARGETS = {
     "gpt2": ("c_attn",),
     "gpt_neox": ("query_key_value",),
+    "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     **dict.fromkeys(("llama", "mistral", "opt", "qwen2", "qwen3"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
@@ -23,13 +24,14 @@ IA3_TARGETS = {
     "gpt_neox": ("query_key_value", "dense_4h_to_h"),
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
     "opt": ("q_proj", "k_proj", "fc2"),
+    "phi": ("q_proj", "v_proj", "fc2"),
     **dict.fromkeys(("qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
 }
 IA3_FEEDFORWARD = {
     "gpt2": ("mlp.c_proj",),
     "gpt_neox": ("dense_4h_to_h",),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("down_proj",)),
-    "opt": ("fc2",),
+    **dict.fromkeys(("opt", "phi"), ("fc2",)),
 }
 """peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING and its likes, by model_type."""
 MEGATRON_TARGETS = ("query_key_value",)

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
 from calc.ledger import Component, Kind, Row, Section, Tensor
+from calc.operators import CAST
 
 COPY = "modules_to_save"
 """What PEFT puts between a module's name and the copy's weights."""
@@ -39,9 +40,15 @@ def frozen_section(section: Section) -> Section:
 def with_frozen(section: Section, parameters: Iterable[tuple[Tensor, Component]]) -> Section:
     """`section` with those weights not trained that `parameters` hold too: tied ones."""
     names = {tensor.name for tensor, _ in parameters}
-    tied = {row.module for row in section.rows for tensor in row.reads if tensor.name in names}
-    rows = (next(frozen([row], lambda _: False)) if row.module in tied else row for row in section.rows)
-    return replace(section, rows=tuple(rows))
+
+    def changed(tensor: Tensor) -> Tensor:
+        if tensor.name in names:
+            return replace(tensor, trainable=False)
+        if tensor.kind is Kind.AUTOCAST_WEIGHTS and tensor.name.removesuffix(CAST) in names:
+            return replace(tensor, kind=Kind.ACTIVATIONS)
+        return tensor
+
+    return replace(section, rows=tuple(with_tensors(row, changed) for row in section.rows))
 
 
 def _in_training(is_saved: Callable[[str], bool], row: Row) -> Callable[[Tensor], Tensor]:

@@ -4,12 +4,12 @@ from calc.attention import HEADS
 from calc.ledger import Component, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, rotary, stamped
-from calc.primitives import add, cat, frame, like, part, view, wider
+from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
+from calc.primitives import add, frame, like, part, view, wider
 
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, masks
-from .parts import dropped, partial_rotary_tables, partial_tables_row, plain_mlp
+from .parts import dropped, partial_rotary_tables, partial_tables_row, partly_turned, plain_mlp
 
 FUSED: Shape = ("B", "S", "N", 3, "D")
 
@@ -77,7 +77,7 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     fused = Tensor("query_key_value output", FUSED, numerics.linear)
     by_head = like(fused, "qkv")
     q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
-    turning, turned_q, turned_k = _partly_turned(q, k, numerics)
+    turning, (turned_q, turned_k), _ = partly_turned(q, k, numerics)
     core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
     projected = Tensor("dense output", ("B", "S", "H"), numerics.compute)
     rows = [
@@ -90,24 +90,3 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
         frame(by_head, turned_q, turned_k),
     ]
     return rows, projected, held
-
-
-def _partly_turned(q: Tensor, k: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
-    """apply_rotary_pos_emb: the first elements of each head turned, the others put behind them."""
-    cos, sin = partial_rotary_tables(numerics)
-    slices: list[Row] = []
-    turning: list[Row] = []
-    joining: list[Row] = []
-    results: list[Tensor] = []
-    for x in (q, k):
-        front, rest = (like(x, f"{x.name} {name}", shape=(*x.shape[:-1], dim)) for name, dim in PARTS)
-        rows, turned = rotary(x.name, front, cos, sin)
-        result = like(x, f"{x.name} with positions and the rest", dtype=turned.dtype)
-        slices += [part(x, (front,)), part(x, (rest,))]
-        turning += rows
-        joining.append(cat((turned, rest), result))
-        results.append(result)
-    return [*slices, *turning, *joining], results[0], results[1]
-
-
-PARTS = (("to turn", "Q"), ("to leave", "D-Q"))

@@ -33,6 +33,6 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
         return Section(name="head", rows=(*norm, frame(x, *outside), *loss_rows), input=x, output=loss)
     logits = Tensor("logits", ("B", "S", "V"), numerics.compute)
     loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence)
-    projection = linear("lm_head", normed, logits, ("H",), ("V",), numerics, weight=weight)
+    projection = linear("lm_head", normed, logits, ("H",), ("V",), numerics, bias=facts.kind.head_bias, weight=weight)
     rows = [*norm, frame(x, *outside), *stamped(projection, Component.HEAD, "lm_head"), *loss_rows, frame(normed)]
     return Section(name="head", rows=tuple(rows), input=x, output=loss)

@@ -3,8 +3,8 @@
 from calc.attention import AttentionCore
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Tensor
-from calc.operators import POSITION_IDS, Numerics, activation, linear
-from calc.primitives import dropout, like
+from calc.operators import POSITION_IDS, Numerics, activation, linear, rotary
+from calc.primitives import cat, dropout, like, part
 from calc.scenario import Attention
 
 from .facts import LayerFacts
@@ -59,3 +59,30 @@ def partial_tables_row(numerics: Numerics) -> Row:
 PARTIAL_ROTARY_BUFFERS = tuple(
     Tensor(f"rotary_emb.{name}", ("Q/2",), DType.FP32, Kind.BUFFERS) for name in ("inv_freq", "original_inv_freq")
 )
+
+
+Pair = tuple[Tensor, Tensor]
+"""One of q and one of k."""
+
+
+def partly_turned(q: Tensor, k: Tensor, numerics: Numerics) -> tuple[list[Row], Pair, Pair]:
+    """The first elements of each head turned, the others put behind them: the rows, the results, what was turned."""
+    cos, sin = partial_rotary_tables(numerics)
+    slices: list[Row] = []
+    turning: list[Row] = []
+    joining: list[Row] = []
+    results: list[Tensor] = []
+    fronts: list[Tensor] = []
+    for x in (q, k):
+        front, rest = (like(x, f"{x.name} {name}", shape=(*x.shape[:-1], dim)) for name, dim in HEAD_PARTS)
+        rows, turned = rotary(x.name, front, cos, sin)
+        result = like(x, f"{x.name} with positions and the rest", dtype=turned.dtype)
+        slices += [part(x, (front,)), part(x, (rest,))]
+        turning += rows
+        joining.append(cat((turned, rest), result))
+        results.append(result)
+        fronts.append(turned)
+    return [*slices, *turning, *joining], (results[0], results[1]), (fronts[0], fronts[1])
+
+
+HEAD_PARTS = (("to turn", "Q"), ("to leave", "D-Q"))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import gpt, gpt_neox, llama, opt
+from . import gpt, gpt_neox, llama, opt, phi
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
@@ -18,6 +18,7 @@ FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "llama": llama.llama,
     "mistral": llama.mistral,
     "opt": opt.opt,
+    "phi": phi.phi,
     "qwen2": llama.qwen2,
     "qwen3": llama.qwen3,
 }

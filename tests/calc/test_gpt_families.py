@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from calc import Scenario, estimate
 from calc.errors import ConfigError
 from calc.hf_config import architecture
 
@@ -16,6 +17,7 @@ NOT_MODELLED = [
     ("opt", "layer_norm_elementwise_affine", False),
     ("opt", "layerdrop", 0.1),
     ("opt", "word_embed_proj_dim", 512),
+    ("phi", "qk_layernorm", True),
 ]
 
 
@@ -39,9 +41,17 @@ def test_the_share_of_a_head_that_positions_turn_has_three_names() -> None:
     assert rotary_dim(model_type="gpt_neox", rotary_pct=0.5) == 96 // 2
     assert rotary_dim(model_type="gpt_neox", rotary_pct=1.0, rope_parameters={"partial_rotary_factor": 0.5}) == 96 // 2
     assert rotary_dim(model_type="gpt_neox", rope_scaling={"partial_rotary_factor": 0.5, "rope_type": "linear"}) == 48
+    assert rotary_dim(model_type="phi") == 64 // 2
+    assert rotary_dim(model_type="phi", partial_rotary_factor=0.25) == 64 // 4
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, "above 0"), (1.5, "at most 1"), ("a", "number"), (0.1, "pairs")])
 def test_a_share_that_cannot_be(share: Any, expected: str) -> None:
     with pytest.raises(ConfigError, match=expected):
         rotary_dim(model_type="gpt_neox", rotary_pct=share)
+
+
+@pytest.mark.parametrize("loss", ["chunked-cross-entropy", "fused-linear-cross-entropy"])
+def test_a_head_with_a_bias_has_its_logits(loss: str) -> None:
+    with pytest.raises(ConfigError, match="should be cross-entropy: this model's head has a bias"):
+        estimate(Scenario(model={"model_type": "phi"}, loss=loss, sequence_length=8))

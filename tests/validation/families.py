@@ -42,6 +42,10 @@ FAMILIES: dict[str, Family] = {
         drawn={"ffn_dim": (7, 333), "enable_bias": FLAG},
         lora_targets=("q_proj", "v_proj", "fc2"),
     ),
+    "phi": Family(
+        drawn={"partial_rotary_factor": (0.25, 0.5, 1.0), "num_key_value_heads": (None, 1, 2)},
+        lora_targets=("q_proj", "v_proj", "fc2"),
+    ),
     "qwen2": Family(own=QWEN),
     "qwen3": Family(own=QWEN | {"head_dim": 24}, drawn={"attention_bias": FLAG}),
 }

@@ -1,0 +1,90 @@
+"""Phi's embeddings and layer (transformers 5.23.0, models/phi)."""
+
+from calc.attention import HEADS, KEY_VALUE_HEADS
+from calc.ledger import Component, Row, Section, Tensor
+from calc.lifetimes import NEXT
+from calc.norms import layer_norm
+from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
+from calc.primitives import add, frame, like, view, wider
+
+from .attention import attention
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, masks
+from .parts import dropped, partial_rotary_tables, partial_tables_row, partly_turned, plain_mlp
+
+
+def phi_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """PhiModel.forward up to its first layer: token embeddings, mask, dropout, rotary tables."""
+    tokens = hidden_states(numerics, "inputs_embeds")
+    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
+    tables = partial_rotary_tables(numerics)
+    rows = [
+        embedding(parameter("embed_tokens.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
+        Row(name="arange", reads=(), writes=(POSITION_IDS,)),
+        *mask_rows(facts, numerics),
+        *dropping,
+        partial_tables_row(numerics),
+    ]
+    return Section(
+        name="embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "model")),
+        output=output,
+        held=(output, POSITION_IDS, *tables, *masks(facts, numerics)),
+        leaves=(tokens,),
+    )
+
+
+def phi_layer(facts: LayerFacts, numerics: Numerics) -> Section:
+    """PhiDecoderLayer."""
+    x, output = hidden_states(numerics), hidden_states(numerics, f"{NEXT}hidden_states")
+    norm, normed = layer_norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
+    attending, attended, held = _attention(normed, facts, numerics)
+    drop_1, attended = dropped(attended, "attention output after dropout", on=facts.residual_dropout)
+    mlp, down = plain_mlp("mlp.fc1", "mlp.fc2", normed, facts, numerics)
+    drop_2, down = dropped(down, "mlp output after dropout", on=facts.residual_dropout)
+    both = like(down, "attention and mlp output", dtype=wider(down.dtype, attended.dtype))
+    rows = [
+        *norm,
+        *stamped([*attending, *drop_1], Component.ATTENTION, "self_attn"),
+        *stamped([*mlp, *drop_2], Component.MLP, "mlp"),
+        add(attended, down, both),
+        add(both, x, output),
+        frame(x, normed, attended, down, *held),
+    ]
+    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES)
+
+
+MODULES = (
+    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "dense")),
+    "mlp.fc1",
+    "mlp.fc2",
+    "input_layernorm",
+)
+
+
+def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """PhiAttention.forward: its frame holds the parts of q and k, too."""
+    core, kind = facts.core, facts.kind
+    projections = (
+        ("q", HEADS, not core.one_head),
+        ("k", KEY_VALUE_HEADS, not core.one_key_value_head),
+        ("v", KEY_VALUE_HEADS, core.gradients_by_head and not core.one_key_value_head),
+    )
+    rows: list[Row] = []
+    heads: list[Tensor] = []
+    for name, shape, copies in projections:
+        flat, head = (Tensor(each, shape, numerics.linear) for each in (f"{name}_proj output", name))
+        bias = kind.query_key_value_bias
+        rows += linear(f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=bias)
+        rows.append(view(flat, head, copies_gradient=copies))
+        heads.append(head)
+    q, k, v = heads
+    turning, (turned_q, turned_k), fronts = partly_turned(q, k, numerics)
+    core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
+    projected = Tensor("dense output", ("B", "S", "H"), numerics.compute)
+    rows += [
+        *turning,
+        *core_rows,
+        *linear("self_attn.dense", out, projected, ("N", "D"), ("H",), numerics, bias=kind.output_bias),
+        frame(q, k, turned_q, turned_k, v, *fronts),
+    ]
+    return rows, projected, held
