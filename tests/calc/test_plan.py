@@ -60,7 +60,7 @@ def test_learned_positions_have_an_end() -> None:
     [
         (GPT2, None, Dropouts(embedding=0.1, attention=0.1, residual=0.1)),
         (GPT2, 0.3, Dropouts(embedding=0.3, attention=0.3, residual=0.3)),
-        (GPT2, 0, Dropouts()),
+        (GPT2, 0, Dropouts(embedding=0, attention=0, residual=0)),
         (LLAMA, 0.3, Dropouts(attention=0.3)),
     ],
 )

@@ -43,7 +43,7 @@ FAMILIES: dict[str, Family] = {
         lora_targets=("q_proj", "v_proj", "fc2"),
     ),
     "phi": Family(
-        drawn={"partial_rotary_factor": (0.25, 0.5, 1.0), "num_key_value_heads": (None, 1, 2)},
+        drawn={"partial_rotary_factor": (0.25, 0.5, 1.0)},
         lora_targets=("q_proj", "v_proj", "fc2"),
     ),
     "qwen2": Family(own=QWEN),
