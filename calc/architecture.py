@@ -102,6 +102,16 @@ class Layer:
     sliding_window: int | None = None
     frozen: bool = False
     """Its weights are not trained."""
+    num_prefix_tokens: int = 0
+    """Trained keys and values before those of the text (prefix tuning)."""
+
+
+class CacheHolder(StrEnum):
+    """Who holds a key/value cache when forward ends."""
+
+    NOBODY = "nobody"
+    OUTPUTS = "outputs"
+    """Though none was asked for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,6 +127,8 @@ class ModelKind:
     """A table of them, which limits the sequence."""
     always_makes_causal_mask: bool = False
     """Also where all its layers slide, and none reads it."""
+    cache_holder: CacheHolder | None = None
+    """Of a key/value cache that the model is given; none: its layers are not known to take one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,6 +170,13 @@ class Architecture:
     def with_frozen_layers(self, num_frozen: int) -> "Architecture":
         """The same with the first `num_frozen` layers' weights not trained."""
         return replace(self, layers=tuple(_frozen(self.layers, num_frozen))) if num_frozen else self
+
+    def with_prefix(self, num_tokens: int) -> "Architecture":
+        """The same with `num_tokens` keys and values before the text's in each layer."""
+        if not num_tokens:
+            return self
+        layers = tuple((replace(layer, num_prefix_tokens=num_tokens), count) for layer, count in self.layers)
+        return replace(self, layers=layers)
 
 
 def _frozen(runs: tuple[tuple[Layer, int], ...], left: int) -> Iterator[tuple[Layer, int]]:

@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .adapters import OUTPUT_LAYER, TEXT_IDS, adapter_facts
-from .architecture import Architecture, Dropouts, Layer, Wiring
+from .architecture import Architecture, CacheHolder, Dropouts, Layer, Wiring
 from .attention import AttentionCore
 from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
+from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
 from .grad_scaler import HELD, uses_grad_scaler
@@ -32,7 +33,7 @@ from .optimizer_step import NUM_GRADIENTS, norm_chunks
 from .optimizers import CODES, QUANTISATION_MAPS, averaged
 from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
-from .scenario import Adapter, Attention, Implementation, Loss, Task, num_prompt_tokens
+from .scenario import PREFIXED, Adapter, Attention, Implementation, Loss, Task, num_prefix_tokens, num_prompt_tokens
 from .sizes import Sizes
 from .step import Step, StepFacts, step
 from .wirings import WIRINGS
@@ -168,20 +169,34 @@ def _units(layers: tuple[tuple[Layer, int], ...], length: int) -> Iterator[tuple
 
 
 def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:
-    eager = plan.attention is Attention.EAGER
-    windows = [layer.sliding_window for layer, _ in architecture.layers]
     return ModelFacts(
         kind=architecture.kind,
-        causal_mask=eager and (None in windows or architecture.kind.always_makes_causal_mask),
-        sliding_mask=eager and set(windows) != {None},
-        window_mask=not eager and any(needs_mask(layer, workload.sequence_length) for layer, _ in architecture.layers),
+        masks=tuple(_masks(architecture, workload, plan)),
         embedding_dropout=bool(architecture.dropouts.embedding),
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
         liger=plan.use_liger_kernel,
         frozen_embedding=plan.frozen_layers > 0,
         linear_loss=_linear_loss(architecture, workload, plan),
+        cache_end=_cache_end(architecture, plan),
     )
+
+
+def _masks(architecture: Architecture, workload: Workload, plan: Plan) -> Iterator[Tensor]:
+    """The masks the model makes, in their order."""
+    cores = {_core(layer, architecture.dropouts, workload, plan) for layer, _ in architecture.layers}
+    masked = {core.sliding: core for core in cores if core.masked or core.kernel is Attention.EAGER}
+    causal = {replace(core, sliding=False) for core in cores if core.prefixed or core.kernel is Attention.EAGER}
+    if causal and architecture.kind.always_makes_causal_mask:
+        masked.setdefault(False, causal.pop())
+    for sliding in sorted(masked):
+        yield masked[sliding].mask(plan.numerics)
+
+
+def _cache_end(architecture: Architecture, plan: Plan) -> CacheEnd:
+    if architecture.kind.cache_holder is not CacheHolder.OUTPUTS or not num_prefix_tokens(plan.adapter):
+        return CacheEnd.FORWARD
+    return CacheEnd.OUTPUTS_AFTER_BACKWARD if plan.hold_outputs else CacheEnd.OUTPUTS_BEFORE_BACKWARD
 
 
 def _linear_loss(architecture: Architecture, workload: Workload, plan: Plan) -> LinearLoss | None:
@@ -208,7 +223,6 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
     return LayerFacts(
         kind=layer.kind,
         residual_dropout=bool(dropouts.residual),
-        sliding=layer.sliding_window is not None,
         frozen=layer.frozen,
         liger=plan.use_liger_kernel,
         core=_core(layer, dropouts, workload, plan),
@@ -222,6 +236,8 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
     return AttentionCore(
         kernel=kernel,
         dropout=bool(dropouts.attention),
+        sliding=layer.sliding_window is not None,
+        prefixed=layer.num_prefix_tokens > 0,
         fp32_softmax=layer.kind.fp32_softmax,
         grouped=is_grouped(layer),
         one_sequence=workload.micro_batch_size == 1,
@@ -232,7 +248,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         masked=masked,
         repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),
         pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
-        pads_mask=masked and length % MASK_MULTIPLE > 0,
+        pads_mask=masked and (length + layer.num_prefix_tokens) % MASK_MULTIPLE > 0,
         accumulates_output=accumulates_output(layer.head_dim, compute),
         differentiated=plan.task is Task.TRAINING,
     )
@@ -246,6 +262,7 @@ def _with_prompt(workload: Workload, plan: Plan) -> Workload:
 def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
     """The symbols that mean the same in all sections."""
     length = workload.sequence_length
+    keys = length + num_prefix_tokens(plan.adapter)
     tokens = workload.micro_batch_size * length
     kept = plan.eval_accumulation_steps
     chunk = chunk_tokens(plan.loss, tokens, architecture.vocab_size, architecture.hidden_size)
@@ -255,6 +272,8 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "C2": min(chunk, tokens - chunk),
         "S": length,
         "S+1": length + 1,
+        "S+T": keys,
+        "S+T⌈8⌉": round_up(keys, MASK_MULTIPLE),
         "S⌈8⌉": round_up(length, MASK_MULTIPLE),
         "S⌈32⌉": round_up(length, STATISTICS_BLOCK),
         "S⌈128⌉": round_up(length, FLASH_SEQUENCE_BLOCK),
@@ -269,11 +288,13 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
 
 
 def _adapter_sizes(adapter: Adapter, architecture: Architecture, length: int) -> dict[str, int]:
+    layer = architecture.layers[0][0]
+    width = layer.num_key_value_heads * layer.head_dim if adapter.kind in PREFIXED else architecture.hidden_size
     return {
         "R": adapter.rank,
         "T": adapter.num_virtual_tokens,
         "S-T": length - num_prompt_tokens(adapter),
-        "E": adapter.encoder_hidden_size or architecture.hidden_size,
+        "E": adapter.encoder_hidden_size or width,
     }
 
 
@@ -296,4 +317,7 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
 def kernel_sizes(layer: Layer, common: dict[str, int], plan: Plan) -> dict[str, int]:
     """The symbols that also depend on the step's sizes."""
     num_heads = common["B"] * layer.num_attention_heads
-    return {"W": efficient_workspace_floats(common["S"], layer.head_dim, num_heads, plan.numerics.compute)}
+    length, compute = common["S"], plan.numerics.compute
+    return {
+        "W": efficient_workspace_floats(length, length + layer.num_prefix_tokens, layer.head_dim, num_heads, compute)
+    }

@@ -1,12 +1,19 @@
 """The attention core, from q, k, v to the output: its facts, and the rows of eager attention (transformers 5.23.0)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .dtype import DType
-from .ledger import Product, Row, Shape, Tensor
+from .ledger import Dimension, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input
 from .primitives import add, cast, copy, dropout, frame, like, matmul, scale, softmax, view, wider
 from .scenario import Attention
+
+SLIDING_MASK = "sliding_mask"
+HEADS: Shape = ("B", "S", "N", "D")
+KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")
+SCORES: Shape = ("B", "N", "S", "S")
+SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D",))
+VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D",), ("S",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,6 +32,10 @@ class AttentionCore:
     one_token: bool = False
     query_key_by_head: bool = False
     """q and k lie in memory as [B, N, S, D], not by token."""
+    sliding: bool = False
+    """Its mask is the sliding window's."""
+    prefixed: bool = False
+    """There are keys and values before the text's, which lie head by head with them."""
     masked: bool = False
     """scaled_dot_product_attention gets a mask."""
     repeats_heads: bool = False
@@ -60,15 +71,40 @@ class AttentionCore:
     def merges_key_value_heads_by_copy(self, *, cast: bool, by_head: bool = False) -> bool:
         """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
         cast has written out."""
-        in_order = (cast or not self.one_key_value_head) if self.grouped else by_head
+        in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.prefixed
         return self.merges_heads_by_copy and not in_order
 
+    def copies_gradient_by_token(self, *, one_head: bool, cast: bool = False) -> bool:
+        """The gradient of v, [B, N, S, D], becomes one of [B·S, N·D] by a copy; beside that of a prefix it is part of a
+        larger tensor, unless it was cast."""
+        apart = not self.prefixed or cast
+        if self.gradients_by_head:
+            return not (one_head and (apart or self.one_sequence))
+        return not (apart or self.one_sequence)
 
-HEADS: Shape = ("B", "S", "N", "D")
-KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")
-SCORES: Shape = ("B", "N", "S", "S")
-SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D",))
-VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D",), ("S",))
+    @property
+    def keys(self) -> Dimension:
+        """How many keys there are for each query."""
+        return "S+T" if self.prefixed else "S"
+
+    @property
+    def scores(self) -> Shape:
+        return (*SCORES[:-1], self.keys)
+
+    @property
+    def scores_product(self) -> Product:
+        return replace(SCORES_PRODUCT, n=(self.keys,))
+
+    @property
+    def values_product(self) -> Product:
+        return replace(VALUES_PRODUCT, k=(self.keys,))
+
+    def mask(self, numerics: Numerics) -> Tensor:
+        """What tells who sees whom, made once per forward for all layers of a kind: what eager attention adds to its
+        scores, else booleans for all sequences (sdpa_mask)."""
+        name, shape = SLIDING_MASK if self.sliding else "causal_mask", ("S", self.keys)
+        eager = self.kernel is Attention.EAGER
+        return Tensor(name, ("B", *shape), numerics.weights) if eager else Tensor(name, shape, DType.BOOL)
 
 
 def eager_attention(
@@ -90,10 +126,10 @@ def eager_attention(
     by_copy = core.merges_key_value_heads_by_copy(cast=bool(rows_k), by_head=core.query_key_by_head)
     merge_k, key = merged(key, by_copy)
     rows += [*merge_q, *merge_k]
-    products, scaled = (Tensor(f"scores{suffix}", SCORES, numerics.compute) for suffix in ("", " scaled"))
+    products, scaled = (Tensor(f"scores{suffix}", core.scores, numerics.compute) for suffix in ("", " scaled"))
     masked = like(scaled, "scores masked", dtype=wider(scaled.dtype, mask.dtype))
     rows += [
-        matmul("scores", query, key, products, SCORES_PRODUCT),
+        matmul("scores", query, key, products, core.scores_product),
         scale(products, scaled),
         add(scaled, mask, masked, name="mask"),
     ]
@@ -110,7 +146,7 @@ def eager_attention(
     merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=bool(rows_v)))
     rows += [*rows_v, *rows_w, *merge_v]
     heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
-    rows.append(matmul("values", lower_weights, value, heads, VALUES_PRODUCT))
+    rows.append(matmul("values", lower_weights, value, heads, core.values_product))
     rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
     rows.append(frame(*given))
     return rows, out, weights
@@ -118,7 +154,8 @@ def eager_attention(
 
 def repeated(k: Tensor, v: Tensor, core: AttentionCore) -> tuple[list[Row], Tensor, Tensor]:
     """repeat_kv: every key/value head for all query heads that share it; a single one by an expanded view."""
-    key, value = like(k, "k repeated", shape=HEADS), like(v, "v repeated", shape=HEADS)
+    heads = ("B", core.keys, "N", "D")
+    key, value = like(k, "k repeated", shape=heads), like(v, "v repeated", shape=heads)
     repeat = view if core.one_key_value_head else copy
     return [repeat(each, wide, copies_gradient=True) for each, wide in ((k, key), (v, value))], key, value
 

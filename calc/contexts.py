@@ -1,6 +1,7 @@
 """What a section's lifetimes depend on beside its rows, and what they are (lifetimes.py)."""
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from .ledger import Kind, Row, Tensor
 
@@ -15,6 +16,15 @@ OWNED = frozenset({Kind.PARAMETERS, Kind.BUFFERS})
 
 Event = tuple[Tensor, bool]
 """A tensor, and whether it is allocated (True) or freed."""
+
+
+class CacheEnd(Enum):
+    """Until when a key/value cache lives."""
+
+    FORWARD = auto()
+    OUTPUTS_BEFORE_BACKWARD = auto()
+    """The outputs hold it, and are dropped before backward."""
+    OUTPUTS_AFTER_BACKWARD = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +54,7 @@ class Context:
     """Tied parameters whose gradient meets the waiting one of a later section."""
     meets_view: bool = False
     """The waiting gradient is a view."""
+    cache_end: CacheEnd = CacheEnd.FORWARD
     runs_again: bool = False
     """Later sections of its checkpointed region save tensors: all of it runs again, whether it saves any or not."""
     region_input: Tensor | None = None
@@ -69,7 +80,9 @@ class Lifetimes:
 
     forward: tuple[Event, ...]
     forward_end: tuple[Event, ...]
-    """When autocast exits at the end of forward: its cached weights that no node saved."""
+    """When autocast exits at the end of forward: its cached weights that no node saved; a key/value cache likewise."""
+    outputs_end: tuple[Event, ...]
+    """When the outputs are dropped, if they hold a key/value cache."""
     before_rerun: tuple[Event, ...]
     """Backward up to the moment when the checkpointed region runs again."""
     rerun: tuple[Event, ...]

@@ -20,7 +20,7 @@ from .notes import notes
 from .parts import Sum
 from .plan import Plan, Workload, resolve
 from .reserved import Reserved, reserved
-from .scenario import Scenario
+from .scenario import Scenario, num_prefix_tokens
 from .timeline import Phase
 
 TRANSFORMERS_SOURCE = "transformers 5.23.0, models/{family}/modeling_{family}.py"
@@ -202,6 +202,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
 
     The `scenario` of the answer names the model by its type alone.
     """
+    architecture = architecture.with_prefix(num_prefix_tokens(plan.adapter))
     scenario = Scenario(
         model={"model_type": architecture.model_type},
         gpu=gpu.name if gpu else None,
@@ -339,7 +340,7 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
     forward, backward, recompute, needed, core = (
         FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_core")
     )
-    layer = step.runs[1]
+    layer, length, prefix = step.runs[1], step.sizes[0]["S"], num_prefix_tokens(step.plan.adapter)
     return Flops(
         forward=k * forward,
         backward=k * backward,
@@ -347,6 +348,6 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
         total=k * (forward + backward + recompute),
         elementwise=k * done["elementwise"],
         model_flops_per_token=(needed + core) // tokens,
-        model_flops_per_token_causal=(needed + causal_flops(core, step.sizes[0]["S"])) // tokens,
+        model_flops_per_token_causal=(needed + causal_flops(core, length, prefix)) // tokens,
         attention=attention_flops(layer.part.attention, layer.sizes),
     )

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .attention import SCORES
 from .ledger import Product, Row, Shape
 from .lifetimes import Lifetimes
 from .sizes import Counts, Sizes, counted, weighted
@@ -67,10 +66,11 @@ def total_flops(counts: Counts, sizes: Sizes) -> int:
     return FLOPS_PER_PRODUCT * counts.summed(sizes)
 
 
-def causal_flops(core_flops: int, length: int) -> int:
+def causal_flops(core_flops: int, length: int, num_prefix_tokens: int = 0) -> int:
     """`core_flops` of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on
-    average."""
-    return core_flops // length * (length + 1) // 2
+    average, and all of a prefix."""
+    attended_twice = 2 * num_prefix_tokens + length + 1
+    return core_flops // (length + num_prefix_tokens) * attended_twice // 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +95,7 @@ class AttentionProducts:
 
     qkv_projection: Counts
     scores: Counts
+    scores_shape: Shape
     values: Counts
     output_projection: Counts
 
@@ -111,6 +112,7 @@ def attention_products(rows: Iterable[Row]) -> AttentionProducts:
     return AttentionProducts(
         qkv_projection=_counts(linears[QKV_MODULES]),
         scores=_counts(Counter(core[:1])),
+        scores_shape=(*core[0].batch, *core[0].m, *core[0].n),
         values=_counts(Counter(core[1:])),
         output_projection=_counts(linears[OUTPUT_MODULES]),
     )
@@ -121,8 +123,8 @@ def attention_flops(parts: AttentionProducts, sizes: Sizes) -> AttentionFlops:
     return AttentionFlops(
         qkv_projection=total_flops(parts.qkv_projection, sizes),
         scores=total_flops(parts.scores, sizes),
-        scaling=SCALING_FLOPS * sizes[SCORES],
-        softmax=SOFTMAX_FLOPS * sizes[SCORES],
+        scaling=SCALING_FLOPS * sizes[parts.scores_shape],
+        softmax=SOFTMAX_FLOPS * sizes[parts.scores_shape],
         values=total_flops(parts.values, sizes),
         output_projection=total_flops(parts.output_projection, sizes),
     )

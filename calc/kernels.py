@@ -28,8 +28,10 @@ FLASH_HEAD_LIMIT, FLASH_HEAD_LARGEST = 224, 256
 
 
 def needs_mask(layer: Layer, sequence_length: int) -> bool:
-    """A window that is not longer than the sequence needs a mask (_ignore_causal_mask_sdpa in transformers)."""
-    return layer.sliding_window is not None and sequence_length >= layer.sliding_window
+    """A window that is not longer than the sequence needs a mask, and so do keys before the text's
+    (_ignore_causal_mask_sdpa in transformers)."""
+    slides = layer.sliding_window is not None and sequence_length >= layer.sliding_window
+    return slides or layer.num_prefix_tokens > 0
 
 
 def repeats_heads(layer: Layer, sequence_length: int) -> bool:
@@ -47,6 +49,8 @@ def _flash_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | N
         return "the flash kernel takes fp16 and bf16, not precision = fp32"
     if layer.head_dim > FLASH_LARGEST_HEAD:
         return f"the flash kernel takes head sizes up to {FLASH_LARGEST_HEAD}, not {layer.head_dim}"
+    if layer.num_prefix_tokens:
+        return "keys before the text's need a mask, which the flash kernel does not take"
     if needs_mask(layer, sequence_length):
         return f"a sliding window of {layer.sliding_window} tokens needs a mask, which the flash kernel does not take"
     return None
@@ -106,7 +110,7 @@ TILE_HEADER = 4
 """A lock, a counter and padding before each tile (GradQTempStorage), in floats."""
 
 
-def efficient_workspace_floats(sequence_length: int, head_dim: int, num_heads: int, dtype: DType) -> int:
+def efficient_workspace_floats(num_queries: int, num_keys: int, head_dim: int, num_heads: int, dtype: DType) -> int:
     """Room of one head in the workspace of the efficient kernel's backward; `num_heads` counts those of all sequences.
 
     mem_eff_attention/kernel_backward.h, workspace_strideBH: tiles that collect the gradient of q, and, where they do
@@ -114,10 +118,10 @@ def efficient_workspace_floats(sequence_length: int, head_dim: int, num_heads: i
     whose blocks have 163 KiB of shared memory (compute capability 8.0, 9.0, 10.0).
     """
     queries, keys, in_registers = _efficient_tiles(head_dim, dtype)
-    tiles = _blocks(sequence_length, queries) * _blocks(head_dim, keys)
+    tiles = _blocks(num_queries, queries) * _blocks(head_dim, keys)
     floats = tiles * (queries * keys + TILE_HEADER)
     if not in_registers:
-        splits = _blocks(sequence_length, keys)
+        splits = _blocks(num_keys, keys)
         if num_heads >= MANY_HEADS and splits <= 2:
             splits = 1
         splits = max(min(splits, MOST_SPLITS // num_heads), 1)

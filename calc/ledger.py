@@ -48,6 +48,8 @@ SYMBOLS = {
     "C": "tokens whose logits are made at once",
     "C2": "tokens of the second chunk",
     "S+1": "sequence_length + 1",
+    "S+T": "keys of the text and of the prefix before it",
+    "S+T⌈8⌉": "keys of the text and of the prefix before it, rounded up to 8",
     "S⌈8⌉": "sequence_length, rounded up to 8",
     "S⌈32⌉": "sequence_length, rounded up to 32",
     "S⌈128⌉": "sequence_length, rounded up to 128",
@@ -215,6 +217,18 @@ class Region:
     """It goes on in the next section."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lent:
+    """A tensor that one section makes for another, which frees it; its gradient waits until backward has come to the
+    first."""
+
+    tensor: Tensor
+    known_as: Tensor
+    """What events call it: those of all layers alike."""
+    gradient: Tensor
+    """The storage its gradient is a view of."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Section:
     """A part of the model that may be repeated: its output is the next one's input."""
@@ -232,6 +246,10 @@ class Section:
     """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model."""
     held: tuple[Tensor, ...] = ()
     """Tensors the model's own frame holds until it returns."""
+    lent: tuple[Lent, ...] = ()
+    """What it makes for other sections one by one, or gets so."""
+    cached: tuple[Tensor, ...] = ()
+    """Tensors of its own that a key/value cache holds."""
 
     @property
     def has_begun(self) -> bool:

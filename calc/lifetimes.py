@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
-from .contexts import HIDDEN_STATES, NEXT, OWNED, Context, Event, Lifetimes, Needs
-from .ledger import Gradient, Kind, Row, Section, Tensor, requires_gradient, saved_for_backward
+from .contexts import HIDDEN_STATES, NEXT, OWNED, CacheEnd, Context, Event, Lifetimes, Needs
+from .ledger import Gradient, Kind, Lent, Row, Section, Tensor, requires_gradient, saved_for_backward
 
 KEPT_NEEDS = 1024
 """Of how many sections they are kept."""
@@ -59,6 +59,8 @@ class _Pending:
 class _Builder:
     section: Section
     context: Context
+    borrowed: list[Lent] = field(init=False)
+    """What other sections made for this one."""
     required: set[Tensor] = field(init=False)
     base: dict[Tensor, Tensor] = field(init=False)
     """For a view, the tensor whose storage it shares."""
@@ -73,6 +75,8 @@ class _Builder:
     """What the region reads from outside of it."""
     needed: dict[Tensor, int] = field(init=False)
     """Each storage kept through forward, with the row whose backward frees it."""
+    lasting: list[Tensor] = field(init=False)
+    """Of what a key/value cache holds, what it is the last to hold."""
     alias: dict[Tensor, Tensor] = field(init=False)
     """What an event calls a tensor: the output is the next part's input; what no node keeps is a temporary."""
     events: list[Event] = field(init=False, default_factory=list)
@@ -80,10 +84,14 @@ class _Builder:
     def __post_init__(self) -> None:
         section, context = self.section, self.context
         roots = {section.input} if section.input and context.input_required else set()
-        self.required = requires_gradient(section.rows, roots | context.leaves)
+        own = {tensor for row in section.rows for tensor in row.writes}
+        self.borrowed = [each for each in section.lent if each.tensor not in own]
+        borrowed = {each.tensor for each in self.borrowed}
+        self.required = requires_gradient(section.rows, roots | context.leaves | borrowed)
         self.base = _bases(section.rows)
         self.written = {self._storage(tensor) for row in section.rows for tensor in (*row.writes, *self._made(row))}
-        self.local = (self.written | context.released) - context.exported
+        lent = {each.tensor for each in section.lent} - borrowed
+        self.local = (self.written | context.released | borrowed) - context.exported - lent
         if section.input is not None:
             self.local.add(section.input)
         self.local.discard(self._storage(section.output))
@@ -92,6 +100,8 @@ class _Builder:
         self.saving = [index for index in self._inside() if keeping[index]]
         self.inputs = self._region_inputs()
         self.needed = self._needed()
+        self.lasting = self._lasting()
+        self.local.difference_update(self.lasting)
         if self.section.goes_on and not self.section.has_begun and not self.saving:
             self.local.discard(section.input)  # a later section of the region frees it
 
@@ -105,7 +115,9 @@ class _Builder:
     def build(self) -> Lifetimes:
         section = self.section
         self.alias = self._names()
-        forward_end = tuple((each, False) for each in sorted(_cached(section.rows) - self.needed.keys(), key=_name))
+        forward_end = [(each, False) for each in sorted(_cached(section.rows) - self.needed.keys(), key=_name)]
+        cache_end = [(tensor, False) for tensor in self.lasting]
+        with_forward = self.context.cache_end is CacheEnd.FORWARD
         forward = self._forward()
         freed_by = self._freed_by()
         again = self._rows_run_again()
@@ -115,7 +127,8 @@ class _Builder:
         own = seen & (self.written | {section.input})
         return Lifetimes(
             forward=forward,
-            forward_end=forward_end,
+            forward_end=(*forward_end, *(cache_end if with_forward else ())),
+            outputs_end=() if with_forward else tuple(cache_end),
             before_rerun=before_rerun,
             rerun=rerun,
             rerun_end=rerun_end,
@@ -133,9 +146,10 @@ class _Builder:
         written = {tensor for row in section.rows for tensor in row.writes}
         names = {
             tensor: replace(tensor, kind=Kind.TEMPORARIES)
-            for tensor in written - saved - self.context.exported
+            for tensor in (written - saved - self.context.exported).difference(section.cached)
             if tensor.kind is Kind.ACTIVATIONS
         }
+        names |= {each.tensor: each.known_as for each in section.lent}
         if section.input is not None and self.context.held_input is not None:
             names[section.input] = self.context.held_input
         passed_on = replace(section.output, name=section.output.name.removeprefix(NEXT))
@@ -200,6 +214,10 @@ class _Builder:
             for tensor in self.inputs - self._offloaded():
                 needed[tensor] = min(self.saving[0], needed.get(tensor, self.saving[0]))
         return needed
+
+    def _lasting(self) -> list[Tensor]:
+        outlives_nodes = self.context.cache_end is CacheEnd.OUTPUTS_AFTER_BACKWARD
+        return [tensor for tensor in self.section.cached if outlives_nodes or tensor not in self.needed]
 
     def _seen_by_hooks(self) -> set[Tensor]:
         """Saved-tensor hooks of the caller do not see inside a checkpointed region, but see what it keeps."""
@@ -296,9 +314,7 @@ class _Builder:
         section, inside = self.section, self._inside()
         self.events, num_before = [], 0
         self._free(sorted(self.context.kept, key=_name))
-        buffers: dict[Tensor, _Pending] = {}
-        if section.output in self.required:
-            buffers[section.output] = _Pending(_Storage(gradient_of(section.output)), viewed=False)
+        buffers = self._arrived()
         for index in reversed(range(len(section.rows))):
             if self.saving and index == self.saving[-1] and not self.section.goes_on:
                 num_before = len(self.events)
@@ -308,7 +324,18 @@ class _Builder:
                 self._release(leaf.storage)
         elif section.input in buffers:
             self._pass_on(buffers[section.input].storage.tensor, gradient_of(section.input))
+        for each in self.borrowed:
+            if each.tensor in buffers:
+                self._pass_on(buffers[each.tensor].storage.tensor, each.gradient)
         return tuple(self.events[:num_before]), tuple(self.events[num_before:])
+
+    def _arrived(self) -> dict[Tensor, _Pending]:
+        """The gradients that later sections have sent back."""
+        output, arrived = self.section.output, dict[Tensor, _Pending]()
+        if output in self.required:
+            arrived[output] = _Pending(_Storage(gradient_of(output)), viewed=False)
+        lent = (each for each in self.section.lent if each not in self.borrowed)
+        return arrived | {each.tensor: _Pending(_Storage(each.gradient), viewed=True) for each in lent}
 
     def _pass_on(self, made: Tensor, gradient: Tensor) -> None:
         """The part before knows the gradient of its output by one name, whatever buffer a kernel wrote it to."""

@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from .contexts import CacheEnd
 from .dimensions import SMALLEST_PAGED
 from .evaluation import Batches
 from .ledger import Kind, Tensor
@@ -182,8 +183,11 @@ class StepMemory:
         runs = self.runs
         yield from self._forward()
         yield Stretch(phase=Phase.BACKWARD, label="loss", program=self.step.between, sizes=runs[-1].sizes)
+        yield from self._cache(CacheEnd.OUTPUTS_BEFORE_BACKWARD)
+        yield Stretch(phase=Phase.BACKWARD, label="loss", program=self.step.begin, sizes=runs[-1].sizes)
         for run in reversed(runs):
             yield _stretch(Phase.BACKWARD, run, run.part.backward_later if later else run.part.backward)
+        yield from self._cache(CacheEnd.OUTPUTS_AFTER_BACKWARD)
         yield Stretch(phase=Phase.BACKWARD, label="end", program=self.step.finish, sizes=runs[-1].sizes)
 
     def _forward(self) -> Iterator[Stretch]:
@@ -201,6 +205,13 @@ class StepMemory:
             yield Stretch(phase=Phase.FORWARD, label="logits", program=batches.before_last, sizes=sizes)
             yield from self._forward()
             yield Stretch(phase=Phase.FORWARD, label="logits", program=batches.after_last, sizes=sizes)
+
+    def _cache(self, end: CacheEnd) -> Iterator[Stretch]:
+        """The end of the keys and values that the outputs hold."""
+        if self.step.cache_end is end:
+            for run in self.runs:
+                if run.part.section.cached:
+                    yield _stretch(Phase.BACKWARD, run, run.part.outputs_end)
 
     def optimizer_phase(self, passes: tuple[Pass, ...]) -> Iterator[Stretch]:
         """Clipping, step(), the averaged weights, zero_grad()."""

@@ -7,7 +7,7 @@ from .architecture import Architecture, Rotary
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
-from .scenario import QUANTISED, Attention, Implementation, Loss, Optimizer, Recompute, Task
+from .scenario import PREFIXED, QUANTISED, Attention, Implementation, Loss, Optimizer, Recompute, Task
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -93,6 +93,13 @@ def _of_plan(plan: Plan) -> Iterator[str]:
             "against an emulation written after it; assumed, not measured. Every product is taken to write its weight "
             "out; for 1536 tokens and fewer some GPUs have kernels that do not. Under autocast the rest of the base is "
             "taken to be in fp32, as peft's prepare_model_for_kbit_training leaves it."
+        )
+    if plan.adapter is not None and plan.adapter.kind in PREFIXED:
+        yield (
+            f"adapter.kind = {plan.adapter.kind}: PEFT's prefix tuning; P-tuning v2 is its prefix tuning without "
+            "projection. Keys before the text's need a mask, which flash does not take; a cache holds the keys and "
+            "values of all layers until forward ends (in Llama until its outputs are dropped); their gradients wait "
+            "for the end of backward."
         )
     if plan.use_liger_kernel:
         yield (

@@ -49,6 +49,10 @@ class Piece:
         return Program(self.life.forward_end)
 
     @cached_property
+    def outputs_end(self) -> Program:
+        return Program(self.life.outputs_end)
+
+    @cached_property
     def before_rerun(self) -> Program:
         return Program(self.life.before_rerun)
 
@@ -136,6 +140,10 @@ class Part:
     @cached_property
     def forward_end(self) -> Program:
         return Program.in_a_row((each.forward_end, times) for each, times in self.pieces)
+
+    @cached_property
+    def outputs_end(self) -> Program:
+        return Program.in_a_row((each.outputs_end, times) for each, times in self.pieces)
 
     @cached_property
     def backward(self) -> Program:

@@ -14,6 +14,7 @@ from .operators import Numerics
 from .recipes import RECIPES, Recipe
 from .scenario import (
     ADAPTER_FIELDS,
+    PREFIXED,
     QUANTISED,
     Adapter,
     Attention,
@@ -25,6 +26,7 @@ from .scenario import (
     Recompute,
     Scenario,
     Task,
+    num_prefix_tokens,
     num_prompt_tokens,
 )
 
@@ -113,7 +115,7 @@ class Plan:
 
 
 def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architecture, Workload, Plan]:
-    """The architecture with the scenario's dropout, the workload and the plan.
+    """The architecture with the scenario's dropout and prefix, the workload and the plan.
 
     Raises ConfigError for what is not supported yet and for pairs that cannot be.
     """
@@ -123,6 +125,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         scenario = _evaluated(scenario)
     if scenario.dropout is not None:
         architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))
+    architecture = _with_prefix(scenario, architecture)
     workload = Workload(
         micro_batch_size=scenario.micro_batch_size,
         sequence_length=_sequence_length(scenario, architecture),
@@ -165,9 +168,7 @@ def _refuse_what_comes_later(scenario: Scenario) -> None:
         if getattr(scenario.parallel, field) != Parallel.model_fields[field].default:
             raise ConfigError(f"parallel.{field}", getattr(scenario.parallel, field), "is not supported yet")
     if scenario.adapter is not None:
-        _refuse_unread_fields(scenario.adapter)
-        if scenario.adapter.kind in QUANTISED:
-            _check_quantised(scenario)
+        _check_adapter(scenario, scenario.adapter)
 
 
 AROUND_IT = {"task": Task.TRAINING, "eval_accumulation_steps": 0}
@@ -197,9 +198,43 @@ def _evaluated(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update=EVALUATED | {"adapter": adapter})
 
 
+def _check_adapter(scenario: Scenario, adapter: Adapter) -> None:
+    _refuse_unread_fields(adapter)
+    if adapter.kind in QUANTISED:
+        _check_quantised(scenario)
+    if adapter.kind in PREFIXED:
+        _check_prefix(scenario, adapter)
+
+
 def _check_quantised(scenario: Scenario) -> None:
     if scenario.weight_ema:
         raise ConfigError("weight_ema", True, "should be false with a 4-bit base, which has no average")
+
+
+def _check_prefix(scenario: Scenario, adapter: Adapter) -> None:
+    """What PEFT refuses (_setup_prompt_encoder), what has no cache, what a single token would do otherwise."""
+    if scenario.recompute is Recompute.FULL:
+        problem = f"should be none or selective: {adapter.kind} puts a cache into each layer, which cannot run again"
+        raise ConfigError("recompute", scenario.recompute.value, problem)
+    if scenario.implementation is not Implementation.TRANSFORMERS:
+        problem = f"should be another with implementation = {scenario.implementation}, which has no cache"
+        raise ConfigError("adapter.kind", adapter.kind.value, problem)
+    if scenario.task is not Task.TRAINING:
+        raise ConfigError("task", scenario.task.value, f"is not supported yet with adapter.kind = {adapter.kind}")
+    if scenario.sequence_length == 1:
+        raise ConfigError("sequence_length", 1, f"should be at least 2 with adapter.kind = {adapter.kind}")
+    if adapter.encoder_hidden_size is not None and not adapter.prefix_projection:
+        problem = "is not read without prefix_projection, which is false"
+        raise ConfigError("adapter.encoder_hidden_size", adapter.encoder_hidden_size, problem)
+
+
+def _with_prefix(scenario: Scenario, architecture: Architecture) -> Architecture:
+    """`architecture` with the adapter's prefix in its layers, if it has one."""
+    length = num_prefix_tokens(scenario.adapter)
+    if length and scenario.adapter and architecture.kind.cache_holder is None:
+        problem = f"is not supported yet for {architecture.model_type}"
+        raise ConfigError("adapter.kind", scenario.adapter.kind.value, problem)
+    return architecture.with_prefix(length)
 
 
 def _refuse_unread_fields(adapter: Adapter) -> None:
@@ -226,7 +261,7 @@ def _listed(values: set) -> str:
 def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
     longest = architecture.max_position_embeddings
     learned = architecture.kind.learned_positions
-    virtual = num_prompt_tokens(scenario.adapter)
+    virtual = num_prompt_tokens(scenario.adapter) + num_prefix_tokens(scenario.adapter)
     if learned:
         longest -= virtual
     length = scenario.sequence_length or min(longest, DEFAULT_SEQUENCE_LENGTH)

@@ -125,6 +125,9 @@ def _listed(names: object) -> object:
 PROMPTED = frozenset({AdapterKind.PROMPT_TUNING, AdapterKind.P_TUNING})
 """Their virtual tokens stand before the text."""
 
+PREFIXED = frozenset({AdapterKind.PREFIX_TUNING, AdapterKind.P_TUNING_V2})
+"""Their keys and values stand before the text's in each layer."""
+
 QUANTISED = frozenset({AdapterKind.QLORA})
 """Their base's weights are in 4 bits."""
 
@@ -134,6 +137,8 @@ ADAPTER_FIELDS = {
     AdapterKind.QLORA: LORA_FIELDS - {"dtype"} | {"bnb_4bit_use_double_quant"},
     AdapterKind.PROMPT_TUNING: frozenset({"num_virtual_tokens"}),
     AdapterKind.P_TUNING: frozenset({"num_virtual_tokens", "encoder_hidden_size"}),
+    AdapterKind.PREFIX_TUNING: frozenset({"num_virtual_tokens", "prefix_projection", "encoder_hidden_size"}),
+    AdapterKind.P_TUNING_V2: frozenset({"num_virtual_tokens"}),
     AdapterKind.IA3: frozenset({"target_modules", "feedforward_modules", "modules_to_save", "dtype"}),
 }
 """The kinds that are built, and the fields each reads."""
@@ -165,7 +170,11 @@ class Adapter(Question):
     num_virtual_tokens: Size = 20
     """Trained tokens before the text. PEFT has no default; its documentation's examples take 20."""
     encoder_hidden_size: Size | None = None
-    """Inner width of the network that makes the virtual tokens; none = the model's hidden size."""
+    """Inner width of the network that makes the virtual tokens; none = the model's hidden size (of a prefix: the width
+    of its keys)."""
+    prefix_projection: Annotated[bool, Field(strict=True)] = False
+    """Prefix tuning: a network makes the keys and values of all layers from virtual tokens, instead of training them
+    as they are."""
     dtype: AdapterDType = AdapterDType.FP32
     """Type of the adapter's weights: fp32 (PEFT's default for a half-precision base) or the base's."""
 
@@ -173,6 +182,11 @@ class Adapter(Question):
 def num_prompt_tokens(adapter: Adapter | None) -> int:
     """How many tokens an adapter puts before the text."""
     return adapter.num_virtual_tokens if adapter is not None and adapter.kind in PROMPTED else 0
+
+
+def num_prefix_tokens(adapter: Adapter | None) -> int:
+    """How many keys and values an adapter puts before the text's."""
+    return adapter.num_virtual_tokens if adapter is not None and adapter.kind in PREFIXED else 0
 
 
 class Parallel(Question):

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 from .attention import (
     HEADS,
-    SCORES,
     SCORES_PRODUCT,
     VALUES_PRODUCT,
     AttentionCore,
@@ -20,9 +19,6 @@ from .ledger import Gradient, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input
 from .primitives import cast, copy, dropout, frame, like, matmul, part, scale, softmax, view
 from .scenario import Attention
-
-WINDOW_MASK = Tensor("sliding_mask", ("S", "S"), DType.BOOL)
-"""sdpa_mask: which tokens a window lets another see; for all sequences."""
 
 PADDED_HEADS: Shape = ("B", "S", "N", "D⌈8⌉")
 PADDED_SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D⌈8⌉",))
@@ -120,7 +116,7 @@ def _fused(
         backward_rerun=(scores,),
         backward_temporaries=temporaries,
         elementwise_flops=KERNEL_FLOPS,
-        elementwise_shape=SCORES,
+        elementwise_shape=(*scores.batch, *scores.m, *scores.n),
     )
 
 
@@ -130,10 +126,10 @@ def efficient_attention(
     """The memory-efficient kernel: like flash, but it takes fp32 and a mask. Its generator state lives on the host."""
     rows, inputs = _lowered((q, k, v), numerics)
     if core.masked:
-        mask_rows, bias = _additive(WINDOW_MASK, numerics.compute)
+        mask_rows, bias = _additive(core.mask(numerics), ("B",), numerics.compute)
         rows += mask_rows
         if core.pads_mask:
-            padded = like(bias, "attention bias, padded", shape=("B", "S", "S⌈8⌉"))
+            padded = like(bias, "attention bias, padded", shape=("B", "S", f"{core.keys}⌈8⌉"))
             rows.append(Row(name="pad", reads=(bias,), writes=(padded,)))
             bias = padded
         inputs = (*inputs, bias)
@@ -142,7 +138,8 @@ def efficient_attention(
     delta = Tensor("delta", ("B", "N", "S"), DType.FP32)
     workspace = Tensor("efficient workspace", ("B", "N", "W"), DType.FP32)
     kept = (statistics,) if core.differentiated else ()
-    row = _fused("efficient_attention", inputs, out, kept, SCORES_PRODUCT, VALUES_PRODUCT, (delta, workspace))
+    products = (core.scores_product, core.values_product)
+    row = _fused("efficient_attention", inputs, out, kept, *products, (delta, workspace))
     if numerics.compute is DType.FP32:
         # Kernels for half precision compute it themselves.
         product, by_token = like(out, "∂output·output"), like(delta, "delta by token")
@@ -152,9 +149,9 @@ def efficient_attention(
     return [*rows, row], out
 
 
-def _additive(mask: Tensor, dtype: DType) -> tuple[list[Row], Tensor]:
+def _additive(mask: Tensor, batch: Shape, dtype: DType) -> tuple[list[Row], Tensor]:
     """convert_boolean_attn_mask: 0 where a token may be seen, -inf elsewhere."""
-    bias = Tensor("attention bias", ("B", "S", "S") if mask is WINDOW_MASK else mask.shape, dtype)
+    bias = Tensor("attention bias", (*batch, *mask.shape), dtype)
     numbers = tuple(Tensor(f"{number} of the bias", (), dtype) for number in ("-inf", "0"))
     return [Row(name="where", reads=(mask,), writes=(bias,), temporaries=numbers)], bias
 
@@ -167,7 +164,7 @@ def math_attention(
     held = [*lower]
     bias: Tensor | None = None
     if core.masked:
-        mask_rows, bias = _additive(WINDOW_MASK, numerics.compute)
+        mask_rows, bias = _additive(core.mask(numerics), ("B",), numerics.compute)
         rows += mask_rows
     is_half = numerics.compute is not DType.FP32
     query, key, value = lower
@@ -199,7 +196,7 @@ def math_attention(
 
 def _causal_bias() -> tuple[list[Row], Tensor]:
     ones, triangle = (Tensor(name, ("S", "S"), DType.BOOL) for name in ("ones", "causal mask"))
-    rows, bias = _additive(triangle, DType.FP32)
+    rows, bias = _additive(triangle, (), DType.FP32)
     return [Row(name="tril", reads=(), writes=(triangle,), temporaries=(ones,)), *rows], bias
 
 
@@ -207,9 +204,10 @@ def _math_weights(query: Tensor, key: Tensor, bias: Tensor | None, core: Attenti
     """softmax(q·kᵀ + bias), rows without any token set to 0 (_safe_softmax); dropout."""
     scaled = like(key, "k scaled")
     merge_q, query = merged(query, core.merges_query_heads_by_copy)
-    merge_k, factor = merged(scaled, core.merges_query_heads_by_copy and not core.grouped)
-    scores, weights = (Tensor(name, SCORES, DType.FP32) for name in ("scores", "attention weights"))
-    product = matmul("scores", query, factor, scores, SCORES_PRODUCT)
+    by_head = core.grouped or core.prefixed
+    merge_k, factor = merged(scaled, core.merges_query_heads_by_copy and not by_head)
+    scores, weights = (Tensor(name, core.scores, DType.FP32) for name in ("scores", "attention weights"))
+    product = matmul("scores", query, factor, scores, core.scores_product)
     rows = [scale(key, scaled), *merge_q, *merge_k, product, frame(scaled)]
     if bias is not None:
         masked = like(scores, "scores masked")
@@ -217,7 +215,7 @@ def _math_weights(query: Tensor, key: Tensor, bias: Tensor | None, core: Attenti
         in_place = Row(name="add_", reads=(scores, bias), writes=(masked,), gradients=(gradient,), is_view=True)
         rows.append(replace(in_place, elementwise_flops=1))
         scores = masked
-    masks = like(scores, "scores of -inf", dtype=DType.BOOL), Tensor("rows of -inf", SCORES[:-1], DType.BOOL)
+    masks = like(scores, "scores of -inf", dtype=DType.BOOL), Tensor("rows of -inf", core.scores[:-1], DType.BOOL)
     zero = Tensor("0 of the softmax", (), DType.FP32)
     rows.append(replace(softmax(scores, weights), temporaries=(*masks, zero)))
     if core.dropout:
@@ -243,7 +241,7 @@ def _math_values(
     out = Tensor("attention output", HEADS, numerics.compute)
     rows = [
         *merge_v,
-        matmul("values", weights, value, product, VALUES_PRODUCT),
+        matmul("values", weights, value, product, core.values_product),
         view(product, by_head, copies_gradient=core.merges_heads_by_copy),
     ]
     if numerics.compute is not DType.FP32:

@@ -17,7 +17,7 @@ from .blocks.head import head
 from .evaluation import Batches, batches, without_gradients
 from .grad_scaler import uses_grad_scaler
 from .ledger import Section, Tensor, requires_gradient, saved_for_backward
-from .lifetimes import NEXT, Context, Event, Needs, gradient_of, needs
+from .lifetimes import NEXT, CacheEnd, Context, Event, Needs, gradient_of, needs
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import averaged, kept_between_steps
@@ -51,8 +51,11 @@ class Step:
 
     wiring: Wiring
     parts: tuple[Part, ...]
+    cache_end: CacheEnd
     between: Program
-    """After forward: the scaled loss is made, the outputs are dropped, the backward pass gets its first gradient."""
+    """After forward: the scaled loss is made, the outputs are dropped."""
+    begin: Program
+    """The backward pass gets its first gradient."""
     finish: Program
     """After backward: the scaled loss and its gradient are dropped."""
     optimizer: OptimizerStep
@@ -100,12 +103,14 @@ def step(facts: StepFacts) -> Step:
     placed: list[Pieces] = [[(piece(section, next(contexts)), times) for section, times in unit] for unit in units]
     parts = tuple(_parts(placed, facts))
     pieces = [each for unit in placed for each, _ in unit]
-    between, finish = _around_backward(pieces[-1].section, facts)
+    between, begin, finish = _around_backward(pieces[-1].section, facts)
     shared = frozenset[Tensor]().union(*(each.life.saved_from_outside for each in pieces)) - pieces[0].life.saved
     return Step(
         wiring=facts.model.kind.wiring,
         parts=parts,
+        cache_end=facts.model.cache_end,
         between=between,
+        begin=begin,
         finish=finish,
         optimizer=optimizer_step([part.trained for part in parts], [part.in_layer for part in parts], facts.plan),
         batches=_batches(pieces[-1].section, facts.plan) if facts.plan.task is Task.EVALUATION else None,
@@ -113,9 +118,9 @@ def step(facts: StepFacts) -> Step:
     )
 
 
-def _around_backward(last: Section, facts: StepFacts) -> tuple[Program, Program]:
-    """Before backward: `loss / k`, `del outputs`, the scaling, the first gradients. After it: the scalars go, and the
-    outputs where they are held."""
+def _around_backward(last: Section, facts: StepFacts) -> tuple[Program, Program, Program]:
+    """Before backward: `loss / k`, `del outputs`; then the scaling, the first gradients. After it: the scalars go, and
+    the outputs where they are held."""
     loss = last.output
     names = ("loss / k", *(("loss · scale",) if uses_grad_scaler(facts.plan) else ()), "∂loss / k")
     scalars = [replace(loss, name=name) for name in names]
@@ -123,8 +128,8 @@ def _around_backward(last: Section, facts: StepFacts) -> tuple[Program, Program]
     made: list[Event] = [(scalar, True) for scalar in (*scalars, gradient_of(loss))]
     gone: list[Event] = [(scalar, False) for scalar in scalars]
     if facts.plan.hold_outputs:
-        return Program(made), Program([*gone, *dropped])
-    return Program([made[0], *dropped, *made[1:]]), Program(gone)
+        return Program(made[:1]), Program(made[1:]), Program([*gone, *dropped])
+    return Program([made[0], *dropped]), Program(made[1:]), Program(gone)
 
 
 def _logits(last: Section) -> frozenset[Tensor]:
@@ -191,7 +196,9 @@ def _contexts(units: list[Unit], facts: StepFacts) -> list[Context]:
     required = requires_gradient(embedding.rows, leaves)
     own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
     held = embedding.output if embedding.output in embedding.held else None
-    contexts, needed = _layer_contexts(layers, input_required=embedding.output in required, held=held)
+    contexts, needed = _layer_contexts(
+        layers, input_required=embedding.output in required, held=held, cache_end=facts.model.cache_end
+    )
     freed = _freed_in_backward(needed, made - own)
     kept = leaves | (frozenset[Tensor]().union(*(each.kept_from_outside for each in needed)) & made)
     freed_by_first = {embedding.output} if _is_input_kept(layers[0], needed) else set[Tensor]()
@@ -234,7 +241,7 @@ def _freed_in_backward(needed: list[Needs], shared: frozenset[Tensor]) -> list[f
 
 
 def _layer_contexts(
-    units: list[Unit], *, input_required: bool, held: Tensor | None
+    units: list[Unit], *, input_required: bool, held: Tensor | None, cache_end: CacheEnd
 ) -> tuple[list[Context], list[Needs]]:
     """The layers' contexts, and what follows from them: whose output needs a gradient, what they keep of others."""
     contexts: list[Context] = []
@@ -243,7 +250,7 @@ def _layer_contexts(
         outside = held
         of_unit: list[Context] = []
         for section, _ in unit:
-            of_unit.append(Context(input_required=input_required, held_input=held))
+            of_unit.append(Context(input_required=input_required, held_input=held, cache_end=cache_end))
             needed.append(needs(section, of_unit[-1]))
             input_required, held = needed[-1].output_required, None
         if unit[0][0].goes_on:

@@ -33,6 +33,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "implementation": tuple(Implementation),
     "adapter.use_dora": YES_OR_NO,
     "adapter.bnb_4bit_use_double_quant": ("true", "false"),
+    "adapter.prefix_projection": YES_OR_NO,
     "adapter.dtype": tuple(AdapterDType),
 }
 """The values of each field, the default first."""

@@ -177,7 +177,7 @@ def in_efficient_backward(
     batch, heads, sequence, head_size = query.shape
     delta = 4 * batch * heads * sequence
     copies = copies_by_token(grad_out)
-    workspace = 4 * batch * heads * workspace_floats(sequence, head_size, batch * heads, query.dtype)
+    workspace = 4 * batch * heads * workspace_floats(sequence, key.shape[2], head_size, batch * heads, query.dtype)
     moments = [[*copies, delta, workspace]]
     if query.dtype is torch.float32:
         turned = [delta] if heads > 1 and sequence > 1 else []
@@ -185,17 +185,17 @@ def in_efficient_backward(
     return moments
 
 
-def workspace_floats(sequence: int, head_size: int, num_heads: int, dtype: torch.dtype) -> int:
+def workspace_floats(num_queries: int, num_keys: int, head_size: int, num_heads: int, dtype: torch.dtype) -> int:
     """kernel_backward.h, workspace_strideBH, of the first kernel in kernels/cutlassB.h that takes the head size."""
     half = dtype is not torch.float32
     largest, queries, keys = next(kernel for kernel in EFFICIENT_KERNELS[half] if head_size <= kernel[0])
-    blocks = round_up(sequence, queries) // queries
+    blocks = round_up(num_queries, queries) // queries
     columns = round_up(head_size, keys) // keys
     for_queries = blocks * columns * (queries * keys + GRADIENT_TILE_HEADER)
     if not half or largest <= queries:
         return for_queries
-    splits = round_up(sequence, keys) // keys
-    if num_heads >= 256 and sequence <= 2 * keys:
+    splits = round_up(num_keys, keys) // keys
+    if num_heads >= 256 and num_keys <= 2 * keys:
         splits = 1
     splits = max(1, min(splits, 200 // num_heads))
     return for_queries + 2 * splits * keys * round_up(head_size, queries)

@@ -54,4 +54,5 @@ def _forward(model: Any, loss: LinearLoss, *, labels: torch.Tensor, **inputs: An
     padded = functional.pad(labels, (0, 1), value=IGNORED)
     targets = padded[..., 1:].contiguous()
     flat = hidden_states.view(-1, hidden_states.shape[-1])
-    return CausalLMOutputWithPast(loss=loss(flat, model.lm_head.weight, targets.view(-1)))
+    lost = loss(flat, model.lm_head.weight, targets.view(-1))
+    return CausalLMOutputWithPast(loss=lost, past_key_values=outputs.past_key_values)

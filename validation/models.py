@@ -280,12 +280,23 @@ def p_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
     )
 
 
+def prefix_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
+    return peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=adapter.num_virtual_tokens,
+        encoder_hidden_size=adapter.encoder_hidden_size,  # pyright: ignore[reportArgumentType]  # none: the keys' width
+        prefix_projection=adapter.prefix_projection,
+    )
+
+
 PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {
     "lora": lora,
     "qlora": lora,
     "ia3": ia3,
     "prompt-tuning": prompt_tuning,
     "p-tuning": p_tuning,
+    "p-tuning-v2": prefix_tuning,
+    "prefix-tuning": prefix_tuning,
 }
 
 

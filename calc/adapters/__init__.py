@@ -6,13 +6,14 @@ from itertools import groupby
 
 from calc.ledger import Row, Section
 from calc.operators import Numerics
-from calc.scenario import PROMPTED, QUANTISED, AdapterKind
+from calc.scenario import PREFIXED, PROMPTED, QUANTISED, AdapterKind
 
 from .facts import OUTPUT_LAYER, AdapterFacts, adapter_facts, check_modules
 from .freezing import frozen, frozen_section, with_frozen
 from .ia3 import with_ia3
 from .lora import with_lora
 from .modules import LinearModule, is_linear, linear_module
+from .prefixes import with_prefix
 from .prompts import TEXT_IDS, with_prompts
 from .quantised import is_quantised, quantised, with_qlora
 
@@ -39,6 +40,9 @@ def adapt(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
     """`section` with its weights frozen and the adapter on its targets."""
     if facts.kind in PROMPTED:
         return with_prompts(frozen_section(section), facts, numerics)
+    if facts.kind in PREFIXED:
+        section = frozen_section(section)
+        return with_prefix(section, facts, numerics) if section.leaves else section
     rows: list[Row] = []
     for module, group in groupby(frozen(section.rows, facts.saves), key=lambda row: row.module):
         module_rows = list(group)

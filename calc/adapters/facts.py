@@ -8,7 +8,7 @@ from calc.dtype import DType
 from calc.errors import ConfigError
 from calc.ledger import Section
 from calc.operators import Numerics
-from calc.scenario import ALL_LINEAR, PROMPTED, QUANTISED, Adapter, AdapterDType, AdapterKind
+from calc.scenario import ALL_LINEAR, PREFIXED, PROMPTED, QUANTISED, Adapter, AdapterDType, AdapterKind
 
 from .freezing import module_of
 from .modules import is_linear
@@ -54,6 +54,9 @@ class AdapterFacts:
     """The base weights have a gradient in DoRA's norms, which is not used."""
     dtype: DType
     double_quantisation: bool
+    prefix_projection: bool
+    num_prefixed_layers: int
+    """Of prefix tuning, whose cache has a part for each layer; else 0."""
 
     @property
     def keeps_types(self) -> bool:
@@ -97,11 +100,13 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
         dora_differentiates_weights=turns_parameters,
         dtype=dtype,
         double_quantisation=adapter.bnb_4bit_use_double_quant,
+        prefix_projection=adapter.prefix_projection,
+        num_prefixed_layers=architecture.num_layers if adapter.kind in PREFIXED else 0,
     )
 
 
 def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:
-    if adapter.kind in PROMPTED:
+    if adapter.kind in PROMPTED | PREFIXED:
         return ()
     if adapter.target_modules is not None:
         return adapter.target_modules

@@ -61,7 +61,8 @@ def _before(words: Tensor, tokens: Tensor, facts: AdapterFacts, numerics: Numeri
     ]
     encoded = embedded
     if facts.kind is AdapterKind.P_TUNING:
-        encoder, encoded = _encoder(embedded, types)
+        sides: tuple[Shape, ...] = (("H",), ("E",), ("E",), ("H",))
+        encoder, encoded = mlp(f"{ENCODER}.mlp_head", embedded, sides, "relu", types)
         rows += encoder
     repeated = like(encoded, "prompts repeated", shape=prompts.shape)
     if repeated.dtype is prompts.dtype:
@@ -81,24 +82,25 @@ def _before(words: Tensor, tokens: Tensor, facts: AdapterFacts, numerics: Numeri
     return rows
 
 
-def _encoder(x: Tensor, types: Numerics) -> tuple[list[Row], Tensor]:
-    """PromptEncoder's MLP: H → E → E → H, two times ReLU between."""
+def mlp(path: str, x: Tensor, sides: tuple[Shape, ...], activation: str, types: Numerics) -> tuple[list[Row], Tensor]:
+    """nn.Sequential of linear layers from each of `sides` to the next, with an activation that keeps its result
+    between, on x of virtual tokens."""
     rows: list[Row] = []
     entered = x
-    sides: tuple[Shape, ...] = (("H",), ("E",), ("E",), ("H",))
+    outer = x.shape[: -len(sides[0])]
     for number, (in_dims, out_dims) in enumerate(pairwise(sides)):
         if number:
-            activated = like(x, f"{ENCODER}.relu {number} output")
-            rows.append(unary("relu", x, activated, saves_output=True))
+            activated = like(x, f"{path}.{2 * number - 1} output")
+            rows.append(unary(activation, x, activated, saves_output=True))
             x = activated
-        name = f"{ENCODER}.mlp_head.{2 * number}"
+        name = f"{path}.{2 * number}"
         cast_bias, bias = autocast_weight(parameter(f"{name}.bias", out_dims, types), types)
         cast_weight, weight = autocast_weight(
             parameter(f"{name}.weight", (*out_dims, *in_dims), types, len(in_dims)), types
         )
         cast_x, lower = autocast_input(x, types, name)
-        out = Tensor(f"{name} output", (1, *PROMPT, *out_dims), types.compute)
-        product = matmul("linear", lower, weight, out, Product((), PROMPT, out_dims, in_dims), bias=bias)
+        out = Tensor(f"{name} output", (*outer, *out_dims), types.compute)
+        product = matmul("linear", lower, weight, out, Product((), outer, out_dims, in_dims), bias=bias)
         rows += [*cast_bias, *cast_weight, *cast_x, product, frame(x)]
         x = out
     return [*rows, frame(entered)], x

@@ -7,7 +7,7 @@ from calc.primitives import frame
 from calc.scenario import Attention
 from calc.sdpa import sdpa_attention
 
-from .facts import LayerFacts, attention_mask
+from .facts import LayerFacts
 
 
 def attention(
@@ -18,8 +18,7 @@ def attention(
     `positions` is what the model passes along; so a checkpoint's closure keeps it.
     """
     if facts.core.kernel is Attention.EAGER:
-        mask = attention_mask(numerics, sliding=facts.sliding)
-        rows, out, weights = eager_attention(q, k, v, mask, facts.core, numerics)
+        rows, out, weights = eager_attention(q, k, v, facts.core.mask(numerics), facts.core, numerics)
         return stamped([*rows, frame(positions)], Component.ATTENTION, CORE_MODULE), out, (weights,)
     rows, out = sdpa_attention(q, k, v, facts.core, numerics)
     return stamped([*rows, frame(positions)], Component.ATTENTION, CORE_MODULE), out, ()

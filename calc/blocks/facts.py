@@ -1,14 +1,16 @@
 """What decides which rows the parts of a model have, and the tensors that go from part to part."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from calc.architecture import LayerKind, ModelKind
-from calc.attention import AttentionCore
+from calc.attention import SLIDING_MASK, AttentionCore
+from calc.contexts import CacheEnd
 from calc.dtype import DType
-from calc.ledger import Kind, Row, Tensor
+from calc.ledger import Kind, Row, Section, Tensor
 from calc.losses import LinearLoss
 from calc.operators import TOKENS, Numerics
-from calc.sdpa import WINDOW_MASK
+from calc.prefix import extended, lent_prefixes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,8 +19,6 @@ class LayerFacts:
 
     kind: LayerKind
     residual_dropout: bool
-    sliding: bool
-    """Its mask is the sliding window's."""
     frozen: bool
     liger: bool
     """Its norms, MLP and rotary positions are Liger's."""
@@ -30,13 +30,9 @@ class ModelFacts:
     """All that decides which rows embeddings and head have."""
 
     kind: ModelKind
-    causal_mask: bool
-    """Eager attention takes a mask that the model makes."""
-    sliding_mask: bool
-    """The same of the layers with a sliding window."""
+    masks: tuple[Tensor, ...]
+    """What attention takes to tell who sees whom, in the order in which the model makes them."""
     embedding_dropout: bool
-    window_mask: bool = False
-    """scaled_dot_product_attention takes a mask in the layers with a sliding window."""
     one_sequence: bool
     tied_embeddings: bool
     frozen_embedding: bool
@@ -44,6 +40,7 @@ class ModelFacts:
     """The final norm is Liger's."""
     linear_loss: LinearLoss | None = None
     """Head and loss in one call; None: logits and their cross-entropy."""
+    cache_end: CacheEnd = CacheEnd.FORWARD
 
 
 INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)
@@ -61,20 +58,19 @@ def rotary_tables(numerics: Numerics) -> tuple[Tensor, Tensor]:
     return Tensor(COS, ("S", "D"), numerics.weights), Tensor(SIN, ("S", "D"), numerics.weights)
 
 
-def attention_mask(numerics: Numerics, *, sliding: bool) -> Tensor:
-    """The additive mask of eager attention, made once per forward for all layers of a kind."""
-    return Tensor("sliding_mask" if sliding else "causal_mask", ("B", "S", "S"), numerics.weights)
+def mask_rows(masks: Iterable[Tensor]) -> Iterator[Row]:
+    """create_causal_mask, create_sliding_window_causal_mask: an additive mask comes of a boolean one, a window's of
+    two."""
+    for mask in masks:
+        allowed, causal = (Tensor(f"mask.{name}", mask.shape[-2:], DType.BOOL) for name in ("allowed", "causal"))
+        boolean = (allowed, causal) if mask.name == SLIDING_MASK else ()
+        yield Row(
+            name=mask.name, reads=(), writes=(mask,), temporaries=boolean if mask.dtype is DType.BOOL else (allowed,)
+        )
 
 
-def masks(facts: ModelFacts, numerics: Numerics) -> tuple[Tensor, ...]:
-    """The masks the model makes, in their order."""
-    exist = {False: facts.causal_mask, True: facts.sliding_mask}
-    eager = tuple(attention_mask(numerics, sliding=sliding) for sliding in exist if exist[sliding])
-    return (WINDOW_MASK,) if facts.window_mask else eager
-
-
-def mask_rows(facts: ModelFacts, numerics: Numerics) -> list[Row]:
-    """create_causal_mask, create_sliding_window_causal_mask."""
-    allowed, causal = (Tensor(f"mask.{name}", ("S", "S"), DType.BOOL) for name in ("allowed", "causal"))
-    temporaries = (allowed, causal) if facts.window_mask else (allowed,)
-    return [Row(name=mask.name, reads=(), writes=(mask,), temporaries=temporaries) for mask in masks(facts, numerics)]
+def with_cache(layer: Section, core: AttentionCore, numerics: Numerics) -> Section:
+    """`layer` with what a cache brings it and takes from it, where there is one."""
+    if not core.prefixed:
+        return layer
+    return replace(layer, lent=lent_prefixes(numerics), cached=extended(numerics))

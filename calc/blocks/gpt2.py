@@ -5,11 +5,12 @@ from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
 from calc.operators import POSITION_IDS, Numerics, activation, embedding, linear, parameter, stamped
+from calc.prefix import with_prefixes
 from calc.primitives import add, dropout, frame, like, part, view
 from calc.scenario import Attention
 
 from .attention import attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, attention_mask, hidden_states, mask_rows, masks
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 
 
 def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
@@ -24,11 +25,11 @@ def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
         embedding(parameter("wpe.weight", ("P", "H"), numerics, num_columns=1), POSITION_IDS, positions),
         total_row,
-        *mask_rows(facts, numerics),
+        *mask_rows(facts.masks),
     ]
     if facts.embedding_dropout:
         rows.append(dropout(total, output))
-    held = (tokens, POSITION_IDS, positions, *masks(facts, numerics))
+    held = (tokens, POSITION_IDS, positions, *facts.masks)
     return Section(
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")),
@@ -60,7 +61,7 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         dropped = like(projected, "mlp output")
         mlp.append(dropout(projected, dropped))
         projected = dropped
-    mask = (attention_mask(numerics, sliding=False),) if facts.core.kernel is Attention.EAGER else ()
+    mask = (facts.core.mask(numerics),) if facts.core.kernel is Attention.EAGER else ()
     rows = [
         *norm_1,
         *stamped(attended_rows, Component.ATTENTION, "attn"),
@@ -71,13 +72,8 @@ def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(middle, projected, output),
         frame(x, middle, attended, normed_2, projected, *held),
     ]
-    return Section(
-        name="layer",
-        rows=tuple(rows),
-        input=x,
-        output=output,
-        arguments=mask,
-    )
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, arguments=mask)
+    return with_cache(layer, facts.core, numerics)
 
 
 def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
@@ -96,6 +92,9 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
         view(parts[2], v, copies_gradient=copies),
         view(parts[0], q, copies_gradient=copies),
     ]
+    if core.prefixed:
+        prefix_rows, k, v = with_prefixes(k, v, numerics)
+        rows += prefix_rows
     attention_rows, out, held = attention(q, k, v, facts, numerics)
     projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
     rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]

@@ -8,7 +8,7 @@ from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter,
 from calc.primitives import add, frame, like, part, view, wider
 
 from .attention import attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, masks
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
 from .parts import dropped, partial_rotary_tables, partial_tables_row, partly_turned, plain_mlp
 
 FUSED: Shape = ("B", "S", "N", 3, "D")
@@ -22,7 +22,7 @@ def gpt_neox_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     rows = [
         embedding(parameter("embed_in.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
-        *mask_rows(facts, numerics),
+        *mask_rows(facts.masks),
         *dropping,
         partial_tables_row(numerics),
     ]
@@ -30,7 +30,7 @@ def gpt_neox_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "gpt_neox")),
         output=output,
-        held=(tokens, POSITION_IDS, *tables, *masks(facts, numerics)),
+        held=(tokens, POSITION_IDS, *tables, *facts.masks),
         leaves=(tokens,),
     )
 

@@ -8,10 +8,11 @@ from calc.lifetimes import NEXT
 from calc.liger import liger_rotary, liger_silu_mul
 from calc.norms import norm_of
 from calc.operators import POSITION_IDS, Numerics, activation, embedding, linear, parameter, rotary, stamped
+from calc.prefix import with_prefixes
 from calc.primitives import add, frame, like, multiply, view
 
 from .attention import attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, masks, rotary_tables
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, rotary_tables, with_cache
 
 
 def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
@@ -24,10 +25,10 @@ def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     rows = [
         embedding(parameter("embed_tokens.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
-        *mask_rows(facts, numerics),
+        *mask_rows(facts.masks),
         Row(name="rotary_emb", reads=(POSITION_IDS,), writes=(cos, sin), temporaries=angles),
     ]
-    held = (tokens, POSITION_IDS, cos, sin, *masks(facts, numerics))
+    held = (tokens, POSITION_IDS, cos, sin, *facts.masks)
     return Section(
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "model")),
@@ -60,7 +61,8 @@ def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(middle, down, output),
         frame(x, middle, *held),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=LLAMA_MODULES)
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=LLAMA_MODULES)
+    return with_cache(layer, facts.core, numerics)
 
 
 def _gated_mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -108,8 +110,10 @@ def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[
             norm_rows, flat = norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", ("D",), numerics)
             rows += norm_rows
             head = like(flat, name)
-        by_head = core.gradients_by_head if name == "v" else not facts.liger  # q's and k's come from rotary positions
-        rows.append(view(flat, head, copies_gradient=by_head and not one_head))
+        copies = not facts.liger and not one_head  # q's and k's gradients come from rotary positions
+        if name == "v":
+            copies = core.copies_gradient_by_token(one_head=one_head, cast=numerics.linear is not numerics.weights)
+        rows.append(view(flat, head, copies_gradient=copies))
         heads.append(head)
     q, k, v = heads
     cos, sin = rotary_tables(numerics)
@@ -119,11 +123,14 @@ def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[
         turning_q, turned_q = rotary("q", q, cos, sin)
         turning_k, turned_k = rotary("k", k, cos, sin)
         turning = [*turning_q, *turning_k]
+    turning.append(frame(q, k))
+    if core.prefixed:
+        prefix_rows, turned_k, v = with_prefixes(turned_k, v, numerics)
+        turning += prefix_rows
     core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
     projected = Tensor("o_proj output", ("B", "S", "H"), numerics.compute)
     rows += [
         *turning,
-        frame(q, k),
         *core_rows,
         *linear("self_attn.o_proj", out, projected, ("N", "D"), ("H",), numerics, bias=facts.kind.output_bias),
         frame(turned_q, turned_k, v),

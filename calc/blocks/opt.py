@@ -9,7 +9,7 @@ from calc.operators import POSITION_IDS, TOKENS, Numerics, embedding, linear, pa
 from calc.primitives import add, frame, like, scale, view
 
 from .attention import attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, masks
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
 from .parts import copies_key_gradient, dropped, plain_mlp
 
 POSITIONS = like(POSITION_IDS, POSITION_IDS.name, shape=TOKENS)
@@ -33,7 +33,7 @@ def opt_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         Row(name="sub", reads=(masked,), writes=(shifted,)),
         Row(name="to", reads=(shifted,), writes=(POSITIONS,)),
         frame(counts),
-        *mask_rows(facts, numerics),
+        *mask_rows(facts.masks),
         Row(name="add", reads=(POSITIONS,), writes=(table_rows,)),
         embedding(parameter("embed_positions.weight", ("P+2", "H"), numerics, num_columns=1), table_rows, positions),
         add(tokens, positions, output),
@@ -42,7 +42,7 @@ def opt_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "model.decoder")),
         output=output,
-        held=(tokens, ones, POSITIONS, positions, *masks(facts, numerics)),
+        held=(tokens, ones, POSITIONS, positions, *facts.masks),
         leaves=(tokens,),
     )
 

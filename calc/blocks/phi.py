@@ -8,7 +8,7 @@ from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter,
 from calc.primitives import add, frame, like, view, wider
 
 from .attention import attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, masks
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
 from .parts import dropped, partial_rotary_tables, partial_tables_row, partly_turned, plain_mlp
 
 
@@ -20,7 +20,7 @@ def phi_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     rows = [
         embedding(parameter("embed_tokens.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
-        *mask_rows(facts, numerics),
+        *mask_rows(facts.masks),
         *dropping,
         partial_tables_row(numerics),
     ]
@@ -28,7 +28,7 @@ def phi_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "model")),
         output=output,
-        held=(output, POSITION_IDS, *tables, *masks(facts, numerics)),
+        held=(output, POSITION_IDS, *tables, *facts.masks),
         leaves=(tokens,),
     )
 

@@ -3,6 +3,7 @@
 from calc.architecture import (
     Activation,
     Architecture,
+    CacheHolder,
     Dropouts,
     Layer,
     LayerKind,
@@ -41,7 +42,7 @@ def gpt2(fields: Fields) -> Architecture:
     )
     return Architecture(
         model_type="gpt2",
-        kind=ModelKind(wiring=Wiring.GPT2, norm=Norm.LAYER, learned_positions=True),
+        kind=ModelKind(wiring=Wiring.GPT2, norm=Norm.LAYER, learned_positions=True, cache_holder=CacheHolder.NOBODY),
         vocab_size=fields.size("vocab_size", default=50257),
         hidden_size=hidden_size,
         max_position_embeddings=fields.size("n_positions", "max_position_embeddings", default=1024),

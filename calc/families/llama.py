@@ -7,6 +7,7 @@ from itertools import groupby
 from calc.architecture import (
     Activation,
     Architecture,
+    CacheHolder,
     Dropouts,
     Layer,
     LayerKind,
@@ -24,7 +25,7 @@ Windows = tuple[tuple[int | None, int], ...]
 """Runs of layers with equal sliding windows: (window or none, how many)."""
 
 LLAMA_LAYER = LayerKind(wiring=Wiring.LLAMA, activation=Activation.SILU, norm=Norm.RMS, rotary=Rotary.HALVES)
-LLAMA_MODEL = ModelKind(wiring=Wiring.LLAMA, norm=Norm.RMS)
+LLAMA_MODEL = ModelKind(wiring=Wiring.LLAMA, norm=Norm.RMS, cache_holder=CacheHolder.NOBODY)
 
 
 def llama(fields: Fields) -> Architecture:
@@ -36,6 +37,7 @@ def llama(fields: Fields) -> Architecture:
     return llama_like(
         fields,
         "llama",
+        model=replace(LLAMA_MODEL, cache_holder=CacheHolder.OUTPUTS),
         layer=replace(LLAMA_LAYER, query_key_value_bias=attention_bias, output_bias=attention_bias, mlp_bias=mlp_bias),
         intermediate_size=11008,
         max_position_embeddings=2048,

@@ -19,7 +19,7 @@ LATER: dict[str, list[Any]] = {
     "torch_compile": [True],
     "attention": ["cudnn"],
     "target_length": [128],
-    "adapter.kind": ["adalora", "prefix-tuning", "p-tuning-v2"],
+    "adapter.kind": ["adalora"],
     "parallel.tensor": [8],
     "parallel.pipeline": [4],
     "parallel.data": [2],
@@ -90,6 +90,7 @@ OTHER_ADAPTER = {
     "use_dora": True,
     "bnb_4bit_use_double_quant": False,
     "num_virtual_tokens": 7,
+    "prefix_projection": True,
     "encoder_hidden_size": 99,
     "dtype": "base",
 }

@@ -60,6 +60,7 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "adapter.dtype": {"adapter.kind": "lora"},
         "adapter.use_dora": {"adapter.kind": "lora"},
         "adapter.bnb_4bit_use_double_quant": {"adapter.kind": "qlora"},
+        "adapter.prefix_projection": {"adapter.kind": "prefix-tuning"},
         "recompute_offload": {"recompute": "full"},
         "implementation": {"precision": "bf16", "model": "gpt2"},
         "efficient": {"model": "gpt2"},

@@ -11,6 +11,7 @@ from calc import Adapter, ConfigError, Scenario, estimate
 from calc.plan import SUPPORTED
 from calc.scenario import (
     ADAPTER_FIELDS,
+    PREFIXED,
     PROMPTED,
     QUANTISED,
     AdapterDType,
@@ -121,11 +122,11 @@ def windows(draw: st.DrawFn, num_layers: int, *, mixed: bool) -> dict[str, Any]:
 @st.composite
 def adapters(draw: st.DrawFn, linears: tuple[str, ...], saved: tuple[str, ...]) -> Adapter:
     kind = draw(st.sampled_from(list(ADAPTER_FIELDS)))
-    if kind in PROMPTED:
-        width: dict[str, Any] = (
-            {"encoder_hidden_size": draw(st.integers(1, 99))} if kind is AdapterKind.P_TUNING else {}
-        )
-        return Adapter(kind=kind, num_virtual_tokens=draw(st.integers(1, 30)), **width)
+    if kind in PROMPTED | PREFIXED:
+        projects = kind is AdapterKind.PREFIX_TUNING and draw(st.booleans())
+        has_encoder = projects or kind is AdapterKind.P_TUNING
+        width: dict[str, Any] = {"encoder_hidden_size": draw(st.integers(1, 99))} if has_encoder else {}
+        return Adapter(kind=kind, num_virtual_tokens=draw(st.integers(1, 30)), prefix_projection=projects, **width)
     targets = draw(st.none() | st.just(("all-linear",)) | subsets(linears))
     common: dict[str, Any] = {
         "dtype": draw(st.sampled_from(AdapterDType)),
@@ -150,9 +151,9 @@ def subsets(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
 
 
 @st.composite
-def recomputations(draw: st.DrawFn, config: dict[str, Any]) -> dict[str, Any]:
+def recomputations(draw: st.DrawFn, config: dict[str, Any], *, of_layers: bool) -> dict[str, Any]:
     """Of every layer, of every n-th, or of groups; what layers keep on the GPU or not."""
-    recompute = draw(st.sampled_from(Recompute))
+    recompute = draw(st.sampled_from(Recompute if of_layers else (Recompute.NONE, Recompute.SELECTIVE)))
     if recompute is Recompute.NONE:
         return {}
     in_a_row = draw(st.integers(1, config.get("n_layer") or config["num_hidden_layers"]))
@@ -179,13 +180,14 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     few_chunks = config["vocab_size"] <= MOST_EXPANSION * config["n_embd" if is_gpt2 else "hidden_size"]
     linears, saved = (GPT2_LINEARS, GPT2_SAVED) if is_gpt2 else (LLAMA_LINEARS, LLAMA_SAVED)
     adapter = draw(st.none() | adapters(linears, saved))
+    is_prefixed = adapter is not None and adapter.kind in PREFIXED
     is_quantised = adapter is not None and adapter.kind in QUANTISED
     loss = draw(st.sampled_from(Loss) if few_chunks else st.just(Loss.CROSS_ENTROPY))
     evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY else {}
     return Scenario(
         model=config,
         micro_batch_size=draw(st.integers(1, 5)),
-        sequence_length=draw(st.integers(1, 128)),
+        sequence_length=draw(st.integers(1 + is_prefixed, 128)),
         gradient_accumulation_steps=draw(st.sampled_from((1, 1, 2))),
         precision=draw(st.sampled_from(PRECISIONS)),
         optimizer=draw(st.sampled_from(OPTIMIZERS)),
@@ -193,7 +195,7 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
         zero_grad_set_to_none=draw(st.sampled_from((True, True, False))),
         weight_ema=draw(st.sampled_from((False, False, not is_quantised))),
         attention=draw(st.sampled_from(sorted(SUPPORTED["attention"]))),
-        **draw(recomputations(config)),
+        **draw(recomputations(config, of_layers=not is_prefixed)),
         adapter=adapter,
         frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
         loss=loss,
