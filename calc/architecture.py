@@ -9,6 +9,7 @@ class Wiring(StrEnum):
     """How a layer's operations are put together."""
 
     GPT2 = "gpt2"
+    GPT_BIGCODE = "gpt_bigcode"
     GPT_NEOX = "gpt_neox"
     LLAMA = "llama"
     OPT = "opt"
@@ -80,6 +81,8 @@ class LayerKind:
     mlp_bias: bool = False
     query_key_norm: QueryKeyNorm = QueryKeyNorm.NONE
     rotary: Rotary = Rotary.NONE
+    multi_query: bool = False
+    """One key/value head for all queries, whose projection lies behind that of the queries."""
     query_key_by_head: bool = False
     """Positions leave queries and keys in memory as [B, N, S, D], not by token."""
     parallel: bool = False

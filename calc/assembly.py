@@ -304,6 +304,7 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
         "F": layer.intermediate_size,
         "N": layer.num_attention_heads,
         "K": layer.num_key_value_heads,
+        "N+2K": layer.num_attention_heads + 2 * layer.num_key_value_heads,
         "D": layer.head_dim,
         "D/2": layer.head_dim // 2,
         "Q": layer.rotary_dim,

@@ -34,6 +34,7 @@ SYMBOLS = {
     "F": "intermediate_size",
     "N": "num_attention_heads",
     "K": "num_key_value_heads",
+    "N+2K": "num_attention_heads + 2 num_key_value_heads",
     "D": "head_dim",
     "D/2": "head_dim / 2",
     "Q": "elements of a head that positions turn",

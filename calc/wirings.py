@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.gpt2 import gpt2_embeddings, gpt2_layer
+from .blocks.gpt_bigcode import GPT_BIGCODE_BUFFERS, gpt_bigcode_layer
 from .blocks.gpt_neox import gpt_neox_embeddings, gpt_neox_layer
 from .blocks.head import End
 from .blocks.llama import LLAMA_BUFFERS, llama_embeddings, llama_layer
@@ -31,6 +32,9 @@ GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f")
 
 WIRINGS: dict[Wiring, Parts] = {
     Wiring.GPT2: Parts(embeddings=gpt2_embeddings, layer=gpt2_layer, end=GPT2_END),
+    Wiring.GPT_BIGCODE: Parts(
+        embeddings=gpt2_embeddings, layer=gpt_bigcode_layer, end=GPT2_END, buffers=GPT_BIGCODE_BUFFERS
+    ),
     Wiring.GPT_NEOX: Parts(
         embeddings=gpt_neox_embeddings,
         layer=gpt_neox_layer,

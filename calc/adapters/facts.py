@@ -14,13 +14,13 @@ from .freezing import module_of
 from .modules import is_linear
 
 LORA_TARGETS = {
-    "gpt2": ("c_attn",),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     "gpt_neox": ("query_key_value",),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     **dict.fromkeys(("llama", "mistral", "opt", "qwen2", "qwen3"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
-    "gpt2": ("c_attn", "mlp.c_proj"),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
     "gpt_neox": ("query_key_value", "dense_4h_to_h"),
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
     "opt": ("q_proj", "k_proj", "fc2"),
@@ -28,7 +28,7 @@ IA3_TARGETS = {
     **dict.fromkeys(("qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
 }
 IA3_FEEDFORWARD = {
-    "gpt2": ("mlp.c_proj",),
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
     "gpt_neox": ("dense_4h_to_h",),
     **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("down_proj",)),
     **dict.fromkeys(("opt", "phi"), ("fc2",)),

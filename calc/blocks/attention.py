@@ -11,14 +11,15 @@ from .facts import LayerFacts
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics, positions: Tensor = POSITION_IDS
+    q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics, positions: Tensor | None = POSITION_IDS
 ) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """The attention core by the chosen kernel: its rows, its output, and what the layer's frame goes on holding.
 
-    `positions` is what the model passes along; so a checkpoint's closure keeps it.
+    `positions` is what the model passes along, if it does; so a checkpoint's closure keeps it.
     """
+    passed = [] if positions is None else [frame(positions)]
     if facts.core.kernel is Attention.EAGER:
         rows, out, weights = eager_attention(q, k, v, facts.core.mask(numerics), facts.core, numerics)
-        return stamped([*rows, frame(positions)], Component.ATTENTION, CORE_MODULE), out, (weights,)
+        return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, (weights,)
     rows, out = sdpa_attention(q, k, v, facts.core, numerics)
-    return stamped([*rows, frame(positions)], Component.ATTENTION, CORE_MODULE), out, ()
+    return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, ()

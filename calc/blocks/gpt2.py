@@ -1,16 +1,20 @@
 """GPT-2's embeddings and layer (transformers 5.23.0, models/gpt2)."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 from calc.attention import HEADS
 from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import POSITION_IDS, Numerics, activation, embedding, linear, parameter, stamped
+from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
 from calc.prefix import with_prefixes
-from calc.primitives import add, dropout, frame, like, part, view
+from calc.primitives import add, dropout, frame, part, view
 from calc.scenario import Attention
 
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
+from .parts import dropped, plain_mlp
 
 
 def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
@@ -39,41 +43,39 @@ def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     )
 
 
+AttentionRows = Callable[[Tensor, LayerFacts, Numerics], tuple[list[Row], Tensor, tuple[Tensor, ...]]]
+"""Of the norm's output, the facts and the types: the rows, the output, and what the layer's frame goes on holding."""
+
+
 def gpt2_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     """GPT2Block."""
+    mask = (facts.core.mask(numerics),) if facts.core.kernel is Attention.EAGER else ()
+    return replace(gpt2_like_layer(_gpt2_attention, facts, numerics, conv1d=True), arguments=mask)
+
+
+def gpt2_like_layer(attending: AttentionRows, facts: LayerFacts, numerics: Numerics, *, conv1d: bool) -> Section:
+    """Norms before attention and MLP, whose frame holds what each adds to the residual stream."""
     x = hidden_states(numerics)
     middle, output = (
         hidden_states(numerics, "hidden_states after attention"),
         hidden_states(numerics, f"{NEXT}hidden_states"),
     )
     norm_1, normed = layer_norm("ln_1", x, "ln_1 output", ("H",), numerics)
-    attended_rows, attended, held = _gpt2_attention(normed, facts, numerics)
+    attended_rows, attended, held = attending(normed, facts, numerics)
     norm_2, normed_2 = layer_norm("ln_2", middle, "ln_2 output", ("H",), numerics)
-    up = Tensor("c_fc output", ("B", "S", "F"), numerics.linear)
-    act, activated = activation(facts.kind.activation, up, "activation output", numerics)
-    projected = Tensor("mlp c_proj output", ("B", "S", "H"), numerics.linear)
-    mlp = [
-        *linear("mlp.c_fc", normed_2, up, ("H",), ("F",), numerics, bias=True, conv1d=True),
-        *act,
-        *linear("mlp.c_proj", activated, projected, ("F",), ("H",), numerics, bias=True, conv1d=True),
-    ]
-    if facts.residual_dropout:
-        dropped = like(projected, "mlp output")
-        mlp.append(dropout(projected, dropped))
-        projected = dropped
-    mask = (facts.core.mask(numerics),) if facts.core.kernel is Attention.EAGER else ()
+    mlp, projected = plain_mlp("mlp.c_fc", "mlp.c_proj", normed_2, facts, numerics, conv1d=conv1d)
+    drop_2, projected = dropped(projected, "mlp output", on=facts.residual_dropout)
     rows = [
         *norm_1,
         *stamped(attended_rows, Component.ATTENTION, "attn"),
         add(attended, x, middle),
         frame(normed),
         *norm_2,
-        *stamped(mlp, Component.MLP, "mlp"),
+        *stamped([*mlp, *drop_2], Component.MLP, "mlp"),
         add(middle, projected, output),
         frame(x, middle, attended, normed_2, projected, *held),
     ]
-    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, arguments=mask)
-    return with_cache(layer, facts.core, numerics)
+    return with_cache(Section(name="layer", rows=tuple(rows), input=x, output=output), facts.core, numerics)
 
 
 def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
@@ -98,9 +100,5 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
     attention_rows, out, held = attention(q, k, v, facts, numerics)
     projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
     rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]
-    if facts.residual_dropout:
-        dropped = like(projected, "attn output")
-        rows.append(dropout(projected, dropped))
-        projected = dropped
-    rows.append(frame(fused, q, k, v))
-    return rows, projected, held
+    dropping, projected = dropped(projected, "attn output", on=facts.residual_dropout)
+    return [*rows, *dropping, frame(fused, q, k, v)], projected, held

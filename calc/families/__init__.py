@@ -14,6 +14,7 @@ from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "gpt2": gpt.gpt2,
+    "gpt_bigcode": gpt.gpt_bigcode,
     "gpt_neox": gpt_neox.gpt_neox,
     "llama": llama.llama,
     "mistral": llama.mistral,

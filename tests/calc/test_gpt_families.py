@@ -13,6 +13,7 @@ from calc.hf_config import architecture
 from calc.scenario import Loss
 
 NOT_MODELLED = [
+    ("gpt_bigcode", "add_cross_attention", True),
     ("opt", "do_layer_norm_before", False),
     ("opt", "_remove_final_layer_norm", True),
     ("opt", "layer_norm_elementwise_affine", False),

@@ -29,6 +29,11 @@ FAMILIES: dict[str, Family] = {
         drawn={"n_inner": (None, 7), "tie_word_embeddings": FLAG},
         lora_targets=("c_attn", "c_proj"),
     ),
+    "gpt_bigcode": Family(
+        sizes=SIZES | {"n_positions": 160, "n_inner": 104},
+        drawn={"n_inner": (None, 7), "multi_query": FLAG},
+        lora_targets=("c_attn", "c_proj"),
+    ),
     "gpt_neox": Family(
         sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
         own={"rotary_pct": 0.5},
