@@ -32,8 +32,16 @@ class Norm(StrEnum):
     """Normalisations, by the class of transformers that computes them."""
 
     RMS = "LlamaRMSNorm"
+    RMS_OLMO = "Olmo2RMSNorm"
+    """Weighted before it is rounded."""
+    RMS_GEMMA = "GemmaRMSNorm"
+    """Its weight is what is added to 1."""
     LAYER = "LayerNorm"
     """torch's own, with weight and bias."""
+    LAYER_OLMO = "OlmoLayerNorm"
+    """torch's own in fp32, without weights."""
+    LAYER_COHERE = "CohereLayerNorm"
+    """In steps, without a bias."""
 
 
 class QueryKeyNorm(StrEnum):
@@ -42,16 +50,57 @@ class QueryKeyNorm(StrEnum):
     NONE = "none"
     HEAD = "head"
     """Each head by itself, one weight for all."""
+    PROJECTION = "projection"
+    """All heads together, before they are parted."""
+    WEIGHTED_HEAD = "weighted head"
+    """Each head by itself with a weight of its own, before they are laid out by head."""
 
 
-class Rotary(StrEnum):
-    """How queries and keys are turned by their positions."""
+class Mlp(StrEnum):
+    """How an MLP is put together."""
 
-    NONE = "none"
-    HALVES = "halves"
-    """The first half of a head with its second, as LlamaAttention does."""
-    PARTIAL = "partial"
-    """So the first elements of a head, the others as they are."""
+    GATED = "gated"
+    """down(act(gate(x)) · up(x)), as LlamaMLP."""
+    GATED_FUSED = "gated, fused"
+    """The same with one projection for gate and up, as Phi3MLP."""
+    PLAIN = "plain"
+    """c_proj(act(c_fc(x))), as Starcoder2MLP."""
+
+
+class PositionTables(StrEnum):
+    """Which rotary tables a model makes, cos and sin of each position."""
+
+    ROUNDED = "rounded"
+    """In the residual stream's type."""
+    FP32 = "fp32"
+    BY_WINDOW = "by window"
+    """Rounded, and others for layers with a sliding window than for those without."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rotary:
+    """How queries and keys are turned by their positions: x·cos + rotate_half(x)·sin. All false: as Llama does."""
+
+    tables: PositionTables = PositionTables.ROUNDED
+    repeats_tables: bool = False
+    """Each layer makes tables for pairs from the model's (repeat_interleave)."""
+    inputs_in_fp32: bool = False
+    """q and k are cast first."""
+    factors_in_fp32: bool = False
+    """Each factor is cast where it is multiplied."""
+    rounds: bool = False
+    """The result is cast back to the type of q and k."""
+    partial: bool = False
+    """The first elements of a head are turned and the others put behind them, even where there are none."""
+    joins_each: bool = False
+    """q's parts are joined before k is turned."""
+    parted_outside: bool = False
+    """The attention itself parts them, and holds both parts until it returns."""
+
+
+LLAMA_ROTARY = Rotary()
+PARTIAL_ROTARY = Rotary(partial=True)
+PHI_ROTARY = Rotary(partial=True, parted_outside=True)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,13 +129,21 @@ class LayerKind:
     output_bias: bool = False
     mlp_bias: bool = False
     query_key_norm: QueryKeyNorm = QueryKeyNorm.NONE
-    rotary: Rotary = Rotary.NONE
+    rotary: Rotary | None = None
+    """None: no positions."""
     multi_query: bool = False
     """One key/value head for all queries, whose projection lies behind that of the queries."""
     query_key_by_head: bool = False
     """Positions leave queries and keys in memory as [B, N, S, D], not by token."""
     parallel: bool = False
     """Attention and MLP read the same residual stream, and are added to it together."""
+    mlp: Mlp = Mlp.GATED
+    fused_query_key_value: bool = False
+    """One projection for all three."""
+    soft_capped: bool = False
+    """Scores go through tanh, which no fused kernel does."""
+    residual_scaled: bool = False
+    """What is added to the residual stream is multiplied by a number."""
     fp32_softmax: bool = True
     """Eager attention's softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
 
@@ -117,6 +174,15 @@ class CacheHolder(StrEnum):
     """Though none was asked for."""
 
 
+class EmbeddingScale(StrEnum):
+    """What token embeddings are multiplied by."""
+
+    NONE = "none"
+    NUMBER = "number"
+    BUFFER = "buffer"
+    """A tensor of one element that the model owns."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelKind:
     """What decides which rows embeddings and head have, beside sizes and the plan."""
@@ -128,10 +194,18 @@ class ModelKind:
     """Of the language-model head."""
     learned_positions: bool = False
     """A table of them, which limits the sequence."""
+    rotary: Rotary | None = None
     always_makes_causal_mask: bool = False
     """Also where all its layers slide, and none reads it."""
     cache_holder: CacheHolder | None = None
     """Of a key/value cache that the model is given; none: its layers are not known to take one."""
+    always_makes_sliding_mask: bool = False
+    """Also where no layer slides."""
+    embedding_scale: EmbeddingScale = EmbeddingScale.NONE
+    logits_scaled: bool = False
+    """Multiplied by a number."""
+    logits_soft_capped: bool = False
+    """Through tanh."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

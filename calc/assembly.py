@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .adapters import OUTPUT_LAYER, TEXT_IDS, adapter_facts
-from .architecture import Architecture, CacheHolder, Dropouts, Layer, Wiring
+from .architecture import Architecture, CacheHolder, Dropouts, Layer
 from .attention import AttentionCore
 from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
 from .contexts import CacheEnd
@@ -71,7 +71,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     return StepMemory(
         step=built,
         runs=runs,
-        buffers=tuple(_buffers(architecture.wiring, plan)),
+        buffers=tuple(_buffers(facts.model, plan)),
         inputs=(TEXT_IDS if prompted else INPUT_IDS,),
         workload=asked,
         plan=plan,
@@ -85,9 +85,9 @@ def _structural(plan: Plan) -> Plan:
     return replace(plan, adapter=None, eval_accumulation_steps=min(plan.eval_accumulation_steps, MOST_DISTINCT))
 
 
-def _buffers(wiring: Wiring, plan: Plan) -> Iterator[Tensor]:
+def _buffers(facts: ModelFacts, plan: Plan) -> Iterator[Tensor]:
     """What lives between steps and belongs to no part."""
-    buffers = WIRINGS[wiring].buffers
+    buffers = WIRINGS[facts.kind.wiring].buffers(facts)
     yield from buffers
     if plan.weight_ema:
         yield from map(averaged, buffers)
@@ -172,6 +172,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
     return ModelFacts(
         kind=architecture.kind,
         masks=tuple(_masks(architecture, workload, plan)),
+        layer_windows=tuple(sorted({layer.sliding_window is not None for layer, _ in architecture.layers})),
         embedding_dropout=bool(architecture.dropouts.embedding),
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
@@ -189,6 +190,9 @@ def _masks(architecture: Architecture, workload: Workload, plan: Plan) -> Iterat
     causal = {replace(core, sliding=False) for core in cores if core.prefixed or core.kernel is Attention.EAGER}
     if causal and architecture.kind.always_makes_causal_mask:
         masked.setdefault(False, causal.pop())
+    eager = {replace(core, sliding=True) for core in cores if core.kernel is Attention.EAGER}
+    if eager and architecture.kind.always_makes_sliding_mask:
+        masked.setdefault(True, eager.pop())
     for sliding in sorted(masked):
         yield masked[sliding].mask(plan.numerics)
 
@@ -239,6 +243,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         sliding=layer.sliding_window is not None,
         prefixed=layer.num_prefix_tokens > 0,
         fp32_softmax=layer.kind.fp32_softmax,
+        soft_capped=layer.kind.soft_capped,
         grouped=is_grouped(layer),
         one_sequence=workload.micro_batch_size == 1,
         one_head=layer.num_attention_heads == 1,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from .dtype import DType
 from .ledger import Dimension, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input
-from .primitives import add, cast, copy, dropout, frame, like, matmul, scale, softmax, view, wider
+from .primitives import add, cast, copy, dropout, frame, like, matmul, scale, soft_cap, softmax, view, wider
 from .scenario import Attention
 
 SLIDING_MASK = "sliding_mask"
@@ -24,6 +24,8 @@ class AttentionCore:
     dropout: bool
     fp32_softmax: bool
     """softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
+    soft_capped: bool = False
+    """Scores go through tanh."""
     grouped: bool
     """Fewer key/value heads than query heads."""
     one_sequence: bool
@@ -128,11 +130,12 @@ def eager_attention(
     rows += [*merge_q, *merge_k]
     products, scaled = (Tensor(f"scores{suffix}", core.scores, numerics.compute) for suffix in ("", " scaled"))
     masked = like(scaled, "scores masked", dtype=wider(scaled.dtype, mask.dtype))
-    rows += [
-        matmul("scores", query, key, products, core.scores_product),
-        scale(products, scaled),
-        add(scaled, mask, masked, name="mask"),
-    ]
+    rows += [matmul("scores", query, key, products, core.scores_product), scale(products, scaled)]
+    if core.soft_capped:
+        capped = like(scaled, "scores capped")
+        rows += soft_cap(scaled, capped)
+        scaled = capped
+    rows.append(add(scaled, mask, masked, name="mask"))
     # Llama casts back to the queries' type, which positions make fp32 under autocast; GPT-2 to the values'.
     result_dtype = q.dtype if core.fp32_softmax else v.dtype
     rows_softmax, weights = _attention_softmax(masked, result_dtype, core, numerics)

@@ -44,6 +44,13 @@ def is_grouped(layer: Layer) -> bool:
     return layer.num_key_value_heads < layer.num_attention_heads
 
 
+def kernel_obstacle(kernel: Attention, layer: Layer, sequence_length: int, dtype: DType) -> str | None:
+    """Why a kernel of scaled_dot_product_attention does not take a layer, or None."""
+    if layer.kind.soft_capped:
+        return "scaled_dot_product_attention caps no scores, as this model does: transformers runs it with eager only"
+    return OBSTACLES[kernel](layer, sequence_length, dtype)
+
+
 def _flash_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | None:
     if dtype is DType.FP32:
         return "the flash kernel takes fp16 and bf16, not precision = fp32"
@@ -83,6 +90,8 @@ OBSTACLES: dict[Attention, Callable[[Layer, int, DType], str | None]] = {
 
 def layer_kernel(attention: Attention, layer: Layer, sequence_length: int, dtype: DType) -> Attention:
     """What `attention` means for one layer: auto is the first kernel that takes it."""
+    if layer.kind.soft_capped and attention is Attention.AUTO:
+        return Attention.EAGER
     if attention is not Attention.AUTO:
         return attention
     return next(kernel for kernel, obstacle in OBSTACLES.items() if obstacle(layer, sequence_length, dtype) is None)

@@ -13,7 +13,7 @@ from .operators import Numerics, parameter, stamped
 from .primitives import frame, like
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Of the supported families, those in MODEL_TYPE_TO_APPLY_LIGER_FN."""
+"""Of those in MODEL_TYPE_TO_APPLY_LIGER_FN the ones whose kernels were traced."""
 LARGEST_ROW = 65536
 """MAX_FUSED_SIZE: the longest row one program takes (calculate_settings in ops/utils.py)."""
 
@@ -21,7 +21,7 @@ LARGEST_ROW = 65536
 def liger_obstacle(architecture: Architecture) -> str | None:
     """Why Liger has no kernels for a model, or None."""
     if architecture.model_type not in FAMILIES:
-        return f"Liger has no kernels for {architecture.model_type}, but for {', '.join(sorted(FAMILIES))}"
+        return f"Liger's kernels are modelled for {', '.join(sorted(FAMILIES))}, not for {architecture.model_type}"
     if any(layer.kind.activation is not Activation.SILU for layer, _ in architecture.layers):
         return "Liger's MLP computes SiLU, and this model has another activation"
     if max(architecture.hidden_size, *(layer.intermediate_size for layer, _ in architecture.layers)) > LARGEST_ROW:

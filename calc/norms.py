@@ -15,33 +15,73 @@ NormRows = Callable[[str, Tensor, str, Shape, Numerics], tuple[list[Row], Tensor
 
 
 def rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """LlamaRMSNorm.forward: x·rsqrt(mean(x²) + ε) in fp32, then the weight."""
-    statistics: Shape = x.shape[: -len(dims)]
-    rows = []
-    x32 = x
-    if x.dtype is not DType.FP32:
-        x32 = like(x, f"{name}.x in fp32", dtype=DType.FP32)
-        rows.append(cast(x, x32))
-    squares = like(x32, f"{name}.squares")
-    variance, shifted, rstd = (
-        like(x32, f"{name}.{part}", shape=statistics) for part in ("variance", "variance + eps", "rstd")
-    )
-    normed = like(x32, f"{name}.normalised")
-    rows += [
-        power(x32, squares),
-        scale(squares, variance, name="mean"),
-        shift(variance, shifted),
-        _rsqrt(shifted, rstd),
-        multiply(x32, rstd, normed),
-    ]
+    """LlamaRMSNorm.forward: x·rsqrt(mean(x²) + ε) in fp32, rounded, then the weight."""
+    rows, normed, variance = _over_root_mean_square(name, x, dims)
     rounded = normed
-    if x.dtype is not DType.FP32:
+    if x.dtype is not normed.dtype:
         rounded = like(x, f"{name}.normalised, rounded")
         rows.append(cast(normed, rounded))
     weight = parameter(f"{name}.weight", dims, numerics)
     out = like(x, out_name, dtype=wider(weight.dtype, rounded.dtype))
     rows += [multiply(weight, rounded, out), frame(x, normed, variance)]
     return stamped(rows, Component.NORM, name), out
+
+
+def olmo_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """Olmo2RMSNorm.forward: the same with the weight before rounding."""
+    rows, normed, variance = _over_root_mean_square(name, x, dims)
+    weighted, rounding, out = _rounded_result(f"{name}.weighted", normed, x, out_name)
+    rows += [multiply(parameter(f"{name}.weight", dims, numerics), normed, weighted), *rounding]
+    return stamped([*rows, frame(x, normed, variance)], Component.NORM, name), out
+
+
+def gemma_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """GemmaRMSNorm.forward: x̂·(1 + weight) in fp32, then rounded."""
+    rows, normed, _ = _over_root_mean_square(name, x, dims)
+    weight = parameter(f"{name}.weight", dims, numerics)
+    casts, wide = _in_fp32(weight, f"{name}.weight in fp32")
+    factor = like(wide, f"{name}.1 + weight")
+    weighted, rounding, out = _rounded_result(f"{name}.weighted", normed, x, out_name)
+    rows += [*casts, shift(wide, factor), multiply(normed, factor, weighted), frame(normed), *rounding, frame(x)]
+    return stamped(rows, Component.NORM, name), out
+
+
+def _over_root_mean_square(name: str, x: Tensor, dims: Shape) -> tuple[list[Row], Tensor, Tensor]:
+    """x·rsqrt(mean(x²) + ε) in fp32: the rows, the result and the mean square."""
+    statistics: Shape = x.shape[: -len(dims)]
+    casts, x32 = _in_fp32(x, f"{name}.x in fp32")
+    squares = like(x32, f"{name}.squares")
+    variance, shifted, rstd = (
+        like(x32, f"{name}.{part}", shape=statistics) for part in ("variance", "variance + eps", "rstd")
+    )
+    normed = like(x32, f"{name}.normalised")
+    rows = [
+        *casts,
+        power(x32, squares),
+        scale(squares, variance, name="mean"),
+        shift(variance, shifted),
+        _rsqrt(shifted, rstd),
+        multiply(x32, rstd, normed),
+    ]
+    return rows, normed, variance
+
+
+def _in_fp32(x: Tensor, name: str) -> tuple[list[Row], Tensor]:
+    """`x.to(float32)`, which is x itself where it has that type."""
+    if x.dtype is DType.FP32:
+        return [], x
+    wide = Tensor(name, x.shape, DType.FP32)
+    return [cast(x, wide)], wide
+
+
+def _rounded_result(name: str, normed: Tensor, given: Tensor, out_name: str) -> tuple[Tensor, list[Row], Tensor]:
+    """A result in fp32 called `name`, the cast to the type of what the norm was given, and the output; where the types
+    are one, the result is the output."""
+    out = like(given, out_name)
+    if given.dtype is normed.dtype:
+        return out, [], out
+    result = like(normed, name)
+    return result, [cast(result, out)], out
 
 
 def _rsqrt(x: Tensor, out: Tensor) -> Row:
@@ -66,9 +106,66 @@ def layer_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numer
     return stamped([row], Component.NORM, name), out
 
 
+def olmo_layer_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """OlmoLayerNorm.forward: F.layer_norm in fp32, without weights."""
+    casts, x32 = _in_fp32(x, f"{name}.x in fp32")
+    mean, rstd = (Tensor(f"{name}.{part}", x.shape[: -len(dims)], DType.FP32) for part in ("mean", "rstd"))
+    normed, rounding, out = _rounded_result(f"{name}.normalised", x32, x, out_name)
+    row = Row(
+        name="layer_norm",
+        reads=(x32,),
+        writes=(normed, mean, rstd),
+        gradients=(Gradient(of=x32),),
+        saves=(x32, mean, rstd),
+        elementwise_flops=1,
+    )
+    return stamped([*casts, row, *rounding, frame(x)], Component.NORM, name), out
+
+
+def cohere_layer_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """CohereLayerNorm.forward: weight·(x - mean)·rsqrt(variance + ε) in fp32, each step a tensor; then rounded."""
+    statistics: Shape = x.shape[: -len(dims)]
+    casts, x32 = _in_fp32(x, f"{name}.x in fp32")
+    mean, variance, shifted, rstd = (
+        like(x32, f"{name}.{part}", shape=statistics) for part in ("mean", "variance", "variance + eps", "rstd")
+    )
+    centred, squares, centred_again, normed = (
+        like(x32, f"{name}.{part}") for part in ("x - mean", "squares", "x - mean, again", "normalised")
+    )
+    casts_weight, weight = _in_fp32(parameter(f"{name}.weight", dims, numerics), f"{name}.weight in fp32")
+    weighted, rounding, out = _rounded_result(f"{name}.weighted", normed, x, out_name)
+    rows = [
+        *casts,
+        scale(x32, mean, name="mean"),
+        _minus(x32, mean, centred),
+        power(centred, squares),
+        scale(squares, variance, name="mean"),
+        _minus(x32, mean, centred_again),
+        shift(variance, shifted),
+        _rsqrt(shifted, rstd),
+        multiply(centred_again, rstd, normed),
+        *casts_weight,
+        multiply(weight, normed, weighted),
+        *rounding,
+        frame(x, mean, variance, weighted),
+    ]
+    return stamped(rows, Component.NORM, name), out
+
+
+def _minus(x: Tensor, mean: Tensor, out: Tensor) -> Row:
+    """`x - mean`: keeps nothing; the mean's gradient is made in the result's shape and then summed."""
+    unreduced = like(out, f"∂{mean.name} before its sum")
+    gradients = (Gradient(of=x, passes=True), Gradient(of=mean, unreduced=unreduced))
+    return Row(name="sub", reads=(x, mean), writes=(out,), gradients=gradients, elementwise_flops=1)
+
+
 NORMS: dict[Norm, NormRows] = {
     Norm.RMS: rms_norm,
+    Norm.RMS_OLMO: olmo_rms_norm,
+    Norm.RMS_GEMMA: gemma_rms_norm,
     Norm.LAYER: layer_norm,
+    Norm.LAYER_OLMO: olmo_layer_norm,
+    Norm.LAYER_COHERE: cohere_layer_norm,
 }
 
 

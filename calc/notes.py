@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from .architecture import Architecture, Rotary
+from .architecture import LLAMA_ROTARY, Architecture
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
@@ -174,7 +174,7 @@ def _of_loss(plan: Plan) -> Iterator[str]:
 
 def _of_recomputation(architecture: Architecture, plan: Plan) -> Iterator[str]:
     selective_fused = plan.recompute is Recompute.SELECTIVE and plan.attention in {Attention.FLASH, Attention.EFFICIENT}
-    turned = any(layer.kind.rotary is Rotary.HALVES for layer, _ in architecture.layers)
+    turned = any(layer.kind.rotary == LLAMA_ROTARY for layer, _ in architecture.layers)
     if selective_fused and plan.numerics.autocast and turned:
         yield (
             "recompute = selective keeps more than none here: q and k as rotary positions leave them under autocast, "

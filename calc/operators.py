@@ -9,17 +9,14 @@ from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .primitives import (
     add,
     cast,
-    cat,
     frame,
     like,
     matmul,
     multiply,
-    part,
     power,
     scale,
     shift,
     unary,
-    wider,
 )
 
 TOKENS: Shape = ("B", "S")
@@ -106,30 +103,6 @@ def linear(
     casts = [*cast_weight, *cast_x, *cast_bias] if conv1d else [*cast_bias, *cast_weight, *cast_x]
     row = matmul("linear", lower_x, weight, out, product, bias=b, transposed=not conv1d)
     return [replace(row, module=name) for row in (*casts, row, frame(x))]
-
-
-def rotary(name: str, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[list[Row], Tensor]:
-    """apply_rotary_pos_emb on one of q, k: x·cos + rotate_half(x)·sin."""
-    *outer, dim = x.shape
-    first, second, negated = (
-        like(x, f"{name}.{half} half", shape=(*outer, f"{dim}/2")) for half in ("first", "second", "negated")
-    )
-    rotated = like(x, f"{name}.rotated")
-    dtype = wider(x.dtype, cos.dtype)
-    straight, turned, out = (
-        like(x, part_name, dtype=dtype)
-        for part_name in (f"{name}·cos", f"{name}.rotated·sin", f"{name} with positions")
-    )
-    rows = [
-        multiply(x, cos, straight),
-        part(x, (first,)),
-        part(x, (second,)),
-        scale(second, negated, name="neg"),
-        cat((negated, first), rotated),
-        multiply(rotated, sin, turned),
-        add(straight, turned, out),
-    ]
-    return rows, out
 
 
 def activation(function: Activation, x: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from .architecture import Architecture
 from .dtype import DType
 from .errors import ConfigError
-from .kernels import OBSTACLES, layer_kernel
+from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
 from .liger import liger_obstacle
 from .operators import Numerics
 from .recipes import RECIPES, Recipe
@@ -330,6 +330,9 @@ def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
         raise ConfigError("loss", scenario.loss.value, "should be cross-entropy with implementation = megatron")
     if architecture.kind.head_bias and scenario.loss is not Loss.CROSS_ENTROPY:
         raise ConfigError("loss", scenario.loss.value, "should be cross-entropy: this model's head has a bias")
+    changes_logits = architecture.kind.logits_scaled or architecture.kind.logits_soft_capped
+    if changes_logits and scenario.loss is not Loss.CROSS_ENTROPY:
+        raise ConfigError("loss", scenario.loss.value, "should be cross-entropy: this model scales or caps its logits")
     return scenario.loss
 
 
@@ -367,7 +370,7 @@ def _attention(scenario: Scenario, architecture: Architecture, sequence_length: 
         kernels = {layer_kernel(asked, layer, sequence_length, dtype) for layer in layers}
         return kernels.pop() if len(kernels) == 1 else asked
     for layer in layers:
-        obstacle = OBSTACLES[asked](layer, sequence_length, dtype)
+        obstacle = kernel_obstacle(asked, layer, sequence_length, dtype)
         if obstacle is not None:
             raise ConfigError("attention", asked.value, f"{obstacle}; choose auto")
     return asked

@@ -91,6 +91,12 @@ def scale(x: Tensor, out: Tensor, *, name: str = "mul") -> Row:
     return Row(name=name, reads=(x,), writes=(out,), gradients=(Gradient(of=x),), elementwise_flops=1)
 
 
+def soft_cap(x: Tensor, out: Tensor) -> list[Row]:
+    """tanh(x / cap)·cap: three operations, of which tanh keeps its result."""
+    divided, capped = like(x, f"{x.name} / cap"), like(x, f"tanh({x.name} / cap)")
+    return [scale(x, divided, name="div"), unary("tanh", divided, capped, saves_output=True), scale(capped, out)]
+
+
 def shift(x: Tensor, out: Tensor) -> Row:
     """`x` plus a number: keeps nothing, hands the gradient on."""
     return Row(name="add", reads=(x,), writes=(out,), gradients=(Gradient(of=x, passes=True),), elementwise_flops=1)

@@ -283,14 +283,14 @@ def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
             parameters = tuple(parameter for each, times in pieces for parameter in each.parameters * times)
             if pieces[0][0] is not embedding:
                 parameters = tuple(item for item in parameters if item[0] not in tied)
-            buffers = (tensor for each, times in pieces for tensor in each.section.buffers() * times)
+            buffers = [tensor for each, times in pieces for tensor in each.section.buffers() * times]
             known[key] = Part(
                 pieces=pieces,
                 in_layer=in_layer,
                 parameters=parameters,
                 persistent=(
                     *_persistent((tensor for tensor, _ in parameters), facts.plan, in_layer=in_layer),
-                    *buffers,
+                    *_owned(buffers, facts.plan),
                 ),
             )
         yield known[key]
@@ -305,3 +305,8 @@ def _persistent(parameters: Iterable[Tensor], plan: Plan, *, in_layer: bool) -> 
             yield from kept_between_steps(tensor, plan, in_layer=in_layer)
     if plan.weight_ema:
         yield from map(averaged, parameters)
+
+
+def _owned(buffers: list[Tensor], plan: Plan) -> list[Tensor]:
+    """Buffers, and their averages."""
+    return [*buffers, *(map(averaged, buffers) if plan.weight_ema else ())]

@@ -9,10 +9,10 @@ from .blocks.gpt2 import gpt2_embeddings, gpt2_layer
 from .blocks.gpt_bigcode import GPT_BIGCODE_BUFFERS, gpt_bigcode_layer
 from .blocks.gpt_neox import gpt_neox_embeddings, gpt_neox_layer
 from .blocks.head import End
-from .blocks.llama import LLAMA_BUFFERS, llama_embeddings, llama_layer
+from .blocks.llama import EMBEDDING_WEIGHT, llama_embeddings, llama_layer
 from .blocks.opt import opt_embeddings, opt_layer
-from .blocks.parts import PARTIAL_ROTARY_BUFFERS
 from .blocks.phi import phi_embeddings, phi_layer
+from .blocks.positions import rotary_buffers
 from .ledger import Section, Tensor
 from .megatron import megatron_layer
 from .operators import Numerics
@@ -25,7 +25,8 @@ class Parts:
     embeddings: Callable[[ModelFacts, Numerics], Section]
     layer: Callable[[LayerFacts, Numerics], Section]
     end: End
-    buffers: tuple[Tensor, ...] = ()
+    buffers: Callable[[ModelFacts], list[Tensor]] = lambda facts: []
+    """What the model owns that no part of it reads."""
 
 
 GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f")
@@ -39,13 +40,13 @@ WIRINGS: dict[Wiring, Parts] = {
         embeddings=gpt_neox_embeddings,
         layer=gpt_neox_layer,
         end=End(embedding_weight="embed_in.weight", final_norm="final_layer_norm"),
-        buffers=PARTIAL_ROTARY_BUFFERS,
+        buffers=rotary_buffers,
     ),
     Wiring.LLAMA: Parts(
         embeddings=llama_embeddings,
         layer=llama_layer,
-        end=End(embedding_weight="embed_tokens.weight", final_norm="norm"),
-        buffers=LLAMA_BUFFERS,
+        end=End(embedding_weight=EMBEDDING_WEIGHT, final_norm="norm"),
+        buffers=rotary_buffers,
     ),
     Wiring.OPT: Parts(
         embeddings=opt_embeddings,
@@ -56,7 +57,7 @@ WIRINGS: dict[Wiring, Parts] = {
         embeddings=phi_embeddings,
         layer=phi_layer,
         end=End(embedding_weight="embed_tokens.weight", final_norm="final_layernorm"),
-        buffers=PARTIAL_ROTARY_BUFFERS,
+        buffers=rotary_buffers,
     ),
     Wiring.MEGATRON: Parts(embeddings=gpt2_embeddings, layer=megatron_layer, end=GPT2_END),
 }

@@ -152,6 +152,9 @@ def build_job(
     optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     # A copy: transformers writes into nested fields (rope_scaling).
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
+    model_class: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
+    if not model_class._supports_sdpa:  # Gemma 2 caps its scores
+        kernel = "eager"
     if scenario.recompute == "selective":
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):

@@ -13,11 +13,13 @@ from calc.scenario import ALL_LINEAR, PREFIXED, PROMPTED, QUANTISED, Adapter, Ad
 from .freezing import module_of
 from .modules import is_linear
 
+GEMMAS = ("gemma", "gemma2", "gemma3_text")
+LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     "gpt_neox": ("query_key_value",),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
-    **dict.fromkeys(("llama", "mistral", "opt", "qwen2", "qwen3"), ("q_proj", "v_proj")),
+    **dict.fromkeys((*LLAMA_LIKE, "opt", "stablelm"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
@@ -25,12 +27,12 @@ IA3_TARGETS = {
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
     "opt": ("q_proj", "k_proj", "fc2"),
     "phi": ("q_proj", "v_proj", "fc2"),
-    **dict.fromkeys(("qwen2", "qwen3"), ("q_proj", "v_proj", "down_proj")),
+    **dict.fromkeys(("qwen2", "qwen3", *GEMMAS), ("q_proj", "v_proj", "down_proj")),
 }
 IA3_FEEDFORWARD = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
     "gpt_neox": ("dense_4h_to_h",),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ("down_proj",)),
+    **dict.fromkeys(LLAMA_LIKE, ("down_proj",)),
     **dict.fromkeys(("opt", "phi"), ("fc2",)),
 }
 """peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING and its likes, by model_type."""
@@ -112,7 +114,12 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
         return adapter.target_modules
     if architecture.wiring is Wiring.MEGATRON:
         return MEGATRON_TARGETS
-    return (IA3_TARGETS if adapter.kind is AdapterKind.IA3 else LORA_TARGETS)[architecture.model_type]
+    defaults = IA3_TARGETS if adapter.kind is AdapterKind.IA3 else LORA_TARGETS
+    if architecture.model_type not in defaults:
+        raise ConfigError(
+            "adapter.target_modules", None, f"should be given: PEFT has none for {architecture.model_type}"
+        )
+    return defaults[architecture.model_type]
 
 
 def _feedforward_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from calc.primitives import cast, frame, like, matmul, unary
 from calc.scenario import AdapterKind
 
 from .facts import AdapterFacts
+from .freezing import with_tensors
 
 ENCODER = "prompt_encoder"
 PROMPT: Shape = ("T",)
@@ -28,15 +29,20 @@ def with_prompts(section: Section, facts: AdapterFacts, numerics: Numerics) -> S
         return replace(section, rows=(*section.rows, held)) if held else section
     [tokens] = section.leaves
     words = Tensor("embedded input_ids", (*TEXT, "H"), tokens.dtype)
-    rows: list[Row] = []
-    for row in section.rows:
-        if tokens in row.writes:
-            rows.append(replace(row, reads=(row.reads[0], TEXT_IDS), writes=(words,), saves=(TEXT_IDS,)))
-            rows += stamped(_before(words, tokens, facts, numerics), Component.ADAPTER, ENCODER)
-        else:
-            rows.append(row)
+    written = next(index for index, row in enumerate(section.rows) if tokens in row.writes) + 1
+
+    def of_text(tensor: Tensor) -> Tensor:
+        if tensor == tokens:
+            return words
+        return replace(tensor, shape=(*TEXT, *tensor.shape[2:])) if tensor.shape[:2] == TOKENS else tensor
+
+    rows = (
+        *(with_tensors(row, of_text) for row in section.rows[:written]),
+        *stamped(_before(words, tokens, facts, numerics), Component.ADAPTER, ENCODER),
+        *section.rows[written:],
+    )
     held = tuple(dict.fromkeys((*section.held, *_held(numerics))))
-    return replace(section, rows=tuple(rows), leaves=(words,), held=held)
+    return replace(section, rows=rows, leaves=(words,), held=held)
 
 
 def _held(numerics: Numerics) -> tuple[Tensor, ...]:

@@ -32,6 +32,8 @@ class ModelFacts:
     kind: ModelKind
     masks: tuple[Tensor, ...]
     """What attention takes to tell who sees whom, in the order in which the model makes them."""
+    layer_windows: tuple[bool, ...]
+    """Whether there are layers without a sliding window (False), with one (True), or both."""
     embedding_dropout: bool
     one_sequence: bool
     tied_embeddings: bool
@@ -44,18 +46,11 @@ class ModelFacts:
 
 
 INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)
-COS = "rotary.cos"
-SIN = "rotary.sin"
 
 
 def hidden_states(numerics: Numerics, name: str = "hidden_states") -> Tensor:
     """The residual stream."""
     return Tensor(name, ("B", "S", "H"), numerics.weights)
-
-
-def rotary_tables(numerics: Numerics) -> tuple[Tensor, Tensor]:
-    """cos and sin of the positions, in the residual stream's type, one pair for the whole model."""
-    return Tensor(COS, ("S", "D"), numerics.weights), Tensor(SIN, ("S", "D"), numerics.weights)
 
 
 def mask_rows(masks: Iterable[Tensor]) -> Iterator[Row]:

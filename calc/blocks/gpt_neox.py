@@ -1,15 +1,18 @@
 """GPT-NeoX's embeddings and layer (transformers 5.23.0, models/gpt_neox)."""
 
+from calc.architecture import PARTIAL_ROTARY
 from calc.attention import HEADS
 from calc.ledger import Component, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
 from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
 from calc.primitives import add, frame, like, part, view, wider
+from calc.rotary import rotary_tables, tables_row, turned
 
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
-from .parts import dropped, partial_rotary_tables, partial_tables_row, partly_turned, plain_mlp
+from .parts import dropped, plain_mlp
+from .positions import made_tables
 
 FUSED: Shape = ("B", "S", "N", 3, "D")
 
@@ -18,13 +21,13 @@ def gpt_neox_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     """GPTNeoXModel.forward up to its first layer: token embeddings, mask, dropout, rotary tables."""
     tokens = hidden_states(numerics, "inputs_embeds")
     dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
-    tables = partial_rotary_tables(numerics)
+    [tables] = made_tables(facts, numerics)
     rows = [
         embedding(parameter("embed_in.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
         *mask_rows(facts.masks),
         *dropping,
-        partial_tables_row(numerics),
+        tables_row(tables),
     ]
     return Section(
         name="embedding",
@@ -77,7 +80,8 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     fused = Tensor("query_key_value output", FUSED, numerics.linear)
     by_head = like(fused, "qkv")
     q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
-    turning, (turned_q, turned_k), _ = partly_turned(q, k, numerics)
+    made = rotary_tables(PARTIAL_ROTARY, numerics, sliding=False)
+    turning, (turned_q, turned_k), _ = turned(q, k, made, PARTIAL_ROTARY)
     core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
     projected = Tensor("dense output", ("B", "S", "H"), numerics.compute)
     rows = [

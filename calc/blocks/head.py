@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from calc.ledger import Component, Section, Tensor
+from calc.ledger import Component, Row, Section, Tensor
 from calc.losses import cross_entropy, linear_loss
 from calc.norms import norm_of
 from calc.operators import Numerics, linear, parameter, stamped
-from calc.primitives import frame
+from calc.primitives import frame, like, scale, soft_cap
 
 from .facts import ModelFacts, hidden_states
 
@@ -33,6 +33,17 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
         return Section(name="head", rows=(*norm, frame(x, *outside), *loss_rows), input=x, output=loss)
     logits = Tensor("logits", ("B", "S", "V"), numerics.compute)
     loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence)
-    projection = linear("lm_head", normed, logits, ("H",), ("V",), numerics, bias=facts.kind.head_bias, weight=weight)
+    given = logits
+    after: list[Row] = []
+    if facts.kind.logits_soft_capped:
+        given = like(logits, "logits before their cap")
+        after = soft_cap(given, logits)
+    elif facts.kind.logits_scaled:
+        given = like(logits, "logits before scaling")
+        after = [scale(given, logits)]
+    projection = [
+        *linear("lm_head", normed, given, ("H",), ("V",), numerics, bias=facts.kind.head_bias, weight=weight),
+        *after,
+    ]
     rows = [*norm, frame(x, *outside), *stamped(projection, Component.HEAD, "lm_head"), *loss_rows, frame(normed)]
     return Section(name="head", rows=tuple(rows), input=x, output=loss)

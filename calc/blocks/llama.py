@@ -1,130 +1,153 @@
-"""Llama's embeddings and layer, and what differs from them by facts (transformers 5.23.0, models/llama)."""
+"""Llama's embeddings and layer, and what differs from them by facts (transformers 5.23.0)."""
 
-from calc.architecture import QueryKeyNorm
+from calc.architecture import EmbeddingScale, QueryKeyNorm
 from calc.attention import HEADS, KEY_VALUE_HEADS
-from calc.dtype import DType
-from calc.ledger import Component, Kind, Row, Section, Tensor
+from calc.ledger import Component, Gradient, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
-from calc.liger import liger_rotary, liger_silu_mul
+from calc.liger import liger_rotary
 from calc.norms import norm_of
-from calc.operators import POSITION_IDS, Numerics, activation, embedding, linear, parameter, rotary, stamped
+from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
 from calc.prefix import with_prefixes
-from calc.primitives import add, frame, like, multiply, view
+from calc.primitives import add, dropout, frame, like, scale, view
+from calc.rotary import Pair, rotary_tables, tables_row, turned
 
 from .attention import attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, rotary_tables, with_cache
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
+from .mlp import mlp
+from .positions import made_tables
 
 
 def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     """LlamaModel.forward up to its first layer: token embeddings, mask, rotary tables."""
-    tokens = hidden_states(numerics, "inputs_embeds")
-    cos, sin = rotary_tables(numerics)
-    angles = tuple(
-        Tensor(f"rotary.{name}", ("S", "D"), DType.FP32) for name in ("angles", "cos in fp32", "sin in fp32")
-    )
-    rows = [
-        embedding(parameter("embed_tokens.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
+    rows, tokens, leaf = _token_embeddings(facts, numerics)
+    made = made_tables(facts, numerics)
+    output = like(tokens, "embeddings after dropout") if facts.embedding_dropout else tokens
+    rows += [
         Row(name="arange", reads=(), writes=(POSITION_IDS,)),
         *mask_rows(facts.masks),
-        Row(name="rotary_emb", reads=(POSITION_IDS,), writes=(cos, sin), temporaries=angles),
+        *([dropout(tokens, output)] if facts.embedding_dropout else []),
+        *map(tables_row, made),
     ]
-    held = (tokens, POSITION_IDS, cos, sin, *facts.masks)
+    held = dict.fromkeys((tokens, output, POSITION_IDS, *(each for pair in made for each in pair)))
     return Section(
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "model")),
-        output=tokens,
-        held=held,
-        leaves=(tokens,),
+        output=output,
+        held=(*held, *facts.masks),
+        leaves=(leaf,),
     )
+
+
+def _token_embeddings(facts: ModelFacts, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
+    """The rows, the embeddings, and what the module itself gave."""
+    tokens = hidden_states(numerics, "inputs_embeds")
+    weight = parameter(EMBEDDING_WEIGHT, ("V", "H"), numerics, num_columns=1)
+    scaling = facts.kind.embedding_scale
+    if scaling is EmbeddingScale.NONE:
+        return [embedding(weight, INPUT_IDS, tokens)], tokens, tokens
+    if scaling is EmbeddingScale.NUMBER:
+        scaled = like(tokens, "inputs_embeds, scaled")
+        return [embedding(weight, INPUT_IDS, tokens), scale(tokens, scaled)], scaled, tokens
+    looked_up, factor = like(tokens, "embeddings before scaling"), embed_scale(numerics)
+    gradients = (Gradient(of=looked_up, needs=(factor,)),)
+    row = Row(name="mul", reads=(looked_up, factor), writes=(tokens,), gradients=gradients, elementwise_flops=1)
+    return [embedding(weight, INPUT_IDS, looked_up), row], tokens, tokens
+
+
+EMBEDDING_WEIGHT = "embed_tokens.weight"
+
+
+def embed_scale(numerics: Numerics) -> Tensor:
+    """GemmaTextScaledWordEmbedding's factor."""
+    return Tensor("embed_tokens.embed_scale", (), numerics.weights, Kind.BUFFERS)
 
 
 def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
-    """LlamaDecoderLayer; Mistral's, Qwen2's and Qwen3's differ in biases and head norms."""
-    x = hidden_states(numerics)
-    middle, output = (
-        hidden_states(numerics, "hidden_states after attention"),
-        hidden_states(numerics, f"{NEXT}hidden_states"),
-    )
-    norm = norm_of(facts.kind.norm, liger=facts.liger)
-    norm_1, normed = norm("input_layernorm", x, "input_layernorm output", ("H",), numerics)
+    """LlamaDecoderLayer: norms before attention and MLP, after them, or both."""
+    if facts.kind.parallel:
+        return _parallel_layer(facts, numerics)
+    norms = facts.kind.norms
+    x, middle, output = _stream(numerics)
+    norm_1, normed = _norm(norms.before_attention, x, facts, numerics)
     attending, attended, held = _llama_attention(normed, facts, numerics)
-    norm_2, normed_2 = norm("post_attention_layernorm", middle, "post_attention_layernorm output", ("H",), numerics)
-    mlp, down = _gated_mlp(normed_2, facts, numerics)
+    norm_2, attended_normed = _norm(norms.after_attention, attended, facts, numerics)
+    norm_3, normed_2 = _norm(norms.before_mlp, middle, facts, numerics)
+    mlp_rows, down = mlp(normed_2, facts, numerics)
+    norm_4, down_normed = _norm(norms.after_mlp, down, facts, numerics)
     rows = [
         *norm_1,
         *stamped(attending, Component.ATTENTION, "self_attn"),
         frame(normed),
-        add(x, attended, middle),
         *norm_2,
-        *stamped(mlp, Component.MLP, "mlp"),
+        *_added(x, attended_normed, middle, facts),
+        *norm_3,
+        *stamped(mlp_rows, Component.MLP, "mlp"),
         frame(normed_2),
-        add(middle, down, output),
+        *norm_4,
+        *_added(middle, down_normed, output, facts),
         frame(x, middle, *held),
     ]
-    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=LLAMA_MODULES)
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=_modules(facts))
     return with_cache(layer, facts.core, numerics)
 
 
-def _gated_mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """LlamaMLP.forward: down(act(gate(x)) · up(x))."""
-    gate, up, product = (
-        Tensor(f"{name} output", ("B", "S", "F"), numerics.linear) for name in ("gate_proj", "up_proj", "gated")
-    )
-    act, activated = activation(facts.kind.activation, gate, "activation output", numerics)
-    down = Tensor("down_proj output", ("B", "S", "H"), numerics.linear)
+def _parallel_layer(facts: LayerFacts, numerics: Numerics) -> Section:
+    """CohereDecoderLayer: attention and MLP side by side."""
+    x, middle, output = _stream(numerics)
+    norm, normed = _norm(facts.kind.norms.before_attention, x, facts, numerics)
+    attending, attended, held = _llama_attention(normed, facts, numerics)
+    mlp_rows, down = mlp(normed, facts, numerics)
     rows = [
-        *linear("mlp.gate_proj", x, gate, ("H",), ("F",), numerics, bias=facts.kind.mlp_bias),
-        *([] if facts.liger else act),
-        *linear("mlp.up_proj", x, up, ("H",), ("F",), numerics, bias=facts.kind.mlp_bias),
-        liger_silu_mul(gate, up, product) if facts.liger else multiply(activated, up, product),
-        *linear("mlp.down_proj", product, down, ("F",), ("H",), numerics, bias=facts.kind.mlp_bias),
+        *norm,
+        *stamped(attending, Component.ATTENTION, "self_attn"),
+        *stamped(mlp_rows, Component.MLP, "mlp"),
+        add(x, attended, middle),
+        add(middle, down, output),
+        frame(x, normed, attended, down, *held),
     ]
-    return rows, down
+    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=_modules(facts))
 
 
-LLAMA_MODULES = (
-    *(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
-    *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "down_proj")),
-    "input_layernorm",
-    "post_attention_layernorm",
-)
+def _stream(numerics: Numerics) -> tuple[Tensor, Tensor, Tensor]:
+    """The residual stream before a layer, after its attention, and after it."""
+    names = "hidden_states", "hidden_states after attention", f"{NEXT}hidden_states"
+    x, middle, output = (hidden_states(numerics, name) for name in names)
+    return x, middle, output
+
+
+def _norm(name: str | None, x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """The norm called `name`, where there is one."""
+    if name is None:
+        return [], x
+    return norm_of(facts.kind.norm, liger=facts.liger)(name, x, f"{name} output", ("H",), numerics)
+
+
+def _added(residual: Tensor, x: Tensor, out: Tensor, facts: LayerFacts) -> list[Row]:
+    """`x` added to the residual stream."""
+    if not facts.kind.residual_scaled:
+        return [add(residual, x, out)]
+    scaled = like(x, f"{x.name}, scaled")
+    return [scale(x, scaled), add(residual, scaled, out), frame(x)]
+
+
+def _modules(facts: LayerFacts) -> tuple[str, ...]:
+    """A layer's modules with weights of their own, in the order of their registration."""
+    norms = facts.kind.norms
+    places = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
+    attention_modules = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "q_norm", "k_norm")
+    return (
+        *(f"self_attn.{name}" for name in attention_modules),
+        *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj", "c_fc", "c_proj")),
+        *(name for name in places if name is not None),
+    )
 
 
 def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
-    """LlamaAttention.forward: q, k, v; head norms; rotary positions; core; output."""
-    core = facts.core
-    rows: list[Row] = []
-    projections = (
-        ("q", HEADS, core.one_head),
-        ("k", KEY_VALUE_HEADS, core.one_key_value_head),
-        ("v", KEY_VALUE_HEADS, core.one_key_value_head),
-    )
-    heads: list[Tensor] = []
-    for name, shape, one_head in projections:
-        flat, head = Tensor(f"{name}_proj output", shape, numerics.linear), Tensor(name, shape, numerics.linear)
-        rows += linear(
-            f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=facts.kind.query_key_value_bias
-        )
-        if facts.kind.query_key_norm is QueryKeyNorm.HEAD and name != "v":
-            norm = norm_of(facts.kind.norm, liger=facts.liger)
-            norm_rows, flat = norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", ("D",), numerics)
-            rows += norm_rows
-            head = like(flat, name)
-        copies = not facts.liger and not one_head  # q's and k's gradients come from rotary positions
-        if name == "v":
-            copies = core.copies_gradient_by_token(one_head=one_head, cast=numerics.linear is not numerics.weights)
-        rows.append(view(flat, head, copies_gradient=copies))
-        heads.append(head)
-    q, k, v = heads
-    cos, sin = rotary_tables(numerics)
-    if facts.liger:
-        turning, turned_q, turned_k = liger_rotary(q, k, cos, sin, core)
-    else:
-        turning_q, turned_q = rotary("q", q, cos, sin)
-        turning_k, turned_k = rotary("k", k, cos, sin)
-        turning = [*turning_q, *turning_k]
+    """LlamaAttention.forward: q, k, v; their norms; rotary positions; core; output."""
+    rows, (q, k, v) = _projections(x, facts, numerics)
+    turning, (turned_q, turned_k), parts = _with_positions(q, k, facts, numerics)
     turning.append(frame(q, k))
-    if core.prefixed:
+    if facts.core.prefixed:
         prefix_rows, turned_k, v = with_prefixes(turned_k, v, numerics)
         turning += prefix_rows
     core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
@@ -133,11 +156,46 @@ def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[
         *turning,
         *core_rows,
         *linear("self_attn.o_proj", out, projected, ("N", "D"), ("H",), numerics, bias=facts.kind.output_bias),
-        frame(turned_q, turned_k, v),
+        frame(turned_q, turned_k, v, *parts),
     ]
     return rows, projected, held
 
 
-LLAMA_BUFFERS = tuple(
-    Tensor(f"rotary_emb.{name}", ("D/2",), DType.FP32, Kind.BUFFERS) for name in ("inv_freq", "original_inv_freq")
-)
+def _with_positions(
+    q: Tensor, k: Tensor, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Pair, tuple[Tensor, ...]]:
+    """The rows, q and k with their positions, and what else the attention's frame holds of them."""
+    rotary = facts.kind.rotary
+    if rotary is None:
+        return [], (q, k), ()
+    made = rotary_tables(rotary, numerics, sliding=facts.core.sliding)
+    if facts.liger:
+        rows, turned_q, turned_k = liger_rotary(q, k, *made, facts.core)
+        return rows, (turned_q, turned_k), ()
+    return turned(q, k, made, rotary)
+
+
+def _projections(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], list[Tensor]]:
+    """q, k and v by head."""
+    core, kind = facts.core, facts.kind
+    rows: list[Row] = []
+    heads: list[Tensor] = []
+    for name, shape, one_head in (
+        ("q", HEADS, core.one_head),
+        ("k", KEY_VALUE_HEADS, core.one_key_value_head),
+        ("v", KEY_VALUE_HEADS, core.one_key_value_head),
+    ):
+        flat, head = Tensor(f"{name}_proj output", shape, numerics.linear), Tensor(name, shape, numerics.linear)
+        rows += linear(f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=kind.query_key_value_bias)
+        if kind.query_key_norm is not QueryKeyNorm.NONE and name != "v":
+            dims = ("D",) if kind.query_key_norm is QueryKeyNorm.HEAD else shape[2:]
+            norm = norm_of(kind.norm, liger=facts.liger)
+            norm_rows, flat = norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", dims, numerics)
+            rows += norm_rows
+            head = like(flat, name)
+        copies = not facts.liger and not one_head  # q's and k's gradients come from rotary positions
+        if name == "v" or kind.rotary is None:
+            copies = core.copies_gradient_by_token(one_head=one_head, cast=numerics.linear is not numerics.weights)
+        rows.append(view(flat, head, copies_gradient=copies))
+        heads.append(head)
+    return rows, heads

@@ -9,13 +9,16 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import gpt, gpt_neox, llama, opt, phi
+from . import gemma, gpt, gpt_neox, llama, opt, phi
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "gpt2": gpt.gpt2,
     "gpt_bigcode": gpt.gpt_bigcode,
     "gpt_neox": gpt_neox.gpt_neox,
+    "gemma": gemma.gemma,
+    "gemma2": gemma.gemma2,
+    "gemma3_text": gemma.gemma3_text,
     "llama": llama.llama,
     "mistral": llama.mistral,
     "opt": opt.opt,

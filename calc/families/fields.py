@@ -39,6 +39,15 @@ class Fields:
         value = self._config.get(name, default)
         return None if value is None else _whole_number(name, value, smallest=1)
 
+    def is_given(self, name: str, *, default: bool) -> bool:
+        """Whether a number switches a feature on: null switches it off, left out it is as by `default`."""
+        if name not in self._config:
+            return default
+        value = self._config[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ConfigError(f"model.{name}", value, "should be a number or null")
+        return value is not None
+
     def is_null(self, name: str) -> bool:
         return name in self._config and self._config[name] is None
 

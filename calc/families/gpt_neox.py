@@ -1,6 +1,7 @@
 """GPT-NeoX and Pythia: attention and MLP side by side, positions turn a part of each head."""
 
 from calc.architecture import (
+    PARTIAL_ROTARY,
     Activation,
     Architecture,
     Dropouts,
@@ -8,7 +9,6 @@ from calc.architecture import (
     LayerKind,
     ModelKind,
     Norm,
-    Rotary,
     Wiring,
 )
 
@@ -31,7 +31,7 @@ def gpt_neox(fields: Fields) -> Architecture:
             query_key_value_bias=bias,
             output_bias=bias,
             mlp_bias=True,
-            rotary=Rotary.PARTIAL,
+            rotary=PARTIAL_ROTARY,
             query_key_by_head=True,
             parallel=fields.flag("use_parallel_residual", default=True),
         ),
@@ -43,7 +43,7 @@ def gpt_neox(fields: Fields) -> Architecture:
     )
     return Architecture(
         model_type="gpt_neox",
-        kind=ModelKind(wiring=Wiring.GPT_NEOX, norm=Norm.LAYER),
+        kind=ModelKind(wiring=Wiring.GPT_NEOX, norm=Norm.LAYER, rotary=PARTIAL_ROTARY),
         vocab_size=fields.size("vocab_size", default=50432),
         hidden_size=hidden_size,
         max_position_embeddings=fields.size("max_position_embeddings", default=2048),

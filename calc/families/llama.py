@@ -1,10 +1,11 @@
 """Llama and what differs from it in sizes, biases, norms of heads and windows alone."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 from calc.architecture import (
+    LLAMA_ROTARY,
     Activation,
     Architecture,
     CacheHolder,
@@ -14,18 +15,115 @@ from calc.architecture import (
     ModelKind,
     Norm,
     QueryKeyNorm,
-    Rotary,
     Wiring,
 )
 from calc.errors import ConfigError
 
-from .fields import Fields, divides
+from .fields import MOST_RUNS, Fields, divides
 
-Windows = tuple[tuple[int | None, int], ...]
-"""Runs of layers with equal sliding windows: (window or none, how many)."""
+LLAMA_LAYER = LayerKind(wiring=Wiring.LLAMA, activation=Activation.SILU, norm=Norm.RMS, rotary=LLAMA_ROTARY)
+LLAMA_MODEL = ModelKind(wiring=Wiring.LLAMA, norm=Norm.RMS, rotary=LLAMA_ROTARY)
+DROPS_CACHE = replace(LLAMA_MODEL, cache_holder=CacheHolder.NOBODY)
 
-LLAMA_LAYER = LayerKind(wiring=Wiring.LLAMA, activation=Activation.SILU, norm=Norm.RMS, rotary=Rotary.HALVES)
-LLAMA_MODEL = ModelKind(wiring=Wiring.LLAMA, norm=Norm.RMS, cache_holder=CacheHolder.NOBODY)
+Runs = tuple[tuple[Layer, int], ...]
+"""Runs of equal layers: (layer, how many)."""
+Pattern = Callable[[Layer, int], Runs]
+"""From one layer and the number of layers to the runs of equal ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defaults:
+    """What a family's files may leave out; the names are the config's."""
+
+    vocab_size: int = 32000
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = None
+    """None: as many as query heads."""
+    head_dim: int | None = None
+    """None: hidden_size / num_attention_heads."""
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    partial_rotary_factor: float = 1.0
+
+
+def llama_like(
+    fields: Fields,
+    model_type: str,
+    defaults: Defaults,
+    *,
+    layer: LayerKind = LLAMA_LAYER,
+    model: ModelKind = LLAMA_MODEL,
+    pattern: Pattern = lambda layer, num_layers: ((layer, num_layers),),
+    activation: str = "hidden_act",
+    dropouts: Dropouts | None = None,
+) -> Architecture:
+    """Layers of one kind, or in a pattern, with a family's defaults. `activation` is the field that names it."""
+    hidden_size = fields.size("hidden_size", default=defaults.hidden_size)
+    num_heads = fields.size("num_attention_heads", default=defaults.num_attention_heads)
+    num_key_value_heads = defaults.num_key_value_heads
+    if num_key_value_heads is None or fields.is_null("num_key_value_heads"):
+        num_key_value_heads = num_heads
+    num_key_value_heads = fields.size("num_key_value_heads", default=num_key_value_heads)
+    divides("num_key_value_heads", num_key_value_heads, "num_attention_heads", num_heads)
+    head_dim = fields.optional_size("head_dim", default=None) or defaults.head_dim
+    if head_dim is None:
+        divides("num_attention_heads", num_heads, "hidden_size", hidden_size)
+        head_dim = hidden_size // num_heads
+    one = Layer(
+        kind=replace(layer, activation=fields.activation(activation, default=layer.activation)),
+        num_attention_heads=num_heads,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=head_dim,
+        rotary_dim=_rotary_dim(fields, head_dim, layer, defaults.partial_rotary_factor),
+        intermediate_size=fields.size("intermediate_size", default=defaults.intermediate_size),
+    )
+    return Architecture(
+        model_type=model_type,
+        kind=model,
+        vocab_size=fields.size("vocab_size", default=defaults.vocab_size),
+        hidden_size=hidden_size,
+        max_position_embeddings=fields.size("max_position_embeddings", default=defaults.max_position_embeddings),
+        tied_embeddings=fields.flag("tie_word_embeddings", default=defaults.tie_word_embeddings),
+        layers=pattern(one, fields.size("num_hidden_layers", default=defaults.num_hidden_layers)),
+        dropouts=dropouts or Dropouts(attention=fields.probability("attention_dropout", default=0.0)),
+    )
+
+
+def _rotary_dim(fields: Fields, head_dim: int, layer: LayerKind, share: float) -> int:
+    """How many elements of a head positions turn: pairs of them."""
+    if layer.rotary is not None and layer.rotary.partial:
+        return fields.rotary_dim(head_dim, "partial_rotary_factor", default=share)
+    if head_dim % 2:
+        raise ConfigError("model.head_dim", head_dim, "should be even: rotary positions turn pairs of its elements")
+    return head_dim
+
+
+def runs(layers: Iterable[Layer]) -> Runs:
+    """Equal layers that follow each other, together."""
+    return tuple((layer, len(list(equal))) for layer, equal in groupby(layers))
+
+
+def sliding_but_every(fields: Fields, every: int, layer: Layer, num_layers: int, *, window: int = 4096) -> Runs:
+    """The layers that `layer_types` names slide, or else all but every n-th."""
+    sliding = replace(layer, sliding_window=fields.size("sliding_window", default=window))
+    listed = fields.layer_types(num_layers)
+    if listed is None:
+        listed = [index % every != every - 1 for index in range(patterned(num_layers))]
+    if not any(listed):
+        raise ConfigError(
+            "model.layer_types", "full_attention", "should let some layers slide: this model makes their mask"
+        )
+    return runs(sliding if slides else layer for slides in listed)
+
+
+def patterned(num_layers: int) -> int:
+    """`num_layers`, where a pattern may have so many."""
+    if num_layers > MOST_RUNS:
+        raise ConfigError("model.num_hidden_layers", num_layers, f"should be at most {MOST_RUNS} for a pattern")
+    return num_layers
 
 
 def llama(fields: Fields) -> Architecture:
@@ -37,11 +135,9 @@ def llama(fields: Fields) -> Architecture:
     return llama_like(
         fields,
         "llama",
+        Defaults(),
         model=replace(LLAMA_MODEL, cache_holder=CacheHolder.OUTPUTS),
         layer=replace(LLAMA_LAYER, query_key_value_bias=attention_bias, output_bias=attention_bias, mlp_bias=mlp_bias),
-        intermediate_size=11008,
-        max_position_embeddings=2048,
-        vocab_size=32000,
     )
 
 
@@ -50,12 +146,19 @@ def mistral(fields: Fields) -> Architecture:
     return llama_like(
         fields,
         "mistral",
-        intermediate_size=14336,
-        num_key_value_heads=8,
-        max_position_embeddings=4096 * 32,
-        vocab_size=32000,
-        windows=lambda num_layers: ((fields.optional_size("sliding_window", default=4096), num_layers),),
+        Defaults(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=4096 * 32),
+        model=DROPS_CACHE,
+        pattern=one_window(fields, default=4096),
     )
+
+
+def one_window(fields: Fields, *, default: int | None) -> Pattern:
+    """All layers attend through `sliding_window`, or none does."""
+    window = fields.optional_size("sliding_window", default=default)
+    return lambda layer, num_layers: ((replace(layer, sliding_window=window), num_layers),)
+
+
+QWEN = Defaults(vocab_size=151936, intermediate_size=22016, num_key_value_heads=32, max_position_embeddings=32768)
 
 
 def qwen2(fields: Fields) -> Architecture:
@@ -63,13 +166,10 @@ def qwen2(fields: Fields) -> Architecture:
     return llama_like(
         fields,
         "qwen2",
+        QWEN,
         layer=replace(LLAMA_LAYER, query_key_value_bias=True),
-        model=replace(LLAMA_MODEL, always_makes_causal_mask=True),
-        intermediate_size=22016,
-        num_key_value_heads=32,
-        max_position_embeddings=32768,
-        vocab_size=151936,
-        windows=lambda num_layers: qwen_windows(fields, num_layers),
+        model=replace(DROPS_CACHE, always_makes_causal_mask=True),
+        pattern=lambda layer, num_layers: qwen_windows(fields, layer, num_layers),
     )
 
 
@@ -79,74 +179,25 @@ def qwen3(fields: Fields) -> Architecture:
     return llama_like(
         fields,
         "qwen3",
+        replace(QWEN, head_dim=128),
         layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, query_key_norm=QueryKeyNorm.HEAD),
-        model=replace(LLAMA_MODEL, always_makes_causal_mask=True),
-        intermediate_size=22016,
-        num_key_value_heads=32,
-        head_dim=128,
-        max_position_embeddings=32768,
-        vocab_size=151936,
-        windows=lambda num_layers: qwen_windows(fields, num_layers),
+        model=replace(DROPS_CACHE, always_makes_causal_mask=True),
+        pattern=lambda layer, num_layers: qwen_windows(fields, layer, num_layers),
     )
 
 
-def qwen_windows(fields: Fields, num_layers: int) -> Windows:
+def qwen_windows(fields: Fields, layer: Layer, num_layers: int) -> Runs:
     """The layers from `max_window_layers` on attend through the window, unless `layer_types` says which do."""
     window = fields.optional_size("sliding_window", default=4096)
     if not fields.flag("use_sliding_window", default=False):
         window = None
+    sliding = replace(layer, sliding_window=window)
     listed = fields.layer_types(num_layers)
     if listed is not None:
         if any(listed) and window is None:
             raise ConfigError("model.layer_types", "sliding_attention", "needs use_sliding_window and sliding_window")
-        return tuple((window if slides else None, len(list(run))) for slides, run in groupby(listed))
+        return runs(sliding if slides else layer for slides in listed)
     if window is None:
-        return ((None, num_layers),)
+        return ((layer, num_layers),)
     full = min(fields.size("max_window_layers", default=28, smallest=0), num_layers)
-    return tuple((each, count) for each, count in ((None, full), (window, num_layers - full)) if count)
-
-
-def llama_like(
-    fields: Fields,
-    model_type: str,
-    *,
-    layer: LayerKind = LLAMA_LAYER,
-    model: ModelKind = LLAMA_MODEL,
-    intermediate_size: int,
-    max_position_embeddings: int,
-    vocab_size: int,
-    num_key_value_heads: int | None = None,
-    head_dim: int | None = None,
-    windows: Callable[[int], Windows] = lambda num_layers: ((None, num_layers),),
-) -> Architecture:
-    """Layers of one kind, with a family's defaults; without `num_key_value_heads` as many as query heads."""
-    hidden_size = fields.size("hidden_size", default=4096)
-    num_heads = fields.size("num_attention_heads", default=32)
-    if num_key_value_heads is None or fields.is_null("num_key_value_heads"):
-        num_key_value_heads = num_heads
-    num_key_value_heads = fields.size("num_key_value_heads", default=num_key_value_heads)
-    divides("num_key_value_heads", num_key_value_heads, "num_attention_heads", num_heads)
-    head_dim = fields.optional_size("head_dim", default=None) or head_dim
-    if head_dim is None:
-        divides("num_attention_heads", num_heads, "hidden_size", hidden_size)
-        head_dim = hidden_size // num_heads
-    if head_dim % 2:
-        raise ConfigError("model.head_dim", head_dim, "should be even: rotary positions turn pairs of its elements")
-    num_layers = fields.size("num_hidden_layers", default=32)
-    one = Layer(
-        kind=replace(layer, activation=fields.activation("hidden_act", default=layer.activation)),
-        num_attention_heads=num_heads,
-        num_key_value_heads=num_key_value_heads,
-        head_dim=head_dim,
-        intermediate_size=fields.size("intermediate_size", default=intermediate_size),
-    )
-    return Architecture(
-        model_type=model_type,
-        kind=model,
-        vocab_size=fields.size("vocab_size", default=vocab_size),
-        hidden_size=hidden_size,
-        max_position_embeddings=fields.size("max_position_embeddings", default=max_position_embeddings),
-        tied_embeddings=fields.flag("tie_word_embeddings", default=False),
-        layers=tuple((replace(one, sliding_window=window), count) for window, count in windows(num_layers)),
-        dropouts=Dropouts(attention=fields.probability("attention_dropout", default=0.0)),
-    )
+    return tuple((each, count) for each, count in ((layer, full), (sliding, num_layers - full)) if count)

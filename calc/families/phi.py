@@ -1,6 +1,7 @@
 """Phi-1, 1.5 and 2: attention and MLP read one norm's output side by side, positions turn a part of each head."""
 
 from calc.architecture import (
+    PHI_ROTARY,
     Activation,
     Architecture,
     Dropouts,
@@ -9,7 +10,6 @@ from calc.architecture import (
     ModelKind,
     Norm,
     Norms,
-    Rotary,
     Wiring,
 )
 
@@ -34,7 +34,7 @@ def phi(fields: Fields) -> Architecture:
             query_key_value_bias=True,
             output_bias=True,
             mlp_bias=True,
-            rotary=Rotary.PARTIAL,
+            rotary=PHI_ROTARY,
             query_key_by_head=True,
             parallel=True,
         ),
@@ -46,7 +46,7 @@ def phi(fields: Fields) -> Architecture:
     )
     return Architecture(
         model_type="phi",
-        kind=ModelKind(wiring=Wiring.PHI, norm=Norm.LAYER, head_bias=True),
+        kind=ModelKind(wiring=Wiring.PHI, norm=Norm.LAYER, rotary=PHI_ROTARY, head_bias=True),
         vocab_size=fields.size("vocab_size", default=51200),
         hidden_size=hidden_size,
         max_position_embeddings=fields.size("max_position_embeddings", default=2048),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from calc.architecture import Activation
+from calc.architecture import LLAMA_ROTARY, Activation
 from calc.attention import HEADS
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Tensor, requires_gradient, saved_for_backward
@@ -19,9 +19,9 @@ from calc.operators import (
     autocast_weight,
     linear,
     parameter,
-    rotary,
 )
 from calc.primitives import dropout, multiply, power, softmax
+from calc.rotary import turned
 from calc.sizes import Sizes
 
 FP32, BF16, FP16, BOOL, INT64 = DType.FP32, DType.BF16, DType.FP16, DType.BOOL, DType.INT64
@@ -162,13 +162,13 @@ def test_gelu_new_is_fp32_from_its_power_on_under_autocast() -> None:
 
 
 def test_rotary_positions_make_queries_fp32_under_autocast() -> None:
-    q = Tensor("q", HEADS, BF16)
+    q, k = (Tensor(name, HEADS, BF16) for name in "qk")
     cos, sin = (Tensor(name, ("S", "D"), FP32) for name in ("cos", "sin"))
-    rows, out = rotary("q", q, cos, sin)
+    rows, (out, _), _ = turned(q, k, (cos, sin), LLAMA_ROTARY)
     assert out.dtype is FP32
     assert saved(rows, q) == {"cos": FP32, "sin": FP32}
     halves = [tensor.numel(SIZES) for row in rows for tensor in row.writes if "half" in tensor.name]
-    assert halves == [numel("B", "S", "N", "D/2")] * 3  # the first, the second, the second negated
+    assert halves == [numel("B", "S", "N", "D/2")] * 6  # of q and k each: the first, the second, the second negated
 
 
 @pytest.mark.parametrize("dtype", [BF16, FP32])

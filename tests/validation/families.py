@@ -23,6 +23,7 @@ class Family:
 
 
 QWEN = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
+GEMMA2 = {"head_dim": 24, "sliding_window": 16}
 FAMILIES: dict[str, Family] = {
     "gpt2": Family(
         sizes=SIZES | {"n_positions": 160, "n_inner": 104},
@@ -52,6 +53,9 @@ FAMILIES: dict[str, Family] = {
         lora_targets=("q_proj", "v_proj", "fc2"),
     ),
     "qwen2": Family(own=QWEN),
+    "gemma": Family(own={"head_dim": 24}, drawn={"attention_bias": FLAG}),
+    "gemma2": Family(own=GEMMA2, drawn={"attention_bias": FLAG}),
+    "gemma3_text": Family(own=GEMMA2 | {"sliding_window_pattern": 2}, drawn={"attention_bias": FLAG}),
     "qwen3": Family(own=QWEN | {"head_dim": 24}, drawn={"attention_bias": FLAG}),
 }
 

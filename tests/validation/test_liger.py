@@ -87,7 +87,7 @@ def test_bytes_of_a_layer_by_hand() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model": "gpt2"}, "no kernels for gpt2"),
+        ({"model": "gpt2"}, "not for gpt2"),
         ({"model": "gpt2", "implementation": "megatron", "precision": "bf16"}, "patches models of transformers"),
         ({"model": LLAMA | {"hidden_act": "gelu"}}, "SiLU"),
         ({"model": LLAMA | {"intermediate_size": 65537}}, "65,536"),

@@ -1,0 +1,66 @@
+"""The MLPs of layers with rotary positions (transformers 5.23.0, models/llama, models/phi3, models/starcoder2)."""
+
+from calc.architecture import Mlp
+from calc.ledger import Row, Tensor
+from calc.liger import liger_silu_mul
+from calc.operators import Numerics, activation, linear
+from calc.primitives import frame, multiply, part
+
+from .facts import LayerFacts
+
+
+def mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """The MLP's rows and its output."""
+    return MLPS[facts.kind.mlp](x, facts, numerics)
+
+
+def _gated(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """LlamaMLP.forward: down(act(gate(x)) · up(x))."""
+    bias = facts.kind.mlp_bias
+    gate, up, product = (
+        Tensor(f"{name} output", ("B", "S", "F"), numerics.linear) for name in ("gate_proj", "up_proj", "gated")
+    )
+    act, activated = activation(facts.kind.activation, gate, "activation output", numerics)
+    down = Tensor("down_proj output", ("B", "S", "H"), numerics.linear)
+    rows = [
+        *linear("mlp.gate_proj", x, gate, ("H",), ("F",), numerics, bias=bias),
+        *([] if facts.liger else act),
+        *linear("mlp.up_proj", x, up, ("H",), ("F",), numerics, bias=bias),
+        liger_silu_mul(gate, up, product) if facts.liger else multiply(activated, up, product),
+        *linear("mlp.down_proj", product, down, ("F",), ("H",), numerics, bias=bias),
+    ]
+    return rows, down
+
+
+def _gated_fused(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """Phi3MLP.forward: gate and up are halves of one projection."""
+    both = Tensor("gate_up_proj output", ("B", "S", 2, "F"), numerics.linear)
+    gate, up, product = (Tensor(name, ("B", "S", "F"), numerics.linear) for name in ("gate", "up", "gated"))
+    act, activated = activation(facts.kind.activation, gate, "activation output", numerics)
+    down = Tensor("down_proj output", ("B", "S", "H"), numerics.linear)
+    rows = [
+        *linear("mlp.gate_up_proj", x, both, ("H",), (2, "F"), numerics),
+        part(both, (gate, up)),
+        *act,
+        multiply(up, activated, product),
+        *linear("mlp.down_proj", product, down, ("F",), ("H",), numerics),
+        frame(gate, product),
+    ]
+    return rows, down
+
+
+def _plain(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """Starcoder2MLP.forward."""
+    bias = facts.kind.mlp_bias
+    up = Tensor("c_fc output", ("B", "S", "F"), numerics.linear)
+    act, activated = activation(facts.kind.activation, up, "activation output", numerics)
+    down = Tensor("mlp c_proj output", ("B", "S", "H"), numerics.linear)
+    rows = [
+        *linear("mlp.c_fc", x, up, ("H",), ("F",), numerics, bias=bias),
+        *act,
+        *linear("mlp.c_proj", activated, down, ("F",), ("H",), numerics, bias=bias),
+    ]
+    return rows, down
+
+
+MLPS = {Mlp.GATED: _gated, Mlp.GATED_FUSED: _gated_fused, Mlp.PLAIN: _plain}

@@ -1,0 +1,123 @@
+"""Rotary positions as rows: the model's tables, and how layers turn queries and keys by them (transformers 5.23.0).
+
+`apply_rotary_pos_emb` of models/llama and of its likes in olmo2, cohere, glm, phi3, stablelm and ernie4_5.
+"""
+
+from .architecture import PositionTables, Rotary
+from .dtype import DType
+from .ledger import Row, Shape, Tensor
+from .operators import POSITION_IDS, Numerics
+from .primitives import add, cast, cat, copy, frame, like, multiply, part, scale, wider
+
+Pair = tuple[Tensor, Tensor]
+"""cos and sin, or one of q and one of k."""
+
+
+def turned_dim(rotary: Rotary) -> tuple[str, str]:
+    """The elements of a head that are turned, and half of them."""
+    return ("Q", "Q/2") if rotary.partial else ("D", "D/2")
+
+
+def rotary_tables(rotary: Rotary, numerics: Numerics, *, sliding: bool) -> Pair:
+    """cos and sin of the positions: one pair for the whole model, or for all layers of a kind."""
+    shape = ("S", turned_dim(rotary)[0])
+    dtype = DType.FP32 if rotary.tables is PositionTables.FP32 else numerics.weights
+    of = ".sliding" if sliding and rotary.tables is PositionTables.BY_WINDOW else ""
+    return Tensor(f"rotary{of}.cos", shape, dtype), Tensor(f"rotary{of}.sin", shape, dtype)
+
+
+def tables_row(made: Pair) -> Row:
+    """LlamaRotaryEmbedding.forward."""
+    in_fp32 = ("angles",) if made[0].dtype is DType.FP32 else ("angles", "cos in fp32", "sin in fp32")
+    temporaries = tuple(Tensor(f"rotary.{name}", made[0].shape, DType.FP32) for name in in_fp32)
+    return Row(name="rotary_emb", reads=(POSITION_IDS,), writes=made, temporaries=temporaries)
+
+
+def turned(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Pair, tuple[Tensor, ...]]:
+    """apply_rotary_pos_emb: the rows, q and k with their positions, and what else the caller goes on holding."""
+    rows: list[Row] = []
+    given = q, k
+    if rotary.inputs_in_fp32 and q.dtype is not DType.FP32:
+        q, k = (like(x, f"{x.name} in fp32", dtype=DType.FP32) for x in given)
+        rows += [cast(x, wide) for x, wide in zip(given, (q, k), strict=True)]
+    if rotary.repeats_tables:
+        of_pairs = tuple(like(table, f"{table.name} of pairs") for table in made)
+        rows += [copy(table, wide, name="repeat_interleave") for table, wide in zip(made, of_pairs, strict=True)]
+        made = of_pairs[0], of_pairs[1]
+    if rotary.partial:
+        turning, results, fronts = _partly_turned(q, k, made, rotary)
+    else:
+        rows_q, turned_q = _turned("q", q, made, rotary)
+        rows_k, turned_k = _turned("k", k, made, rotary)
+        turning, results, fronts = [*rows_q, *rows_k], (turned_q, turned_k), ()
+    rows_back, rounded = _rounded(results, given) if rotary.rounds else ([], results)
+    rows += [*turning, *rows_back, frame(q, k, *results, *made)]
+    return rows, rounded, (*given, *fronts) if rotary.parted_outside else ()
+
+
+def _partly_turned(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Pair, Pair]:
+    """The first elements of each head turned, the others behind them: the rows, the results, what was turned."""
+    slices: list[Row] = []
+    turning: list[list[Row]] = []
+    joining: list[list[Row]] = []
+    results: list[Tensor] = []
+    fronts: list[Tensor] = []
+    for name, x in (("q", q), ("k", k)):
+        front, rest = (like(x, f"{name} {what}", shape=(*x.shape[:-1], dim)) for what, dim in HEAD_PARTS.items())
+        slices += [part(x, (front,)), part(x, (rest,))]
+        rows, front = _turned(name, front, made, rotary)
+        out = like(x, f"{name} with positions and the rest", dtype=front.dtype)
+        turning.append(rows)
+        joining.append([cat((front, rest), out)])
+        results.append(out)
+        fronts.append(front)
+    blocks = [turning[0], joining[0], turning[1], joining[1]] if rotary.joins_each else [*turning, *joining]
+    rows = [*slices, *(row for block in blocks for row in block)]
+    return rows, (results[0], results[1]), (fronts[0], fronts[1])
+
+
+HEAD_PARTS = {"to turn": "Q", "to leave": "D-Q"}
+
+
+def _rounded(results: Pair, given: Pair) -> tuple[list[Row], Pair]:
+    if results[0].dtype is given[0].dtype:
+        return [], results
+    lower = like(given[0], "q with positions, rounded"), like(given[1], "k with positions, rounded")
+    return [cast(out, rounded) for out, rounded in zip(results, lower, strict=True)], lower
+
+
+def _turned(name: str, x: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Tensor]:
+    """x·cos + rotate_half(x)·sin."""
+    cos, sin = made
+    *outer, dim = x.shape
+    half_shape: Shape = (*outer, f"{dim}/2")
+    first, second, negated = (
+        like(x, f"{name}.{half} half", shape=half_shape) for half in ("first", "second", "negated")
+    )
+    rotated = like(x, f"{name}.rotated")
+    dtype = wider(x.dtype, cos.dtype)
+    straight, across, out = (
+        like(x, part_name, dtype=dtype)
+        for part_name in (f"{name}·cos", f"{name}.rotated·sin", f"{name} with positions")
+    )
+    casts_x, factor = _factor(x, rotary)
+    casts_rotated, rotated_factor = _factor(rotated, rotary)
+    rows = [
+        *casts_x,
+        multiply(factor, cos, straight),
+        part(x, (first,)),
+        part(x, (second,)),
+        scale(second, negated, name="neg"),
+        cat((negated, first), rotated),
+        *casts_rotated,
+        multiply(rotated_factor, sin, across),
+        add(straight, across, out),
+    ]
+    return rows, out
+
+
+def _factor(x: Tensor, rotary: Rotary) -> tuple[list[Row], Tensor]:
+    if not rotary.factors_in_fp32 or x.dtype is DType.FP32:
+        return [], x
+    wide = like(x, f"{x.name} as an fp32 factor", dtype=DType.FP32)
+    return [cast(x, wide)], wide
