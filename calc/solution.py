@@ -11,7 +11,7 @@ from .architecture import Architecture
 from .dimensions import SMALLEST_8BIT, SMALLEST_PAGED
 from .errors import ConfigError
 from .estimation import Estimate, Memory, estimate
-from .hardware import Gpu, gpus
+from .hardware import Gpu, gpu_named, gpus
 from .kernels import MASK_MULTIPLE, fewer_splits
 from .losses import larger_chunks
 from .model_source import load_config, load_model
@@ -33,7 +33,7 @@ class Minimise(StrEnum):
     """Choices of which the least that fits is sought."""
 
     GPU = "gpu"
-    """The least memory, then the least bandwidth."""
+    """The least memory, then the least bandwidth; of the vendor of the scenario's GPU."""
     RECOMPUTE = "recompute"
     """The fewest FLOPs, every n-th layer and groups of layers among the ways; the estimate's scenario says which."""
 
@@ -328,8 +328,13 @@ def _last_that_fits(fits: Callable[[int], bool], sizes: range, guess: int) -> in
 
 
 def _smallest_gpu(scenario: Scenario) -> Solution:
-    """By usable memory, then by bandwidth."""
-    ordered = sorted(gpus(), key=lambda gpu: (gpu.capacity_bytes, gpu.memory_bandwidth_bytes_per_second))
+    """By usable memory, then by bandwidth; of the vendor of the scenario's GPU, without one of those that run CUDA."""
+    if scenario.gpu is not None:
+        vendor = gpu_named(scenario.gpu).vendor
+        candidates = [gpu for gpu in gpus() if gpu.vendor == vendor]
+    else:
+        candidates = [gpu for gpu in gpus() if gpu.compute_capability is not None]
+    ordered = sorted(candidates, key=lambda gpu: (gpu.capacity_bytes, gpu.memory_bandwidth_bytes_per_second))
 
     def answer(gpu: Gpu) -> Estimate:
         return estimate(scenario.model_copy(update={"gpu": gpu.name}))

@@ -303,7 +303,8 @@ def test_layers_keep_what_the_config_says_of_them() -> None:
     ids=str,
 )
 def test_the_smallest_gpu_is_the_first_that_fits(scenario: dict[str, Any]) -> None:
-    ordered = sorted(calc.gpus(), key=lambda gpu: (gpu.capacity_bytes, gpu.memory_bandwidth_bytes_per_second))
+    cuda = [gpu for gpu in calc.gpus() if gpu.compute_capability is not None]
+    ordered = sorted(cuda, key=lambda gpu: (gpu.capacity_bytes, gpu.memory_bandwidth_bytes_per_second))
     answers = [calc.estimate(asked(**scenario, gpu=gpu.name)) for gpu in ordered]
     first = next((index for index, answer in enumerate(answers) if answer.memory.fits), None)
     solution = calc.solve(asked(**scenario), minimise="gpu")
@@ -378,3 +379,11 @@ def test_the_json_says_all() -> None:
         "estimate": None,
     }
     assert answer["estimate"]["scenario"]["micro_batch_size"] == solution.value
+
+
+@pytest.mark.parametrize(("gpu", "vendor"), [("mi210-64gb", "AMD"), ("h100-sxm-80gb", "NVIDIA"), (None, "NVIDIA")])
+def test_the_smallest_gpu_is_of_the_same_vendor(gpu: str | None, vendor: str) -> None:
+    for micro_batch_size in (1, 4, 16, 64):
+        found = calc.solve(Scenario(model="gpt2", gpu=gpu, micro_batch_size=micro_batch_size), minimise="gpu").value
+        assert isinstance(found, str)
+        assert hardware.gpu_named(found).vendor == vendor
