@@ -87,7 +87,7 @@ def _structural(plan: Plan) -> Plan:
 
 def _buffers(facts: ModelFacts, plan: Plan) -> Iterator[Tensor]:
     """What lives between steps and belongs to no part."""
-    buffers = WIRINGS[facts.kind.wiring].buffers(facts)
+    buffers = tuple(WIRINGS[facts.kind.wiring].buffers(facts))
     yield from buffers
     if plan.weight_ema:
         yield from map(averaged, buffers)

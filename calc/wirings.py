@@ -1,6 +1,6 @@
 """What each wiring is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .architecture import Wiring
@@ -25,7 +25,7 @@ class Parts:
     embeddings: Callable[[ModelFacts, Numerics], Section]
     layer: Callable[[LayerFacts, Numerics], Section]
     end: End
-    buffers: Callable[[ModelFacts], list[Tensor]] = lambda facts: []
+    buffers: Callable[[ModelFacts], Iterable[Tensor]] = lambda facts: ()
     """What the model owns that no part of it reads."""
 
 
@@ -34,7 +34,7 @@ GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f")
 WIRINGS: dict[Wiring, Parts] = {
     Wiring.GPT2: Parts(embeddings=gpt2_embeddings, layer=gpt2_layer, end=GPT2_END),
     Wiring.GPT_BIGCODE: Parts(
-        embeddings=gpt2_embeddings, layer=gpt_bigcode_layer, end=GPT2_END, buffers=GPT_BIGCODE_BUFFERS
+        embeddings=gpt2_embeddings, layer=gpt_bigcode_layer, end=GPT2_END, buffers=lambda facts: GPT_BIGCODE_BUFFERS
     ),
     Wiring.GPT_NEOX: Parts(
         embeddings=gpt_neox_embeddings,
