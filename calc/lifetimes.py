@@ -80,6 +80,8 @@ class _Builder:
     alias: dict[Tensor, Tensor] = field(init=False)
     """What an event calls a tensor: the output is the next part's input; what no node keeps is a temporary."""
     events: list[Event] = field(init=False, default_factory=list)
+    waiting: set[Tensor] = field(init=False, default_factory=set)
+    """Parameters of which a gradient waits for an earlier section's."""
 
     def __post_init__(self) -> None:
         section, context = self.section, self.context
@@ -398,6 +400,9 @@ class _Builder:
         """A parameter's gradient becomes its `.grad`, or is added to the one that exists."""
         context = self.context
         if parameter in context.waiting:
+            if parameter in self.waiting:
+                self._release(new.storage)  # added to the first in place
+            self.waiting.add(parameter)
             return
         if parameter in context.meeting:
             waiting = _Pending(_Storage(gradient_of(parameter)), context.meets_view)

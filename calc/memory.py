@@ -7,6 +7,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
+from .adapters import REGULARISATION
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_PAGED
 from .evaluation import Batches
@@ -119,7 +120,8 @@ class StepMemory:
     @cached_property
     def forward_end_bytes(self) -> int:
         """Allocated at the end of the first micro-batch's forward."""
-        return self.timeline.spans[NUM_FORWARD_STRETCHES * len(self.runs) - 1].end_bytes
+        num_stretches = NUM_FORWARD_STRETCHES * len(self.runs) + len(list(self._regularisation(Phase.FORWARD)))
+        return self.timeline.spans[num_stretches - 1].end_bytes
 
     @cached_property
     def first_step_peak_bytes(self) -> int:
@@ -185,6 +187,7 @@ class StepMemory:
         yield Stretch(phase=Phase.BACKWARD, label="loss", program=self.step.between, sizes=runs[-1].sizes)
         yield from self._cache(CacheEnd.OUTPUTS_BEFORE_BACKWARD)
         yield Stretch(phase=Phase.BACKWARD, label="loss", program=self.step.begin, sizes=runs[-1].sizes)
+        yield from self._regularisation(Phase.BACKWARD)
         for run in reversed(runs):
             yield _stretch(Phase.BACKWARD, run, run.part.backward_later if later else run.part.backward)
         yield from self._cache(CacheEnd.OUTPUTS_AFTER_BACKWARD)
@@ -195,6 +198,22 @@ class StepMemory:
             yield _stretch(Phase.FORWARD, run, run.part.forward)
         for run in self.runs:
             yield _stretch(Phase.FORWARD, run, run.part.forward_end)
+        yield from self._regularisation(Phase.FORWARD)
+
+    def _regularisation(self, phase: Phase) -> Iterator[Stretch]:
+        """What is added to the loss for each part's weights: after it in forward, before it in backward."""
+        around, sizes = self.step.regularisation, self.runs[-1].sizes
+        if around is None:
+            return
+        regularised = [run for run in self.runs if run.part.regularisation]
+        forward = phase is Phase.FORWARD
+        first, last = around[:2] if forward else around[2:]
+        yield Stretch(phase=phase, label=REGULARISATION.name, program=first, sizes=sizes)
+        for run in regularised if forward else reversed(regularised):
+            part = run.part
+            program = part.regularised if forward else part.regularised_backward
+            yield Stretch(phase=phase, label=REGULARISATION.name, program=program, sizes=run.sizes, count=run.count)
+        yield Stretch(phase=phase, label=REGULARISATION.name, program=last, sizes=sizes)
 
     def evaluation(self, batches: Batches) -> Iterator[Stretch]:
         """The first batch, and the last of those whose logits are kept."""

@@ -7,7 +7,7 @@ from .architecture import LLAMA_ROTARY, Architecture
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
-from .scenario import PREFIXED, QUANTISED, Attention, Implementation, Loss, Optimizer, Recompute, Task
+from .scenario import PREFIXED, QUANTISED, AdapterKind, Attention, Implementation, Loss, Optimizer, Recompute, Task
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -100,6 +100,12 @@ def _of_plan(plan: Plan) -> Iterator[str]:
             "projection. Keys before the text's need a mask, which flash does not take; a cache holds the keys and "
             "values of all layers until forward ends (in Llama until its outputs are dropped); their gradients wait "
             "for the end of backward."
+        )
+    if plan.adapter is not None and plan.adapter.kind is AdapterKind.ADALORA:
+        yield (
+            "adapter.kind = adalora: all ranks are those of the beginning (init_r); the regularisation of the factors "
+            "is counted, as task_type = CAUSAL_LM runs it. update_and_allocate, which the caller runs after backward, "
+            "is not: from its first call on it keeps three more tensors for each trained factor."
         )
     if plan.use_liger_kernel:
         yield (

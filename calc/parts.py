@@ -123,6 +123,8 @@ class Part:
     """Its own: tied weights belong to the embedding."""
     persistent: tuple[Tensor, ...]
     """Parameters, optimizer states and gradients that live between steps."""
+    regularisation: Pieces = ()
+    """What is added to the loss for its weights, after the last part's forward and before its backward."""
 
     @property
     def section(self) -> Section:
@@ -155,13 +157,22 @@ class Part:
         return Program.in_a_row(_backward([(each.later, times) for each, times in self.pieces]))
 
     @cached_property
+    def regularised(self) -> Program:
+        return Program.in_a_row((each.forward, times) for each, times in self.regularisation)
+
+    @cached_property
+    def regularised_backward(self) -> Program:
+        return Program.in_a_row((each.backward, times) for each, times in reversed(self.regularisation))
+
+    @cached_property
     def trained(self) -> list[Tensor]:
         return [tensor for tensor, _ in self.parameters if tensor.trainable]
 
     @cached_property
     def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
         """What it adds to each sum over the step."""
-        saved = (tensor for each, times in self.pieces for tensor in (*each.life.saved,) * times)
+        all_pieces = (*self.pieces, *self.regularisation)
+        saved = (tensor for each, times in all_pieces for tensor in (*each.life.saved,) * times)
         offloaded = (tensor for each, times in self.pieces for tensor in (*each.life.offloaded,) * times)
         return {
             Sum.PARAMETERS: _counts((component, tensor.shape) for tensor, component in self.parameters),
@@ -175,7 +186,7 @@ class Part:
 
     def _products(self) -> Mapping[str, Counts]:
         sums: dict[str, Counter] = {name: Counter() for name in Products.__dataclass_fields__}
-        for each, times in self.pieces:
+        for each, times in (*self.pieces, *self.regularisation):
             for name, whole in sums.items():
                 for shape, count in zip(*getattr(each.products, name), strict=True):
                     whole[shape] += count * times

@@ -134,6 +134,7 @@ QUANTISED = frozenset({AdapterKind.QLORA})
 LORA_FIELDS = frozenset({"rank", "alpha", "dropout", "target_modules", "modules_to_save", "dtype"})
 ADAPTER_FIELDS = {
     AdapterKind.LORA: LORA_FIELDS | {"use_dora"},
+    AdapterKind.ADALORA: LORA_FIELDS,
     AdapterKind.QLORA: LORA_FIELDS - {"dtype"} | {"bnb_4bit_use_double_quant"},
     AdapterKind.PROMPT_TUNING: frozenset({"num_virtual_tokens"}),
     AdapterKind.P_TUNING: frozenset({"num_virtual_tokens", "encoder_hidden_size"}),
@@ -150,7 +151,7 @@ class Adapter(Question):
     kind: AdapterKind = AdapterKind.LORA
     """Which adapter."""
     rank: Size = 8
-    """Inner width of the two factors."""
+    """Inner width of the two factors; of AdaLoRA that of the beginning (init_r)."""
     alpha: PositiveNumber = 16.0
     """The branch is scaled by alpha / rank; rsLoRA's alpha / √rank would be another number. Changes no size."""
     dropout: Probability = 0.0

@@ -10,7 +10,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from .adapters import AdapterFacts, adapt, check_modules, frozen_section, with_frozen
+from .adapters import (
+    REGULARISATION,
+    AdapterFacts,
+    adapt,
+    check_modules,
+    frozen_section,
+    regularisation,
+    with_frozen,
+)
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.head import head
@@ -21,10 +29,10 @@ from .lifetimes import NEXT, CacheEnd, Context, Event, Needs, gradient_of, needs
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import averaged, kept_between_steps
-from .parts import Part, Pieces, Sum, piece
+from .parts import Part, Piece, Pieces, Sum, piece
 from .plan import Plan
 from .recomputation import Repeated, makes_leaves, recomputed
-from .scenario import Task
+from .scenario import AdapterKind, Task
 from .sizes import Counts, StorageClass, storage_class, weighted
 from .timeline import Program
 from .wirings import WIRINGS
@@ -45,6 +53,10 @@ class StepFacts:
     adapter: AdapterFacts | None
 
 
+Around = tuple[Program, Program, Program, Program]
+"""Before and after something in forward, and before and after it in backward."""
+
+
 @dataclass(frozen=True, eq=False)
 class Step:
     """The parts of a step in the order of forward: embedding, layers, head."""
@@ -54,6 +66,8 @@ class Step:
     cache_end: CacheEnd
     between: Program
     """After forward: the scaled loss is made, the outputs are dropped."""
+    regularisation: Around | None
+    """What is around the parts' regularisation; None where nothing is added to the loss for weights."""
     begin: Program
     """The backward pass gets its first gradient."""
     finish: Program
@@ -100,7 +114,9 @@ def step(facts: StepFacts) -> Step:
     """The step that `facts` describe."""
     units = _units(facts)
     contexts = iter(_contexts(units, facts))
-    placed: list[Pieces] = [[(piece(section, next(contexts)), times) for section, times in unit] for unit in units]
+    placed: list[Pieces] = [
+        [(piece(section, _meeting(section, next(contexts), facts)), times) for section, times in unit] for unit in units
+    ]
     parts = tuple(_parts(placed, facts))
     pieces = [each for unit in placed for each, _ in unit]
     between, begin, finish = _around_backward(pieces[-1].section, facts)
@@ -111,11 +127,49 @@ def step(facts: StepFacts) -> Step:
         cache_end=facts.model.cache_end,
         between=between,
         begin=begin,
+        regularisation=_around_regularisation(facts) if _is_regularised(facts) else None,
         finish=finish,
         optimizer=optimizer_step([part.trained for part in parts], [part.in_layer for part in parts], facts.plan),
         batches=_batches(pieces[-1].section, facts.plan) if facts.plan.task is Task.EVALUATION else None,
         saved_by_several=tuple(map(storage_class, shared)),
     )
+
+
+def _is_regularised(facts: StepFacts) -> bool:
+    return facts.adapter is not None and facts.adapter.kind is AdapterKind.ADALORA
+
+
+_regularisation = lru_cache(maxsize=KEPT_STRUCTURES)(regularisation)
+
+
+def _regularised(section: Section, facts: StepFacts) -> Section | None:
+    return _regularisation(section, facts.plan.numerics) if _is_regularised(facts) else None
+
+
+def _meeting(section: Section, context: Context, facts: StepFacts) -> Context:
+    """`context` where gradients of the regularisation wait for those of `section`."""
+    regularised = _regularised(section, facts)
+    return replace(context, meeting=context.meeting | _trained(regularised)) if regularised else context
+
+
+def _trained(section: Section) -> frozenset[Tensor]:
+    return frozenset(tensor for tensor, _ in section.parameters() if tensor.trainable)
+
+
+def _regularisations(pieces: Pieces, facts: StepFacts) -> Iterator[tuple[Piece, int]]:
+    for each, times in pieces:
+        section = _regularised(each.section, facts)
+        if section is not None:
+            yield piece(section, Context(input_required=True, waiting=_trained(section))), times
+
+
+def _around_regularisation(facts: StepFacts) -> Around:
+    """The sum, its mean and that times its weight (AdaLoraModel.forward); their gradients."""
+    total = REGULARISATION
+    mean, weighted, gradient = replace(total, name="mean"), replace(total, name="weighted"), gradient_of(total)
+    end: list[Event] = [(mean, True), (total, False), (weighted, True), (weighted, False), (mean, False)]
+    begin: list[Event] = [(gradient_of(mean), True), (gradient, True), (gradient_of(mean), False)]
+    return Program([(total, True)]), Program(end), Program(begin), Program([(gradient, False)])
 
 
 def _around_backward(last: Section, facts: StepFacts) -> tuple[Program, Program, Program]:
@@ -292,6 +346,7 @@ def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
                     *_persistent((tensor for tensor, _ in parameters), facts.plan, in_layer=in_layer),
                     *_owned(buffers, facts.plan),
                 ),
+                regularisation=list(_regularisations(pieces, facts)),
             )
         yield known[key]
 

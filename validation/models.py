@@ -261,6 +261,18 @@ def lora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
     )
 
 
+def adalora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
+    """Its ranks are those of the beginning: the loop does not call update_and_allocate."""
+    return peft.AdaLoraConfig(
+        init_r=adapter.rank,
+        lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
+        lora_dropout=adapter.dropout,
+        task_type="CAUSAL_LM",  # else PeftModel goes around AdaLoraModel.forward and its regularisation
+        total_step=1,
+        **tuned_modules(adapter, model_type),
+    )
+
+
 def ia3(adapter: Adapter, model_type: str) -> peft.PeftConfig:
     feedforward = adapter.feedforward_modules
     if feedforward is None and adapter.target_modules is not None:
@@ -295,6 +307,7 @@ def prefix_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
 PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {
     "lora": lora,
     "qlora": lora,
+    "adalora": adalora,
     "ia3": ia3,
     "prompt-tuning": prompt_tuning,
     "p-tuning": p_tuning,

@@ -8,6 +8,7 @@ from calc.ledger import Row, Section
 from calc.operators import Numerics
 from calc.scenario import PREFIXED, PROMPTED, QUANTISED, AdapterKind
 
+from .adalora import REGULARISATION, regularisation, with_adalora
 from .facts import OUTPUT_LAYER, AdapterFacts, adapter_facts, check_modules
 from .freezing import frozen, frozen_section, with_frozen
 from .ia3 import with_ia3
@@ -19,12 +20,14 @@ from .quantised import is_quantised, quantised, with_qlora
 
 __all__ = [
     "OUTPUT_LAYER",
+    "REGULARISATION",
     "TEXT_IDS",
     "AdapterFacts",
     "adapt",
     "adapter_facts",
     "check_modules",
     "frozen_section",
+    "regularisation",
     "with_frozen",
 ]
 
@@ -32,6 +35,7 @@ __all__ = [
 ADAPTERS: dict[AdapterKind, Callable[[LinearModule, AdapterFacts, Numerics], Iterable[Row]]] = {
     AdapterKind.LORA: with_lora,
     AdapterKind.QLORA: with_qlora,
+    AdapterKind.ADALORA: with_adalora,
     AdapterKind.IA3: with_ia3,
 }
 

@@ -36,6 +36,14 @@ IA3_FEEDFORWARD = {
     **dict.fromkeys(("opt", "phi"), ("fc2",)),
 }
 """peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING and its likes, by model_type."""
+ADALORA_TARGETS = {
+    **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
+    "gpt_neox": ("query_key_value",),
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "qwen2", "qwen3"), ("q_proj", "v_proj")),
+}
+TARGETS = {AdapterKind.IA3: IA3_TARGETS, AdapterKind.ADALORA: ADALORA_TARGETS}
+"""Of kinds with defaults of their own; the others have LoRA's."""
 MEGATRON_TARGETS = ("query_key_value",)
 
 OUTPUT_LAYER = "lm_head"
@@ -114,7 +122,7 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
         return adapter.target_modules
     if architecture.wiring is Wiring.MEGATRON:
         return MEGATRON_TARGETS
-    defaults = IA3_TARGETS if adapter.kind is AdapterKind.IA3 else LORA_TARGETS
+    defaults = TARGETS.get(adapter.kind, LORA_TARGETS)
     if architecture.model_type not in defaults:
         raise ConfigError(
             "adapter.target_modules", None, f"should be given: PEFT has none for {architecture.model_type}"

@@ -137,6 +137,8 @@ def adapters(draw: st.DrawFn, linears: tuple[str, ...], saved: tuple[str, ...]) 
         own = targets if targets is not None and targets != ("all-linear",) else None
         inputs = st.none() if own is None else st.none() | subsets(own)
         return Adapter(kind=kind, feedforward_modules=draw(inputs), **common)
+    if kind is AdapterKind.ADALORA:  # of Mistral PEFT has no default
+        common["target_modules"] = targets or linears[:1]
     if kind is AdapterKind.QLORA:
         del common["dtype"]  # always fp32
         common["bnb_4bit_use_double_quant"] = draw(st.booleans())
