@@ -40,7 +40,7 @@ ADALORA_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     "gpt_neox": ("query_key_value",),
     "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text", "llama", "qwen2", "qwen3"), ("q_proj", "v_proj")),
+    **dict.fromkeys((*GEMMAS, "llama", "qwen2", "qwen3"), ("q_proj", "v_proj")),
 }
 TARGETS = {AdapterKind.IA3: IA3_TARGETS, AdapterKind.ADALORA: ADALORA_TARGETS}
 """Of kinds with defaults of their own; the others have LoRA's."""
