@@ -10,7 +10,9 @@ class Wiring(StrEnum):
 
     GPT2 = "gpt2"
     GPT_BIGCODE = "gpt_bigcode"
+    GPT_NEO = "gpt_neo"
     GPT_NEOX = "gpt_neox"
+    GPTJ = "gptj"
     LLAMA = "llama"
     OPT = "opt"
     PHI = "phi"
@@ -144,6 +146,8 @@ class LayerKind:
     """Scores go through tanh, which no fused kernel does."""
     residual_scaled: bool = False
     """What is added to the residual stream is multiplied by a number."""
+    returns_weights: bool = False
+    """A layer returns its attention's probabilities to the model, which nothing reads."""
     fp32_softmax: bool = True
     """Eager attention's softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
 
@@ -190,6 +194,8 @@ class ModelKind:
     wiring: Wiring
     norm: Norm
     """Of the last layer's output."""
+    writes_attention_out: bool = False
+    """Its attention calls no kernel."""
     head_bias: bool = False
     """Of the language-model head."""
     learned_positions: bool = False

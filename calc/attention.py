@@ -140,6 +140,15 @@ def eager_attention(
     result_dtype = q.dtype if core.fp32_softmax else v.dtype
     rows_softmax, weights = _attention_softmax(masked, result_dtype, core, numerics)
     rows += rows_softmax
+    value_rows, out, weights = weighted_values(weights, value, core, numerics)
+    return [*rows, *value_rows, frame(*given)], out, weights
+
+
+def weighted_values(
+    weights: Tensor, value: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor, Tensor]:
+    """dropout(weights)·v, laid out by token: the rows, the output and the probabilities."""
+    rows: list[Row] = []
     if core.dropout:
         dropped = like(weights, "attention weights after dropout")
         rows.append(dropout(weights, dropped))
@@ -151,7 +160,6 @@ def eager_attention(
     heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
     rows.append(matmul("values", lower_weights, value, heads, core.values_product))
     rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
-    rows.append(frame(*given))
     return rows, out, weights
 
 

@@ -54,6 +54,8 @@ class Context:
     """Tied parameters whose gradient meets the waiting one of a later section."""
     meets_view: bool = False
     """The waiting gradient is a view."""
+    returned_before: frozenset[Tensor] = frozenset()
+    """What the section before returned beside its output, and no node keeps: freed when this one has returned."""
     cache_end: CacheEnd = CacheEnd.FORWARD
     runs_again: bool = False
     """Later sections of its checkpointed region save tensors: all of it runs again, whether it saves any or not."""
@@ -72,6 +74,8 @@ class Needs:
     """Some node saves a tensor, parameters included."""
     kept_from_outside: frozenset[Tensor]
     """Tensors of other sections, and the input, that nodes of this section keep."""
+    returned: frozenset[Tensor]
+    """What it returns beside its output, and no node of it keeps."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

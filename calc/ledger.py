@@ -245,6 +245,8 @@ class Section:
     """Its modules in the order of their registration, where that is not the order of their use."""
     leaves: tuple[Tensor, ...] = ()
     """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model."""
+    returned: tuple[Tensor, ...] = ()
+    """What it returns beside its output, and the model's frame holds until the next part has returned."""
     held: tuple[Tensor, ...] = ()
     """Tensors the model's own frame holds until it returns."""
     lent: tuple[Lent, ...] = ()

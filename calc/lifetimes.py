@@ -68,7 +68,7 @@ class _Builder:
     local: set[Tensor] = field(init=False)
     """Storages this section allocates and frees."""
     saved: list[set[Tensor]] = field(init=False)
-    """Per row the storages its node keeps, parameters left out."""
+    """Per row the storages its node keeps, the model's own left out."""
     saving: list[int] = field(init=False)
     """Rows inside the region whose nodes keep anything, parameters included."""
     inputs: set[Tensor] = field(init=False)
@@ -98,12 +98,12 @@ class _Builder:
             self.local.add(section.input)
         self.local.discard(self._storage(section.output))
         keeping = [saved_for_backward(row, self.required) for row in section.rows]
-        self.saved = [{self._storage(each) for each in kept if each.kind is not Kind.PARAMETERS} for kept in keeping]
+        self.saved = [{self._storage(each) for each in kept if each.kind not in OWNED} for kept in keeping]
         self.saving = [index for index in self._inside() if keeping[index]]
         self.inputs = self._region_inputs()
         self.needed = self._needed()
         self.lasting = self._lasting()
-        self.local.difference_update(self.lasting)
+        self.local.difference_update(self.lasting, self._returned())
         if self.section.goes_on and not self.section.has_begun and not self.saving:
             self.local.discard(section.input)  # a later section of the region frees it
 
@@ -112,7 +112,11 @@ class _Builder:
             output_required=self.section.output in self.required,
             saves=bool(self.saving),
             kept_from_outside=frozenset(self.needed.keys() - self.written),
+            returned=self._returned(),
         )
+
+    def _returned(self) -> frozenset[Tensor]:
+        return frozenset(self.section.returned).difference(self.needed)
 
     def build(self) -> Lifetimes:
         section = self.section
@@ -126,7 +130,7 @@ class _Builder:
         rerun, rerun_end = ((), ()) if again is None else self._rerun(again, freed_by)
         before_rerun, backward = self._backward(freed_by)
         seen = self._seen_by_hooks()
-        own = seen & (self.written | {section.input})
+        own = seen & (self.written | {section.input}).union(section.buffers())
         return Lifetimes(
             forward=forward,
             forward_end=(*forward_end, *(cache_end if with_forward else ())),
@@ -148,7 +152,7 @@ class _Builder:
         written = {tensor for row in section.rows for tensor in row.writes}
         names = {
             tensor: replace(tensor, kind=Kind.TEMPORARIES)
-            for tensor in (written - saved - self.context.exported).difference(section.cached)
+            for tensor in (written - saved - self.context.exported).difference(section.cached, section.returned)
             if tensor.kind is Kind.ACTIVATIONS
         }
         names |= {each.tensor: each.known_as for each in section.lent}
@@ -228,6 +232,7 @@ class _Builder:
         for index, row in enumerate(self.section.rows):
             if index not in inside:
                 seen |= self.saved[index].union(row.graph)
+                seen.update(each for each in saved_for_backward(row, self.required) if each.kind is Kind.BUFFERS)
                 seen.update(self._made(row) if row.hooks_see_gradients else ())
         if region and not region.offloaded:  # else hooks nearer to it see its tensors
             seen |= self._saved_by_checkpoint()
@@ -240,6 +245,7 @@ class _Builder:
         self._run(rows, keep=self.needed.keys() | _cached(self.section.rows) | held)
         if self.context.region_input is not None and not self.saving:
             self._free([self.context.region_input])
+        self._free(self.context.returned_before)
         return tuple(self.events)
 
     def _without_graph(self, index: int) -> Row:

@@ -137,7 +137,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         precision=scenario.precision,
         optimizer=_optimizer(scenario),
         attention=_attention(scenario, architecture, workload.sequence_length + num_prompt_tokens(scenario.adapter)),
-        recompute=scenario.recompute,
+        recompute=_recompute(scenario, architecture),
         recompute_interval=_layers_in_a_row(scenario, "recompute_interval", architecture),
         recompute_group_size=_layers_in_a_row(scenario, "recompute_group_size", architecture),
         recompute_offload=_offload(scenario),
@@ -269,7 +269,7 @@ def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
     if learned and length > longest:
         left = f" left by {virtual} virtual tokens" if virtual else ""
         raise ConfigError(
-            "sequence_length", length, f"should be at most {longest}: the model has that many learned positions{left}"
+            "sequence_length", length, f"should be at most {longest}: the model has that many positions{left}"
         )
     return length
 
@@ -295,6 +295,10 @@ def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture)
         return count
     if scenario.recompute not in RECOMPUTES[field]:
         raise ConfigError(field, count, f"should be 1 unless recompute is {_listed(RECOMPUTES[field])}")
+    if architecture.kind.writes_attention_out:
+        raise ConfigError(
+            field, count, f"should be 1: layers of {architecture.model_type} return more than their output"
+        )
     if scenario.recompute_interval > 1 and scenario.recompute_group_size > 1:
         raise ConfigError(field, count, "should be 1: either every n-th layer is recomputed, or groups of layers are")
     longest = min(architecture.num_layers, MOST_LAYERS_IN_A_ROW)
@@ -306,6 +310,13 @@ def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture)
     if field == "recompute_group_size" and not one_mask:
         raise ConfigError(field, count, "should be 1: layers with a sliding window and without have a mask each")
     return count
+
+
+def _recompute(scenario: Scenario, architecture: Architecture) -> Recompute:
+    if scenario.recompute is Recompute.SELECTIVE and architecture.kind.writes_attention_out:
+        problem = f"should be none or full: the attention of {architecture.model_type} is no function of its own"
+        raise ConfigError("recompute", scenario.recompute.value, problem)
+    return scenario.recompute
 
 
 def _offload(scenario: Scenario) -> bool:
@@ -364,6 +375,11 @@ def _attention(scenario: Scenario, architecture: Architecture, sequence_length: 
         asked = Attention.EAGER if asked is Attention.AUTO else asked
         if asked not in MEGATRON_ATTENTION:
             raise ConfigError("attention", asked.value, "should be auto, eager or flash with implementation = megatron")
+    if architecture.kind.writes_attention_out:
+        if asked not in {Attention.AUTO, Attention.EAGER}:
+            problem = f"should be auto or eager: transformers writes the attention of {architecture.model_type} out"
+            raise ConfigError("attention", asked.value, problem)
+        return Attention.EAGER
     if asked is Attention.EAGER:
         return asked
     layers, dtype = [layer for layer, _ in architecture.layers], NUMERICS[scenario.precision].compute

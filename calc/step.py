@@ -204,8 +204,9 @@ def _units(facts: StepFacts) -> list[Unit]:
     numerics = facts.plan.numerics
     if facts.adapter is not None and facts.adapter.keeps_types:
         numerics = replace(numerics, outputs=numerics.weights)
-    embedding, last = _ends(facts.model, numerics, facts.plan.numerics)
     layers = {layer: _layer(layer, numerics) for unit in facts.layers for layer, _ in unit}
+    final_layer, _ = facts.layers[-1][-1]
+    embedding, last = _ends(facts.model, numerics, facts.plan.numerics, layers[final_layer].returned)
     if facts.adapter is not None:
         check_modules([embedding, *layers.values(), last], facts.adapter)
         embedding, last = (_adapted(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))
@@ -221,11 +222,13 @@ def _units(facts: StepFacts) -> list[Unit]:
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
-def _ends(model: ModelFacts, numerics: Numerics, numerics_of_head: Numerics) -> tuple[Section, Section]:
-    """Embedding and head."""
+def _ends(
+    model: ModelFacts, numerics: Numerics, numerics_of_head: Numerics, returned: tuple[Tensor, ...]
+) -> tuple[Section, Section]:
+    """Embedding and head; `returned` by the last layer."""
     wiring = WIRINGS[model.kind.wiring]
     embedding = wiring.embeddings(model, numerics)
-    last = head(model, wiring.end, numerics_of_head, embedding.held)
+    last = head(model, wiring.end, numerics_of_head, (*embedding.held, *returned))
     if model.frozen_embedding:
         return frozen_section(embedding), with_frozen(last, embedding.parameters())
     return embedding, last
@@ -271,7 +274,7 @@ def _contexts(units: list[Unit], facts: StepFacts) -> list[Context]:
     )
     final = Context(
         input_required=needed[-1].output_required,
-        released=shared - kept - own,
+        released=(shared - kept - own) | needed[-1].returned,
         exported=_logits(last),
         waiting=frozenset(tied),
     )
@@ -300,13 +303,17 @@ def _layer_contexts(
     """The layers' contexts, and what follows from them: whose output needs a gradient, what they keep of others."""
     contexts: list[Context] = []
     needed: list[Needs] = []
+    returned = frozenset[Tensor]()
     for unit in units:
         outside = held
         of_unit: list[Context] = []
         for section, _ in unit:
-            of_unit.append(Context(input_required=input_required, held_input=held, cache_end=cache_end))
-            needed.append(needs(section, of_unit[-1]))
-            input_required, held = needed[-1].output_required, None
+            context = Context(
+                input_required=input_required, held_input=held, cache_end=cache_end, returned_before=returned
+            )
+            of_unit.append(context)
+            needed.append(needs(section, context))
+            input_required, held, returned = needed[-1].output_required, None, needed[-1].returned
         if unit[0][0].goes_on:
             _share_region(unit, of_unit, needed[-len(unit) :], outside)
         contexts += of_unit

@@ -7,7 +7,9 @@ from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.gpt2 import gpt2_embeddings, gpt2_layer
 from .blocks.gpt_bigcode import GPT_BIGCODE_BUFFERS, gpt_bigcode_layer
+from .blocks.gpt_neo import gpt_neo_layer
 from .blocks.gpt_neox import gpt_neox_embeddings, gpt_neox_layer
+from .blocks.gptj import gptj_embeddings, gptj_layer
 from .blocks.head import End
 from .blocks.llama import EMBEDDING_WEIGHT, llama_embeddings, llama_layer
 from .blocks.opt import opt_embeddings, opt_layer
@@ -36,12 +38,14 @@ WIRINGS: dict[Wiring, Parts] = {
     Wiring.GPT_BIGCODE: Parts(
         embeddings=gpt2_embeddings, layer=gpt_bigcode_layer, end=GPT2_END, buffers=lambda facts: GPT_BIGCODE_BUFFERS
     ),
+    Wiring.GPT_NEO: Parts(embeddings=gpt2_embeddings, layer=gpt_neo_layer, end=GPT2_END),
     Wiring.GPT_NEOX: Parts(
         embeddings=gpt_neox_embeddings,
         layer=gpt_neox_layer,
         end=End(embedding_weight="embed_in.weight", final_norm="final_layer_norm"),
         buffers=rotary_buffers,
     ),
+    Wiring.GPTJ: Parts(embeddings=gptj_embeddings, layer=gptj_layer, end=GPT2_END),
     Wiring.LLAMA: Parts(
         embeddings=llama_embeddings,
         layer=llama_layer,

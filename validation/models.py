@@ -101,7 +101,16 @@ ONLY = {
 }
 """Fields of which one value is run here."""
 
-DROPOUT_FIELDS = ("attn_pdrop", "resid_pdrop", "embd_pdrop", "attention_dropout", "dropout", "hidden_dropout")
+DROPOUT_FIELDS = (
+    "attn_pdrop",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attention_dropout",
+    "dropout",
+    "hidden_dropout",
+    "resid_dropout",
+    "embed_dropout",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,7 +162,7 @@ def build_job(
     # A copy: transformers writes into nested fields (rope_scaling).
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
     model_class: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
-    if not model_class._supports_sdpa:  # Gemma 2 caps its scores
+    if not model_class._supports_sdpa:  # Gemma 2 caps its scores, GPT-J writes its attention out
         kernel = "eager"
     if scenario.recompute == "selective":
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)

@@ -19,12 +19,14 @@ LORA_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     "gpt_neox": ("query_key_value",),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
-    **dict.fromkeys((*LLAMA_LIKE, "opt", "stablelm"), ("q_proj", "v_proj")),
+    **dict.fromkeys((*LLAMA_LIKE, "gpt_neo", "gptj", "opt", "stablelm"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
     "gpt_neox": ("query_key_value", "dense_4h_to_h"),
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
+    "gpt_neo": ("q_proj", "v_proj", "c_proj"),
+    "gptj": ("q_proj", "v_proj", "fc_out"),
     "opt": ("q_proj", "k_proj", "fc2"),
     "phi": ("q_proj", "v_proj", "fc2"),
     **dict.fromkeys(("qwen2", "qwen3", *GEMMAS), ("q_proj", "v_proj", "down_proj")),
@@ -33,6 +35,8 @@ IA3_FEEDFORWARD = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
     "gpt_neox": ("dense_4h_to_h",),
     **dict.fromkeys(LLAMA_LIKE, ("down_proj",)),
+    "gpt_neo": ("c_proj",),
+    "gptj": ("fc_out",),
     **dict.fromkeys(("opt", "phi"), ("fc2",)),
 }
 """peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING and its likes, by model_type."""

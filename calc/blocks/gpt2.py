@@ -75,7 +75,9 @@ def gpt2_like_layer(attending: AttentionRows, facts: LayerFacts, numerics: Numer
         add(middle, projected, output),
         frame(x, middle, attended, normed_2, projected, *held),
     ]
-    return with_cache(Section(name="layer", rows=tuple(rows), input=x, output=output), facts.core, numerics)
+    returned = held if facts.kind.returns_weights else ()
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, returned=returned)
+    return with_cache(layer, facts.core, numerics)
 
 
 def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:

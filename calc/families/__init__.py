@@ -9,16 +9,18 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import gemma, gpt, gpt_neox, llama, opt, phi
+from . import gemma, gpt, gpt_neo, gpt_neox, gptj, llama, opt, phi
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "gpt2": gpt.gpt2,
     "gpt_bigcode": gpt.gpt_bigcode,
+    "gpt_neo": gpt_neo.gpt_neo,
     "gpt_neox": gpt_neox.gpt_neox,
     "gemma": gemma.gemma,
     "gemma2": gemma.gemma2,
     "gemma3_text": gemma.gemma3_text,
+    "gptj": gptj.gptj,
     "llama": llama.llama,
     "mistral": llama.mistral,
     "opt": opt.opt,

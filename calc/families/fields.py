@@ -48,6 +48,11 @@ class Fields:
             raise ConfigError(f"model.{name}", value, "should be a number or null")
         return value is not None
 
+    def value(self, name: str, *, default: Any) -> Any:
+        """Whatever is given, for the family to check."""
+        given = self._config.get(name)
+        return default if given is None else given
+
     def is_null(self, name: str) -> bool:
         return name in self._config and self._config[name] is None
 

@@ -10,7 +10,7 @@ import pytest
 from calc import Scenario, estimate
 from calc.errors import ConfigError
 from calc.hf_config import architecture
-from calc.scenario import Loss
+from calc.scenario import Attention, Loss, Recompute
 
 NOT_MODELLED = [
     ("gpt_bigcode", "add_cross_attention", True),
@@ -57,3 +57,37 @@ def test_a_share_that_cannot_be(share: Any, expected: str) -> None:
 def test_a_head_with_a_bias_has_its_logits(loss: Loss) -> None:
     with pytest.raises(ConfigError, match="should be cross-entropy: this model's head has a bias"):
         estimate(Scenario(model={"model_type": "phi"}, loss=loss, sequence_length=8))
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "gptj"])
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("attention", Attention.FLASH, "should be auto or eager: transformers writes the attention of"),
+        ("recompute", Recompute.SELECTIVE, "should be none or full: the attention of"),
+    ],
+)
+def test_attention_that_is_written_out(family: str, field: str, value: Any, expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"{field} = .*{expected} {family}"):
+        estimate(Scenario(model={"model_type": family}, sequence_length=8, **{field: value}))
+    with pytest.raises(ConfigError, match=f"should be 1: layers of {family} return more than their output"):
+        estimate(
+            Scenario(model={"model_type": family}, sequence_length=8, recompute=Recompute.FULL, recompute_group_size=2)
+        )
+
+
+@pytest.mark.parametrize("types", [[[["global"], 12]], [[["global", "dense"], 12]], [["global"]], "global", 24])
+def test_gpt_neo_names_a_type_for_each_layer(types: Any) -> None:
+    with pytest.raises(ConfigError, match="should name global or local for 24 layers"):
+        architecture({"model_type": "gpt_neo", "attention_types": types})
+
+
+@pytest.mark.parametrize("rotary_dim", [7, 258])
+def test_gptj_turns_pairs_of_a_head(rotary_dim: int) -> None:
+    with pytest.raises(ConfigError, match="should be even, and at most 256, the size of a head"):
+        architecture({"model_type": "gptj", "rotary_dim": rotary_dim})
+
+
+def test_gptj_has_an_end_of_positions() -> None:
+    with pytest.raises(ConfigError, match="should be at most 2048: the model has that many positions"):
+        estimate(Scenario(model={"model_type": "gptj"}, sequence_length=2049))

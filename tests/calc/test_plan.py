@@ -51,7 +51,7 @@ def test_sequence_length(model: Architecture, asked: int | None, length: int) ->
 
 def test_learned_positions_have_an_end() -> None:
     assert str(refusal(GPT2, sequence_length=1025)) == (
-        "sequence_length = 1025: should be at most 1024: the model has that many learned positions"
+        "sequence_length = 1025: should be at most 1024: the model has that many positions"
     )
 
 

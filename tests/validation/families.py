@@ -20,6 +20,8 @@ class Family:
     """Other values they may have."""
     sizes: Mapping[str, Any] = field(default_factory=lambda: LLAMA_SIZES)
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")
+    refuses: tuple[str, ...] = ()
+    """Choices of a step that it does not allow."""
 
 
 QWEN = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
@@ -35,11 +37,25 @@ FAMILIES: dict[str, Family] = {
         drawn={"n_inner": (None, 7), "multi_query": FLAG},
         lora_targets=("c_attn", "c_proj"),
     ),
+    "gpt_neo": Family(
+        sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
+        own={"attention_types": [[["global", "local", "global"], 1]], "window_size": 16},
+        drawn={"intermediate_size": (None, 7), "num_hidden_layers": (3,)},
+        lora_targets=("q_proj", "v_proj", "c_proj"),
+        refuses=("selective",),
+    ),
     "gpt_neox": Family(
         sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
         own={"rotary_pct": 0.5},
         drawn={"use_parallel_residual": FLAG, "attention_bias": FLAG, "rotary_pct": (0.25, 0.5, 1.0)},
         lora_targets=("query_key_value", "dense_4h_to_h"),
+    ),
+    "gptj": Family(
+        sizes=SIZES | {"n_positions": 160, "n_inner": 104},
+        own={"rotary_dim": 8},
+        drawn={"n_inner": (None, 7), "rotary_dim": (4, 8)},
+        lora_targets=("q_proj", "v_proj", "fc_out"),
+        refuses=("selective",),
     ),
     "llama": Family(drawn={"attention_bias": FLAG, "mlp_bias": FLAG, "head_dim": (None, 24)}),
     "mistral": Family(own={"sliding_window": 16}, drawn={"head_dim": (None, 24)}),

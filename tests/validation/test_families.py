@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from calc import Adapter, Scenario, estimate
+from calc import Adapter, ConfigError, Scenario, estimate
 from calc.families import FAMILIES as SUPPORTED
 from tests.validation import families
 from tests.validation.families import FAMILIES, TOKENS, config_of
@@ -82,4 +82,8 @@ def test_a_step(model_type: str, choices: dict[str, Any]) -> None:
     if "adapter" in choices:
         asked["adapter"] = Adapter(rank=4, target_modules=FAMILIES[model_type].lora_targets)
     scenario = Scenario(**asked)
+    if not set(FAMILIES[model_type].refuses).isdisjoint(choices.values()):
+        with pytest.raises(ConfigError):
+            estimate(scenario)
+        return
     agree(scenario, trace(scenario, config))
