@@ -40,6 +40,7 @@ from validation.cuda_kernels import (
 )
 from validation.cuda_losses import CHUNKED_LOSS, chunked_loss, losses_on_cuda
 from validation.models import CannotRun, Job, build_job, parameter_counts, supported
+from validation.quick_fakes import QuickFakeTensorMode
 from validation.step import Phase, evaluation, forward, training_step
 
 ALLOCATION_UNIT_BYTES = 512
@@ -194,7 +195,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
         raise CannotRun("optimizer", scenario.optimizer, ["all others: its states page only where there is a GPU"])
     kernel = supported("attention", scenario.attention, KERNELS)
     contexts = partial(checkpoint_contexts, scenario.attention)
-    with FakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(scenario.attention), only_reference_counting():
+    with QuickFakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(scenario.attention), only_reference_counting():
         with CudaCalls():
             job = build_job(scenario, config, "cpu", kernel, contexts)
         keep_on_host(getattr(job.model, "prompt_tokens", {}))

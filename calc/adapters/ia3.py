@@ -29,7 +29,7 @@ def with_ia3(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
         last = [frame(x, typed, scaling, scaled)]
     else:
         base = adapted.writing(adapted.of_base)
-        last = [*_times(adapted.of_base, scaling, adapted.result), frame(x, scaling)]
+        last = [*_times(adapted.of_base, scaling, adapted.result), frame(adapted.of_base, x, scaling)]
     first, last = (stamped(rows, Component.ADAPTER, name) for rows in (first, last))
     return [*first, *base, *last]
 

@@ -29,7 +29,7 @@ PEAK_TOLERANCE = 0.01
 SCALARS_BYTES = 4 * 512
 """A few scalars, one allocation unit each, are more than 1 % of the tiniest models."""
 SHORT_WINDOW = 16
-MOST_EXPANSION = 16
+MOST_EXPANSION = 8
 """Logits per hidden value up to which losses without logits are drawn: more make more chunks, and traces slow."""
 SLOW = settings(
     deadline=None,
@@ -185,7 +185,7 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     is_prefixed = adapter is not None and adapter.kind in PREFIXED
     is_quantised = adapter is not None and adapter.kind in QUANTISED
     loss = draw(st.sampled_from(Loss) if few_chunks else st.just(Loss.CROSS_ENTROPY))
-    evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY else {}
+    evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY and not is_prefixed else {}
     return Scenario(
         model=config,
         micro_batch_size=draw(st.integers(1, 5)),
@@ -202,6 +202,7 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
         frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
         loss=loss,
         hold_outputs=draw(st.booleans()),
+        use_liger_kernel=draw(st.booleans() if config.get("hidden_act") == "silu" else st.just(False)),
         **evaluation,
     )
 
