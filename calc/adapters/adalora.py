@@ -41,7 +41,7 @@ def with_adalora(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics)
         rows.append(dropout(branch_input, dropped))
     branch, scaled = _branch(adapted, dropped, types)
     divided = like(scaled, f"{name}.lora output", dtype=wider(scaled.dtype, divisor.dtype))
-    rows += [*branch, _divided(scaled, divisor, divided), _added(adapted, divided)]
+    rows += [*branch, _divided(scaled, divisor, divided, trained=rank.trainable), _added(adapted, divided)]
     rows.append(frame(x, branch_input, divisor))
     return [*adapted.writing(adapted.of_base), *stamped(rows, Component.ADAPTER, name)]
 
@@ -73,9 +73,9 @@ def _branch(adapted: LinearModule, x: Tensor, types: Numerics) -> tuple[list[Row
     return rows, scaled
 
 
-def _divided(x: Tensor, divisor: Tensor, out: Tensor) -> Row:
-    """`x / divisor`: the divisor's gradient is -∂·((x / divisor) / divisor), summed (div_tensor_other_grad). Of its
-    three factors two live beside the gradients: x's is made after they are gone."""
+def _divided(x: Tensor, divisor: Tensor, out: Tensor, *, trained: bool) -> Row:
+    """`x / divisor`: the divisor's gradient is -∂·((x / divisor) / divisor), summed (div_tensor_other_grad), if it is
+    `trained`. Of its three factors two live beside the gradients: x's is made after they are gone."""
     factors = tuple(like(out, f"{out.name} in div_backward, {number}") for number in (1, 2))
     return Row(
         name="div",
@@ -86,7 +86,7 @@ def _divided(x: Tensor, divisor: Tensor, out: Tensor) -> Row:
             Gradient(of=divisor, needs=(x,), unreduced=like(out, f"∂{divisor.name} before sum and cast")),
         ),
         saves=(divisor,),
-        backward_temporaries=factors,
+        backward_temporaries=factors if trained else (),
         elementwise_flops=1,
     )
 

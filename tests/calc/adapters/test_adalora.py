@@ -93,3 +93,12 @@ def test_what_it_does_not_go_with(choices: dict[str, Any], problem: str) -> None
 
 def test_it_says_what_is_not_counted() -> None:
     assert any("update_and_allocate" in note for note in answered().notes)
+
+
+def test_the_ranks_gradient_asks_for_what_is_divided_only_where_it_is_trained() -> None:
+    for precision, kept in (("bf16", 1), ("fp32", 0)):
+        piece = answered(precision=precision).step.runs[1].part.pieces[0][0]
+        divided = {row.reads[0] for row in piece.section.rows if row.name == "div"}
+        temporaries = {len(row.backward_temporaries) for row in piece.section.rows if row.name == "div"}
+        assert len(divided & piece.life.saved) == kept * len(divided)
+        assert temporaries == {2 * kept}
