@@ -30,5 +30,5 @@ def test_traces_are_the_same(choices: dict[str, Any], monkeypatch: pytest.Monkey
     scenario = Scenario(model=CONFIG, micro_batch_size=2, sequence_length=9, **choices)
     quick = trace(scenario, CONFIG)
     monkeypatch.setattr(tracer, "QuickFakeTensorMode", FakeTensorMode)
-    monkeypatch.setattr(torch._dynamo.config, "fake_tensor_cache_enabled", False)
-    assert trace(scenario, CONFIG).to_dict() == quick.to_dict()
+    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+        assert trace(scenario, CONFIG).to_dict() == quick.to_dict()
