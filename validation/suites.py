@@ -23,6 +23,23 @@ BIASED = cut("llama-3.2-1b", 2) | {
     "_name_or_path": "llama-3.2-1b-2-of-16-layers-biased-untied",
 }
 
+WINDOWED = cut("mistral-7b-v0.1", 3) | {"sliding_window": 256, "_name_or_path": "mistral-7b-v0.1-3-layers-window-256"}
+ALTERNATING = cut("qwen2.5-0.5b", 4) | {
+    "use_sliding_window": True,
+    "sliding_window": 128,
+    "max_window_layers": 2,
+    "_name_or_path": "qwen2.5-0.5b-4-layers-two-with-window-128",
+}
+HEADS_OF_100 = cut("llama-3.2-1b", 2) | {
+    "hidden_size": 800,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "head_dim": 100,
+    "_name_or_path": "llama-3.2-1b-2-layers-heads-of-100",
+}
+SIX_LAYERS = cut("smollm2-135m", 6)
+IA3_EVERYWHERE = {"kind": "ia3", "target_modules": EVERY_LINEAR, "feedforward_modules": ["down_proj"]}
+
 TRACES = [
     # The two tasks of record.
     case(*GPT2_124M, attention="eager"),
@@ -76,6 +93,67 @@ TRACES = [
     case("qwen2.5-3b", 3, 700, attention="flash", precision="fp16-autocast", adapter=WIDE_LORA, holdout=True),
     case("qwen3-1.7b", 2, 1111, attention="eager", precision="bf16", recompute="full", holdout=True),
     case("qwen3-4b", 1, 2049, attention="flash", optimizer="adamw-fused", recompute="selective", holdout=True),
+    # The kernels of scaled_dot_product_attention: what auto comes to, masks, head sizes that are padded.
+    case("distilgpt2", 2, 500, precision="fp32"),
+    case("distilgpt2", 2, 500, attention="math", optimizer="sgd"),
+    case("distilgpt2", 2, 500, attention="efficient", recompute="full"),
+    case("distilgpt2", 2, 500, attention="efficient", recompute="selective", precision="fp16-autocast"),
+    case(cut("llama-3.2-1b", 2), 2, 500, precision="fp32"),
+    case(WINDOWED, 2, 512, precision="bf16"),
+    case(WINDOWED, 2, 509, precision="bf16"),
+    case(ALTERNATING, 1, 300),
+    case(HEADS_OF_100, 2, 333, precision="bf16"),
+    # Recomputation of several layers, and away from the GPU.
+    case(SIX_LAYERS, 2, 300, recompute="full", recompute_interval=4),
+    case(SIX_LAYERS, 2, 300, recompute="full", recompute_group_size=4, precision="bf16"),
+    case(SIX_LAYERS, 2, 300, recompute="selective", recompute_interval=2, attention="eager"),
+    case("distilgpt2", 2, 300, recompute="full", recompute_offload=True, attention="eager"),
+    case("distilgpt2", 2, 300, recompute="full", recompute_group_size=2, frozen_layers=3),
+    # Optimizers and what is around their step.
+    *(
+        case("distilgpt2", 2, 128, optimizer=optimizer, precision=precision)
+        for optimizer, precision in (
+            ("adafactor", "bf16-autocast"),
+            ("lion", "bf16"),
+            ("muon", "fp16-autocast"),
+            ("sgd-nesterov", "fp32"),
+        )
+    ),
+    case("distilgpt2", 2, 128, max_grad_norm=1.0, precision="fp16-autocast"),
+    case("distilgpt2", 2, 128, zero_grad_set_to_none=False, gradient_accumulation_steps=2),
+    case(cut("qwen3-0.6b", 3), 2, 128, weight_ema=True, max_grad_norm=1.0, optimizer="adamw-fused"),
+    # Losses, outputs, kernels of Liger, frozen layers.
+    case(cut("qwen2.5-0.5b", 2), 2, 256, loss="chunked-cross-entropy"),
+    case(cut("qwen2.5-0.5b", 2), 2, 256, loss="fused-linear-cross-entropy", precision="bf16"),
+    case(cut("qwen2.5-0.5b", 2), 2, 256, hold_outputs=True),
+    case(cut("llama-3.2-1b", 2), 2, 256, use_liger_kernel=True),
+    case(cut("llama-3.2-1b", 3), 2, 256, frozen_layers=2, precision="bf16"),
+    # Adapters.
+    *(
+        case(cut("llama-3.2-1b", 2), 2, 200, adapter=adapter)
+        for adapter in (
+            {"kind": "lora", "rank": 8, "use_dora": True},
+            {"kind": "lora", "rank": 8, "modules_to_save": ["lm_head"]},
+            {"kind": "qlora", "rank": 8},
+            {"kind": "ia3"},
+            {"kind": "prompt-tuning", "num_virtual_tokens": 10},
+            {"kind": "p-tuning", "num_virtual_tokens": 10},
+            {"kind": "prefix-tuning", "num_virtual_tokens": 10},
+            {"kind": "p-tuning-v2", "num_virtual_tokens": 10},
+        )
+    ),
+    case(cut("llama-3.2-1b", 2), 2, 200, adapter=IA3_EVERYWHERE, recompute="full", precision="bf16"),
+    # Held out: chosen before any of these was traced.
+    case(WINDOWED, 3, 401, precision="fp16-autocast", recompute="full", recompute_group_size=3, holdout=True),
+    case(SIX_LAYERS, 1, 777, recompute="full", recompute_group_size=5, adapter=WIDE_LORA, holdout=True),
+    case("distilgpt2", 3, 333, attention="math", precision="fp16", optimizer="lion", max_grad_norm=0.5, holdout=True),
+    case(ALTERNATING, 2, 257, precision="fp32", optimizer="adafactor", weight_ema=True, holdout=True),
+    case(
+        cut("qwen3-1.7b", 3), 2, 190, adapter={"kind": "qlora", "rank": 4}, loss="chunked-cross-entropy", holdout=True
+    ),
+    case(HEADS_OF_100, 1, 290, attention="flash", recompute="selective", optimizer="muon", holdout=True),
+    case(cut("smollm2-360m", 5), 2, 411, use_liger_kernel=True, frozen_layers=2, hold_outputs=True, holdout=True),
+    case(cut("mistral-7b-v0.3", 2), 1, 300, adapter={"kind": "p-tuning-v2"}, precision="bf16", holdout=True),
 ]
 
 # --- measured: each knob alone ------------------------------------------------------------------------------------
