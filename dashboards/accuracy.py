@@ -23,6 +23,16 @@ KNOB_WORDS = {
     "adapter": "adapter",
     "dropout": "dropout",
     "accumulation": "gradient_accumulation_steps",
+    "recompute_interval": "recompute_interval",
+    "recompute_group_size": "recompute_group_size",
+    "recompute_offload": "recompute_offload",
+    "max_grad_norm": "max_grad_norm",
+    "zero_grad_set_to_none": "zero_grad_set_to_none",
+    "weight_ema": "weight_ema",
+    "frozen_layers": "frozen_layers",
+    "loss": "loss",
+    "hold_outputs": "hold_outputs",
+    "use_liger_kernel": "use_liger_kernel",
 }
 """What the form calls each knob."""
 

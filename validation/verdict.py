@@ -16,6 +16,27 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 Group = Sequence[Comparison]
 
+FIELDS = (
+    "recompute_interval",
+    "recompute_group_size",
+    "recompute_offload",
+    "max_grad_norm",
+    "zero_grad_set_to_none",
+    "weight_ema",
+    "frozen_layers",
+    "loss",
+    "hold_outputs",
+    "use_liger_kernel",
+)
+"""Knobs that are called by their field."""
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "none" if value is None else str(value)
+
+
 KNOBS: dict[str, Callable[[Comparison], str]] = {
     "family": lambda each: each.answer.architecture.model_type,
     "precision": lambda each: each.answer.step.plan.precision,
@@ -25,6 +46,7 @@ KNOBS: dict[str, Callable[[Comparison], str]] = {
     "adapter": lambda each: each.answer.step.plan.adapter.kind if each.answer.step.plan.adapter else "none",
     "dropout": lambda each: "on" if any(astuple(each.answer.architecture.dropouts)) else "off",
     "accumulation": lambda each: str(each.answer.scenario.gradient_accumulation_steps),
+    **{name: lambda each, name=name: _in_words(getattr(each.answer.step.plan, name)) for name in FIELDS},
 }
 """What the cases are told apart by."""
 
