@@ -9,6 +9,7 @@ class Wiring(StrEnum):
     """How a layer's operations are put together."""
 
     GPT2 = "gpt2"
+    BLOOM = "bloom"
     GPT_BIGCODE = "gpt_bigcode"
     GPT_NEO = "gpt_neo"
     GPT_NEOX = "gpt_neox"

@@ -17,12 +17,13 @@ GEMMAS = ("gemma", "gemma2", "gemma3_text")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
-    "gpt_neox": ("query_key_value",),
+    **dict.fromkeys(("bloom", "gpt_neox"), ("query_key_value",)),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     **dict.fromkeys((*LLAMA_LIKE, "gpt_neo", "gptj", "opt", "stablelm"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
+    "bloom": ("query_key_value", "mlp.dense_4h_to_h"),
     "gpt_neox": ("query_key_value", "dense_4h_to_h"),
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
     "gpt_neo": ("q_proj", "v_proj", "c_proj"),
@@ -33,6 +34,7 @@ IA3_TARGETS = {
 }
 IA3_FEEDFORWARD = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
+    "bloom": ("mlp.dense_4h_to_h",),
     "gpt_neox": ("dense_4h_to_h",),
     **dict.fromkeys(LLAMA_LIKE, ("down_proj",)),
     "gpt_neo": ("c_proj",),

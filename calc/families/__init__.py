@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import gemma, gpt, gpt_neo, gpt_neox, gptj, llama, opt, phi
+from . import bloom, gemma, gpt, gpt_neo, gpt_neox, gptj, llama, opt, phi
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
+    "bloom": bloom.bloom,
     "gpt2": gpt.gpt2,
     "gpt_bigcode": gpt.gpt_bigcode,
     "gpt_neo": gpt_neo.gpt_neo,

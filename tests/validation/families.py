@@ -27,6 +27,7 @@ class Family:
 QWEN = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
 GEMMA2 = {"head_dim": 24, "sliding_window": 16}
 FAMILIES: dict[str, Family] = {
+    "bloom": Family(sizes=SIZES, lora_targets=("query_key_value", "mlp.dense_4h_to_h"), refuses=("selective",)),
     "gpt2": Family(
         sizes=SIZES | {"n_positions": 160, "n_inner": 104},
         drawn={"n_inner": (None, 7), "tie_word_embeddings": FLAG},
