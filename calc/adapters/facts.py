@@ -52,6 +52,13 @@ TARGETS = {AdapterKind.IA3: IA3_TARGETS, AdapterKind.ADALORA: ADALORA_TARGETS}
 """Of kinds with defaults of their own; the others have LoRA's."""
 MEGATRON_TARGETS = ("query_key_value",)
 
+CONVERTED_TARGETS = {
+    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
+    "qwen3_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+}
+"""Names by which PEFT adapts the tensors of experts and router (_MOE_TARGET_MODULE_MAPPING in
+peft/utils/transformers_weight_conversion.py); all-linear names them too."""
+
 OUTPUT_LAYER = "lm_head"
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
 
@@ -125,6 +132,7 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
     if adapter.kind in PROMPTED | PREFIXED:
         return ()
     if adapter.target_modules is not None:
+        _refuse_experts(adapter.target_modules, architecture)
         return adapter.target_modules
     if architecture.wiring is Wiring.MEGATRON:
         return MEGATRON_TARGETS
@@ -134,6 +142,15 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
             "adapter.target_modules", None, f"should be given: PEFT has none for {architecture.model_type}"
         )
     return defaults[architecture.model_type]
+
+
+def _refuse_experts(targets: tuple[str, ...], architecture: Architecture) -> None:
+    converted = CONVERTED_TARGETS.get(architecture.model_type, frozenset())
+    for target in targets:
+        if converted and (target == ALL_LINEAR or target.rpartition(".")[2] in converted):
+            raise ConfigError(
+                "adapter.target_modules", target, "adapts experts and router too, which is not supported yet"
+            )
 
 
 def _feedforward_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:
