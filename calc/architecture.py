@@ -9,6 +9,7 @@ class Wiring(StrEnum):
     """How a layer's operations are put together."""
 
     GPT2 = "gpt2"
+    BLOOM = "bloom"
     GPT_BIGCODE = "gpt_bigcode"
     GPT_NEO = "gpt_neo"
     GPT_NEOX = "gpt_neox"
@@ -67,6 +68,23 @@ class Mlp(StrEnum):
     """The same with one projection for gate and up, as Phi3MLP."""
     PLAIN = "plain"
     """c_proj(act(c_fc(x))), as Starcoder2MLP."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mixture:
+    """A mixture of experts in an MLP's place; each expert is GATED_FUSED."""
+
+    modules: tuple[str, ...] = ("gate", "experts")
+    """Those with weights of their own, in the order of their registration."""
+    shared_expert: bool = False
+    """One for all tokens beside them, with a gate of its own."""
+    normalises_weights: bool = True
+    """A token's weights of its experts add up to 1."""
+    casts_logits: bool = False
+    """The router's logits are cast to fp32 before the softmax, which else is asked for it."""
+    rounds_weights: bool = True
+    """A token's weights are cast to the type of the logits."""
+    one_expert_per_token: bool = False
 
 
 class PositionTables(StrEnum):
@@ -139,7 +157,7 @@ class LayerKind:
     """Positions leave queries and keys in memory as [B, N, S, D], not by token."""
     parallel: bool = False
     """Attention and MLP read the same residual stream, and are added to it together."""
-    mlp: Mlp = Mlp.GATED
+    mlp: Mlp | Mixture = Mlp.GATED
     fused_query_key_value: bool = False
     """One projection for all three."""
     soft_capped: bool = False
@@ -153,6 +171,15 @@ class LayerKind:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Experts:
+    """The sizes of a mixture of experts; the layer's `intermediate_size` is that of one of them."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    shared_intermediate_size: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One transformer layer: its kind and its sizes."""
 
@@ -163,6 +190,7 @@ class Layer:
     intermediate_size: int
     rotary_dim: int = 0
     """Elements of a head that are turned by positions, where those are not all."""
+    experts: Experts | None = None
     sliding_window: int | None = None
     frozen: bool = False
     """Its weights are not trained."""

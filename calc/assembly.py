@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .adapters import OUTPUT_LAYER, TEXT_IDS, adapter_facts
-from .architecture import Architecture, CacheHolder, Dropouts, Layer
+from .architecture import Architecture, CacheHolder, Dropouts, Experts, Layer
 from .attention import AttentionCore
 from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
 from .contexts import CacheEnd
@@ -307,6 +307,7 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
     """The symbols of one layer."""
     return {
         "F": layer.intermediate_size,
+        **(_expert_sizes(layer.experts) if layer.experts else {}),
         "N": layer.num_attention_heads,
         "K": layer.num_key_value_heads,
         "N+2K": layer.num_attention_heads + 2 * layer.num_key_value_heads,
@@ -318,6 +319,10 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
         "D⌈8⌉": round_up(layer.head_dim, HEAD_MULTIPLE),
         "D⌈32⌉": flash_head(layer.head_dim),
     }
+
+
+def _expert_sizes(experts: Experts) -> dict[str, int]:
+    return {"X": experts.num_experts, "Y": experts.num_experts_per_tok, "G": experts.shared_intermediate_size}
 
 
 def kernel_sizes(layer: Layer, common: dict[str, int], plan: Plan) -> dict[str, int]:

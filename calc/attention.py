@@ -138,7 +138,7 @@ def eager_attention(
     rows.append(add(scaled, mask, masked, name="mask"))
     # Llama casts back to the queries' type, which positions make fp32 under autocast; GPT-2 to the values'.
     result_dtype = q.dtype if core.fp32_softmax else v.dtype
-    rows_softmax, weights = _attention_softmax(masked, result_dtype, core, numerics)
+    rows_softmax, weights = probabilities(masked, result_dtype, core, numerics)
     rows += rows_softmax
     value_rows, out, weights = weighted_values(weights, value, core, numerics)
     return [*rows, *value_rows, frame(*given)], out, weights
@@ -179,7 +179,7 @@ def merged(x: Tensor, by_copy: bool) -> tuple[list[Row], Tensor]:
     return [copy(x, out, name="reshape")], out
 
 
-def _attention_softmax(
+def probabilities(
     masked: Tensor, result_dtype: DType, core: AttentionCore, numerics: Numerics
 ) -> tuple[list[Row], Tensor]:
     """The probabilities in `result_dtype`; through fp32 where the code or autocast says so."""

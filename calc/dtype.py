@@ -11,6 +11,7 @@ class DType(Enum):
     FP32 = "fp32", 4
     BF16 = "bf16", 2
     FP16 = "fp16", 2
+    INT32 = "int32", 4
     INT64 = "int64", 8
     BOOL = "bool", 1
     UINT8 = "uint8", 1

@@ -272,7 +272,7 @@ def _parameters(step: StepMemory) -> Parameters:
         total=total,
         trainable=trainable,
         frozen=total - trainable,
-        active_per_token=total,
+        active_per_token=step.total(Sum.ACTIVE),
         by_component=by_component,
     )
 

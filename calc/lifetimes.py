@@ -331,10 +331,10 @@ class _Builder:
             for leaf in buffers.values():
                 self._release(leaf.storage)
         elif section.input in buffers:
-            self._pass_on(buffers[section.input].storage.tensor, gradient_of(section.input))
+            self._pass_on(buffers[section.input].storage, gradient_of(section.input))
         for each in self.borrowed:
             if each.tensor in buffers:
-                self._pass_on(buffers[each.tensor].storage.tensor, each.gradient)
+                self._pass_on(buffers[each.tensor].storage, each.gradient)
         return tuple(self.events[:num_before]), tuple(self.events[num_before:])
 
     def _arrived(self) -> dict[Tensor, _Pending]:
@@ -345,10 +345,13 @@ class _Builder:
         lent = (each for each in self.section.lent if each not in self.borrowed)
         return arrived | {each.tensor: _Pending(_Storage(each.gradient), viewed=True) for each in lent}
 
-    def _pass_on(self, made: Tensor, gradient: Tensor) -> None:
-        """The part before knows the gradient of its output by one name, whatever buffer a kernel wrote it to."""
+    def _pass_on(self, storage: _Storage, gradient: Tensor) -> None:
+        """Others know a gradient by one name, whatever buffer a kernel wrote it to: the part before that of its output,
+        the optimizer that of a parameter."""
+        made = storage.tensor
         if made not in (gradient, gradient_of(self.section.output)):
             self.events = [(gradient if tensor == made else tensor, allocated) for tensor, allocated in self.events]
+            storage.tensor = gradient
 
     def _node(self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool) -> None:
         """Run one autograd node."""
@@ -405,6 +408,7 @@ class _Builder:
     def _accumulate(self, parameter: Tensor, new: _Pending) -> None:
         """A parameter's gradient becomes its `.grad`, or is added to the one that exists."""
         context = self.context
+        self._pass_on(new.storage, gradient_of(parameter))
         if parameter in context.waiting:
             if parameter in self.waiting:
                 self._release(new.storage)  # added to the first in place

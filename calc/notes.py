@@ -33,6 +33,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_length(architecture, workload),
         *_of_attention(architecture, workload, plan, gpu),
         *_of_evaluation(plan),
+        *_of_experts(architecture),
         *_of_plan(plan),
         *_of_optimizer(plan),
         *_of_loss(plan),
@@ -78,6 +79,14 @@ def _of_attention(architecture: Architecture, workload: Workload, plan: Plan, gp
         yield (
             "PyTorch itself prefers cuDNN's attention on this GPU from cuDNN 9.15.1 on; its workspace is not known, so "
             "the answer is for PyTorch's own kernels."
+        )
+
+
+def _of_experts(architecture: Architecture) -> Iterator[str]:
+    if any(layer.experts for layer, _ in architecture.layers):
+        yield (
+            "Experts run as grouped_mm, transformers' default, in which no tensor's size depends on where tokens go. "
+            "Left out: the temporaries of its sorts, a few indices per token and expert; the routers' auxiliary loss."
         )
 
 

@@ -7,8 +7,9 @@ from enum import Enum
 from functools import cached_property, lru_cache
 from typing import Any
 
+from .blocks.experts import EXPERTS
 from .flops import AttentionProducts, Products, attention_products, products
-from .ledger import Component, Kind, Section, Tensor
+from .ledger import Component, Kind, Section, Shape, Tensor
 from .lifetimes import Context, Lifetimes, lifetimes
 from .sizes import Counts, counted, storage_class, weighted
 from .timeline import Program
@@ -22,6 +23,7 @@ class Sum(Enum):
 
     PARAMETERS = "elements, by component"
     TRAINED = "elements"
+    ACTIVE = "elements that one token meets"
     PERSISTENT = "storages, by kind"
     CHECKPOINTED = "shapes and types, by kind and whether trained"
     SAVED = "storages that saved-tensor hooks see"
@@ -177,6 +179,7 @@ class Part:
         return {
             Sum.PARAMETERS: _counts((component, tensor.shape) for tensor, component in self.parameters),
             Sum.TRAINED: _counts((None, tensor.shape) for tensor in self.trained),
+            Sum.ACTIVE: _counts((None, _met_by_a_token(tensor)) for tensor, _ in self.parameters),
             Sum.PERSISTENT: _counts((tensor.kind, storage_class(tensor)) for tensor in self.persistent),
             Sum.CHECKPOINTED: checkpointed(self.persistent),
             Sum.SAVED: _counts((None, storage_class(tensor)) for tensor in saved),
@@ -196,6 +199,11 @@ class Part:
     def attention(self) -> AttentionProducts:
         """Of one layer."""
         return attention_products(self.section.rows)
+
+
+def _met_by_a_token(parameter: Tensor) -> Shape:
+    """Of experts' weights only those of the experts a token is sent to."""
+    return ("Y", *parameter.shape[1:]) if EXPERTS in parameter.name else parameter.shape
 
 
 def _counts(items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Counts]:

@@ -121,6 +121,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     Raises ConfigError for what is not supported yet and for pairs that cannot be.
     """
     _refuse_what_comes_later(scenario)
+    _check_experts(scenario, architecture)
     if scenario.task is Task.EVALUATION:
         resolve(scenario.model_copy(update=AROUND_IT), architecture)
         scenario = _evaluated(scenario)
@@ -210,6 +211,25 @@ def _check_adapter(scenario: Scenario, adapter: Adapter) -> None:
         _check_prefix(scenario, adapter)
     if adapter.kind in WITHOUT_EVALUATION and scenario.task is not Task.TRAINING:
         raise ConfigError("task", scenario.task.value, f"is not supported yet with adapter.kind = {adapter.kind}")
+
+
+GROUPED_ROW_BYTES = 16
+"""Rows of grouped_mm's matrices are multiples of it (ATen/native/GroupedMMUtils.h)."""
+
+
+def _check_experts(scenario: Scenario, architecture: Architecture) -> None:
+    """What goes with a mixture of experts, where there is one."""
+    mixed = [layer for layer, _ in architecture.layers if layer.experts]
+    if not mixed:
+        return
+    if scenario.adapter is not None and scenario.adapter.kind in QUANTISED:
+        raise ConfigError("adapter.kind", scenario.adapter.kind.value, "is not supported yet for a mixture of experts")
+    if scenario.optimizer is Optimizer.ADAFACTOR:
+        raise ConfigError("optimizer", "adafactor", "is not supported yet for a mixture of experts")
+    multiple = GROUPED_ROW_BYTES // NUMERICS[scenario.precision].weights.itemsize
+    for name, size in (("hidden_size", architecture.hidden_size), ("intermediate_size", mixed[0].intermediate_size)):
+        if size % multiple:
+            raise ConfigError(f"model.{name}", size, f"should be a multiple of {multiple}, which grouped_mm's rows are")
 
 
 def _check_quantised(scenario: Scenario) -> None:

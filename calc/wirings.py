@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from .architecture import Wiring
+from .blocks.bloom import bloom_embeddings, bloom_layer
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.gpt2 import gpt2_embeddings, gpt2_layer
 from .blocks.gpt_bigcode import GPT_BIGCODE_BUFFERS, gpt_bigcode_layer
@@ -34,6 +35,11 @@ class Parts:
 GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f")
 
 WIRINGS: dict[Wiring, Parts] = {
+    Wiring.BLOOM: Parts(
+        embeddings=bloom_embeddings,
+        layer=bloom_layer,
+        end=End(embedding_weight="word_embeddings.weight", final_norm="ln_f"),
+    ),
     Wiring.GPT2: Parts(embeddings=gpt2_embeddings, layer=gpt2_layer, end=GPT2_END),
     Wiring.GPT_BIGCODE: Parts(
         embeddings=gpt2_embeddings, layer=gpt_bigcode_layer, end=GPT2_END, buffers=lambda facts: GPT_BIGCODE_BUFFERS

@@ -88,6 +88,12 @@ def cross_entropy(
     return torch.nn.functional.nll_loss(log_probabilities, target, **options)
 
 
+IN_PLACE_WITHOUT_SUBCLASSES = {
+    aten.index_put.default: aten.index_put_.default,
+    aten.scatter.src: aten.scatter_.src,
+}
+"""What the gradients of indexing and topk fill their zeros with, unless they see a tensor subclass (index_backward,
+value_selecting_reduction_backward in FunctionsManual.cpp)."""
 READ_NUMBER = 1.0
 """What `item()` reads of a tensor that has no values: an optimizer scales its update with such numbers."""
 
@@ -96,8 +102,12 @@ def cuda_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], in_engin
     """`func` called as CUDA would: the engine's sums of gradients in place, layer norm statistics in fp32."""
     if in_engine and func is aten.add.Tensor and can_accumulate_in_place(*args):
         return args[0].add_(args[1])
+    if in_engine and func in IN_PLACE_WITHOUT_SUBCLASSES:
+        return IN_PLACE_WITHOUT_SUBCLASSES[func](*args, **kwargs)
     if func is aten._local_scalar_dense.default and args[0].constant is None:
         return READ_NUMBER
+    if func is aten._grouped_mm.default:
+        return grouped_mm(*args, **kwargs)
     out = func(*args, **kwargs)
     if func is aten.native_layer_norm.default and out[1].dtype is not torch.float32:
         # CUDA's kernel keeps mean and rstd in its accumulation type (layer_norm_kernel.cu, acc_type).
@@ -106,6 +116,24 @@ def cuda_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], in_engin
         # seed and offset are host tensors (attention.cu, Note [Seed and Offset Device]): no bytes of the device
         return out[0], out[1], *(torch.empty(0, dtype=torch.int64) for _ in out[2:])
     return out
+
+
+GROUPED_MM_ALIGNMENT_BYTES = 16
+"""Of a row of grouped_mm's matrices (ATen/native/GroupedMMUtils.h)."""
+
+
+def grouped_mm(a: torch.Tensor, b: torch.Tensor, offs: torch.Tensor) -> torch.Tensor:
+    """create_grouped_gemm_output_tensor in GroupedMMUtils.h: [tokens, k] by [experts, k, n], or for the gradient of the
+    weights [k, tokens] by [tokens, n]. torch's fake function takes bf16 alone; CUDA's takes fp32 and fp16 too."""
+    alignment = GROUPED_MM_ALIGNMENT_BYTES // a.element_size()
+    if any(max(matrix.stride()[-2:]) % alignment for matrix in (a, b)):
+        raise ValueError("grouped_mm takes rows of multiples of 16 bytes")
+    columns = b.shape[-1]
+    padded = round_up(columns, alignment)
+    if b.dim() == 3:
+        return a.new_empty_strided((a.shape[0], columns), (padded, 1))
+    groups, rows = offs.shape[0], a.shape[0]
+    return a.new_empty_strided((groups, rows, columns), (rows * padded, padded, 1))
 
 
 FOREACH_CHUNK = 65536

@@ -56,8 +56,17 @@ def addmm_flops(_: Any, a: torch.Tensor, b: torch.Tensor, *rest: Any, **options:
     return 2 * a.shape[0] * a.shape[1] * b.shape[1]
 
 
-FLOPS = flop_registry | dict.fromkeys((torch.ops.aten.addmm, torch.ops.aten.addmm_), addmm_flops)
-"""torch's counter knows addmm neither in place nor with an out_dtype."""
+def grouped_mm_flops(a: torch.Tensor, b: torch.Tensor, *rest: Any, **options: Any) -> int:
+    """Every token meets one matrix: 2·tokens·k·n, forward and backward."""
+    return 2 * a.shape[0] * a.shape[1] * b.shape[-1]
+
+
+FLOPS = flop_registry | {
+    torch.ops.aten.addmm: addmm_flops,
+    torch.ops.aten.addmm_: addmm_flops,
+    torch.ops.aten._grouped_mm: grouped_mm_flops,
+}
+"""torch's counter knows addmm neither in place nor with an out_dtype, and _grouped_mm not at all."""
 
 
 @dataclass(frozen=True, slots=True)

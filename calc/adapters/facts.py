@@ -17,12 +17,13 @@ GEMMAS = ("gemma", "gemma2", "gemma3_text")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
-    "gpt_neox": ("query_key_value",),
+    **dict.fromkeys(("bloom", "gpt_neox"), ("query_key_value",)),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     **dict.fromkeys((*LLAMA_LIKE, "gpt_neo", "gptj", "opt", "stablelm"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
+    "bloom": ("query_key_value", "mlp.dense_4h_to_h"),
     "gpt_neox": ("query_key_value", "dense_4h_to_h"),
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
     "gpt_neo": ("q_proj", "v_proj", "c_proj"),
@@ -33,6 +34,7 @@ IA3_TARGETS = {
 }
 IA3_FEEDFORWARD = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
+    "bloom": ("mlp.dense_4h_to_h",),
     "gpt_neox": ("dense_4h_to_h",),
     **dict.fromkeys(LLAMA_LIKE, ("down_proj",)),
     "gpt_neo": ("c_proj",),
@@ -49,6 +51,13 @@ ADALORA_TARGETS = {
 TARGETS = {AdapterKind.IA3: IA3_TARGETS, AdapterKind.ADALORA: ADALORA_TARGETS}
 """Of kinds with defaults of their own; the others have LoRA's."""
 MEGATRON_TARGETS = ("query_key_value",)
+
+CONVERTED_TARGETS = {
+    "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
+    "qwen3_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+}
+"""Names by which PEFT adapts the tensors of experts and router (_MOE_TARGET_MODULE_MAPPING in
+peft/utils/transformers_weight_conversion.py); all-linear names them too."""
 
 OUTPUT_LAYER = "lm_head"
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
@@ -123,6 +132,7 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
     if adapter.kind in PROMPTED | PREFIXED:
         return ()
     if adapter.target_modules is not None:
+        _refuse_experts(adapter.target_modules, architecture)
         return adapter.target_modules
     if architecture.wiring is Wiring.MEGATRON:
         return MEGATRON_TARGETS
@@ -132,6 +142,15 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
             "adapter.target_modules", None, f"should be given: PEFT has none for {architecture.model_type}"
         )
     return defaults[architecture.model_type]
+
+
+def _refuse_experts(targets: tuple[str, ...], architecture: Architecture) -> None:
+    converted = CONVERTED_TARGETS.get(architecture.model_type, frozenset())
+    for target in targets:
+        if converted and (target == ALL_LINEAR or target.rpartition(".")[2] in converted):
+            raise ConfigError(
+                "adapter.target_modules", target, "adapts experts and router too, which is not supported yet"
+            )
 
 
 def _feedforward_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:

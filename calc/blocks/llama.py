@@ -1,6 +1,6 @@
 """Llama's embeddings and layer, and what differs from them by facts (transformers 5.23.0)."""
 
-from calc.architecture import EmbeddingScale, QueryKeyNorm
+from calc.architecture import EmbeddingScale, Mixture, QueryKeyNorm
 from calc.attention import HEADS, KEY_VALUE_HEADS
 from calc.ledger import Component, Gradient, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
@@ -134,10 +134,13 @@ def _modules(facts: LayerFacts) -> tuple[str, ...]:
     """A layer's modules with weights of their own, in the order of their registration."""
     norms = facts.kind.norms
     places = (norms.before_attention, norms.after_attention, norms.before_mlp, norms.after_mlp)
+    mlp_modules = ("gate_proj", "up_proj", "gate_up_proj", "down_proj", "c_fc", "c_proj")
+    if isinstance(facts.kind.mlp, Mixture):
+        mlp_modules = facts.kind.mlp.modules
     attention_modules = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "q_norm", "k_norm")
     return (
         *(f"self_attn.{name}" for name in attention_modules),
-        *(f"mlp.{name}" for name in ("gate_proj", "up_proj", "gate_up_proj", "down_proj", "c_fc", "c_proj")),
+        *(f"mlp.{name}" for name in mlp_modules),
         *(name for name in places if name is not None),
     )
 

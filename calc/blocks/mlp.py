@@ -1,33 +1,47 @@
 """The MLPs of layers with rotary positions (transformers 5.23.0, models/llama, models/phi3, models/starcoder2)."""
 
-from calc.architecture import Mlp
+from calc.architecture import Mixture, Mlp
 from calc.ledger import Row, Tensor
 from calc.liger import liger_silu_mul
 from calc.operators import Numerics, activation, linear
 from calc.primitives import frame, multiply, part
 
+from .experts import experts
 from .facts import LayerFacts
 
 
 def mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """The MLP's rows and its output."""
+    if isinstance(facts.kind.mlp, Mixture):
+        return _mixture(x, facts.kind.mlp, facts, numerics)
     return MLPS[facts.kind.mlp](x, facts, numerics)
 
 
-def _gated(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+def _mixture(x: Tensor, mixture: Mixture, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """Experts, after the one for all tokens where there is one."""
+    if not mixture.shared_expert:
+        return experts(x, None, mixture, facts, numerics)
+    rows, shared = _gated(x, facts, numerics, module="mlp.shared_expert", width="G")
+    others, out = experts(x, shared, mixture, facts, numerics)
+    return [*rows, *others], out
+
+
+def _gated(
+    x: Tensor, facts: LayerFacts, numerics: Numerics, *, module: str = "mlp", width: str = "F"
+) -> tuple[list[Row], Tensor]:
     """LlamaMLP.forward: down(act(gate(x)) · up(x))."""
     bias = facts.kind.mlp_bias
     gate, up, product = (
-        Tensor(f"{name} output", ("B", "S", "F"), numerics.linear) for name in ("gate_proj", "up_proj", "gated")
+        Tensor(f"{name} output", ("B", "S", width), numerics.linear) for name in ("gate_proj", "up_proj", "gated")
     )
     act, activated = activation(facts.kind.activation, gate, "activation output", numerics)
     down = Tensor("down_proj output", ("B", "S", "H"), numerics.linear)
     rows = [
-        *linear("mlp.gate_proj", x, gate, ("H",), ("F",), numerics, bias=bias),
+        *linear(f"{module}.gate_proj", x, gate, ("H",), (width,), numerics, bias=bias),
         *([] if facts.liger else act),
-        *linear("mlp.up_proj", x, up, ("H",), ("F",), numerics, bias=bias),
+        *linear(f"{module}.up_proj", x, up, ("H",), (width,), numerics, bias=bias),
         liger_silu_mul(gate, up, product) if facts.liger else multiply(activated, up, product),
-        *linear("mlp.down_proj", product, down, ("F",), ("H",), numerics, bias=bias),
+        *linear(f"{module}.down_proj", product, down, (width,), ("H",), numerics, bias=bias),
     ]
     return rows, down
 

@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import gemma, gpt, gpt_neo, gpt_neox, gptj, llama, opt, phi
+from . import bloom, gemma, gpt, gpt_neo, gpt_neox, gptj, llama, mixtures, opt, phi
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
+    "bloom": bloom.bloom,
     "gpt2": gpt.gpt2,
     "gpt_bigcode": gpt.gpt_bigcode,
     "gpt_neo": gpt_neo.gpt_neo,
@@ -23,8 +24,11 @@ FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "gptj": gptj.gptj,
     "llama": llama.llama,
     "mistral": llama.mistral,
+    "mixtral": mixtures.mixtral,
     "opt": opt.opt,
     "phi": phi.phi,
     "qwen2": llama.qwen2,
+    "qwen2_moe": mixtures.qwen2_moe,
     "qwen3": llama.qwen3,
+    "qwen3_moe": mixtures.qwen3_moe,
 }

@@ -105,6 +105,13 @@ class Fields:
             )
         return turned
 
+    def indices(self, name: str, count: int) -> frozenset[int]:
+        """Which of `count` a list names; none where it is left out."""
+        value = self._config.get(name)
+        if value is not None and not (isinstance(value, list) and all(type(each) is int for each in value)):
+            raise ConfigError(f"model.{name}", value, f"should be a list of whole numbers from 0 to {count - 1}")
+        return frozenset(value or ())
+
     def refuse(self, name: str, why: str) -> None:
         """Refuse a feature that is switched on."""
         if self._config.get(name):

@@ -13,6 +13,8 @@ from calc.hf_config import architecture
 from calc.scenario import Attention, Loss, Recompute
 
 NOT_MODELLED = [
+    ("bloom", "apply_residual_connection_post_layernorm", True),
+    ("bloom", "slow_but_exact", True),
     ("gpt_bigcode", "add_cross_attention", True),
     ("opt", "do_layer_norm_before", False),
     ("opt", "_remove_final_layer_norm", True),
@@ -59,7 +61,7 @@ def test_a_head_with_a_bias_has_its_logits(loss: Loss) -> None:
         estimate(Scenario(model={"model_type": "phi"}, loss=loss, sequence_length=8))
 
 
-@pytest.mark.parametrize("family", ["gpt_neo", "gptj"])
+@pytest.mark.parametrize("family", ["bloom", "gpt_neo", "gptj"])
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [

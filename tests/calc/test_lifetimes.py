@@ -10,7 +10,7 @@ from calc.dtype import DType
 from calc.ledger import Gradient, Kind, Product, Region, Row, Section, Tensor
 from calc.lifetimes import Context, Event, Lifetimes, Needs, lifetimes, needs
 from calc.operators import Numerics, linear
-from calc.primitives import add, frame, matmul, multiply, scale, unary, view
+from calc.primitives import add, frame, matmul, multiply, scale, shift, unary, view
 
 SHAPE = ("B", "S", "H")
 FP32, BF16 = DType.FP32, DType.BF16
@@ -177,6 +177,15 @@ def test_gradients_of_parameters_stay() -> None:
 
 def test_a_later_micro_batch_adds_its_gradients() -> None:
     assert told(life(times(W, X, Y), gradients_exist=True).backward) == "+∂x +∂w -∂y -x -∂w"
+
+
+@pytest.mark.parametrize(("gradients_exist", "end"), [(False, ""), (True, " -∂w")])
+def test_what_a_node_hands_on_to_a_parameter_is_its_gradient(gradients_exist: bool, end: str) -> None:
+    one_more = replace(W, name="1 + w", kind=Kind.ACTIVATIONS, trainable=False)
+    seen = life(shift(W, one_more), times(one_more, X, Y), gradients_exist=gradients_exist)
+    # The optimizer frees ∂w: no other name may hold its storage.
+    assert told(seen.backward) == "+∂x +∂w -∂y -1 + w -x" + end
+    assert {each.kind for each, _ in seen.backward if each.name == "∂w"} == {Kind.GRADIENTS}
 
 
 @pytest.mark.parametrize(

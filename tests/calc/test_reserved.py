@@ -24,6 +24,7 @@ LLAMA = {
     "vocab_size": 96,
 }
 QWEN3 = LLAMA | {"model_type": "qwen3", "head_dim": 24, "tie_word_embeddings": True}
+GEMMA = LLAMA | {"model_type": "gemma", "head_dim": 16}
 WIDE = LLAMA | {"hidden_size": 1032, "num_attention_heads": 12, "head_dim": 88, "intermediate_size": 3000}
 
 
@@ -35,7 +36,7 @@ def step_of(model: dict[str, Any], **choices: Any) -> StepMemory:
 def questions(draw: st.DrawFn) -> dict[str, Any]:
     """Steps of models with blocks in both pools."""
     question = {
-        "model": draw(st.sampled_from([GPT2, LLAMA, QWEN3, WIDE])),
+        "model": draw(st.sampled_from([GPT2, LLAMA, QWEN3, GEMMA, WIDE])),
         "micro_batch_size": draw(st.sampled_from([1, 2, 7])),
         "sequence_length": draw(st.sampled_from([16, 100, 1024, 2500])),
         "precision": draw(st.sampled_from(Precision)),

@@ -19,6 +19,8 @@ class Family:
     drawn: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Other values they may have."""
     sizes: Mapping[str, Any] = field(default_factory=lambda: LLAMA_SIZES)
+    width_multiple: int = 1
+    """Of the intermediate size."""
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")
     refuses: tuple[str, ...] = ()
     """Choices of a step that it does not allow."""
@@ -26,7 +28,17 @@ class Family:
 
 QWEN = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
 GEMMA2 = {"head_dim": 24, "sliding_window": 16}
+ATTENTION = ("q_proj", "v_proj")
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+QWEN_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "sliding_window": 16}
+QWEN_DRAWN = {
+    "norm_topk_prob": FLAG,
+    "decoder_sparse_step": (1, 2),
+    "mlp_only_layers": ([], [0]),
+    "use_sliding_window": FLAG,
+}
 FAMILIES: dict[str, Family] = {
+    "bloom": Family(sizes=SIZES, lora_targets=("query_key_value", "mlp.dense_4h_to_h"), refuses=("selective",)),
     "gpt2": Family(
         sizes=SIZES | {"n_positions": 160, "n_inner": 104},
         drawn={"n_inner": (None, 7), "tie_word_embeddings": FLAG},
@@ -68,6 +80,16 @@ FAMILIES: dict[str, Family] = {
         drawn={"partial_rotary_factor": (0.25, 0.5, 1.0)},
         lora_targets=("q_proj", "v_proj", "fc2"),
     ),
+    "mixtral": Family(
+        width_multiple=8,
+        own=EXPERTS,
+        drawn={"num_local_experts": (2, 5), "sliding_window": (None, 16)},
+        lora_targets=ATTENTION,
+    ),
+    "qwen2_moe": Family(
+        own=QWEN_EXPERTS | {"shared_expert_intermediate_size": 56}, drawn=QWEN_DRAWN, lora_targets=ATTENTION
+    ),
+    "qwen3_moe": Family(own=QWEN_EXPERTS | {"head_dim": 24}, drawn=QWEN_DRAWN, lora_targets=ATTENTION),
     "qwen2": Family(own=QWEN),
     "gemma": Family(own={"head_dim": 24}, drawn={"attention_bias": FLAG}),
     "gemma2": Family(own=GEMMA2, drawn={"attention_bias": FLAG}),
@@ -97,5 +119,5 @@ def configs(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
         divisors = [heads for heads in range(1, num_heads + 1) if num_heads % heads == 0]
         config["num_key_value_heads"] = draw(st.sampled_from(divisors))
     if "intermediate_size" in family.sizes:
-        config["intermediate_size"] = draw(st.integers(1, 333))
+        config["intermediate_size"] = family.width_multiple * draw(st.integers(1, 333))
     return config | {name: draw(st.sampled_from(values)) for name, values in family.drawn.items()}

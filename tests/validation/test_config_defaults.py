@@ -27,7 +27,8 @@ def assert_read_as_meant(config: PreTrainedConfig, written: dict[str, Any]) -> A
     read = architecture(config.to_dict())
     assert read == architecture(saved) == architecture(written)
     for name in COMMON_NAMES:
-        assert getattr(read, name) == getattr(config, name), name
+        if hasattr(config, name):  # Bloom's positions have no end
+            assert getattr(read, name) == getattr(config, name), name
     assert read.num_layers == config.num_hidden_layers
     assert read.tied_embeddings == config.tie_word_embeddings
     return read

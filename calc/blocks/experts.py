@@ -1,0 +1,197 @@
+"""A mixture of experts in the place of an MLP, as rows (transformers 5.23.0, integrations/moe.py and models/mixtral).
+
+The experts' weights are two tensors for all of them. Tokens are sorted by their expert, and one product takes each row
+to its expert's matrix (grouped_mm, the library's default), so that no tensor's size depends on where tokens go.
+
+Left out: the temporaries of sorts, in forward and in the backward of indexing, a few indices per token and expert; the
+product's own small workspace.
+"""
+
+from dataclasses import replace
+
+from calc.architecture import Mixture
+from calc.dtype import DType
+from calc.ledger import Component, Gradient, Product, Row, Shape, Tensor
+from calc.operators import TOKENS, Numerics, activation, linear, parameter, stamped
+from calc.primitives import add, cast, frame, like, multiply, part, softmax, unary, wider
+
+from .facts import LayerFacts
+
+EXPERTS = "mlp.experts"
+"""The module that holds the weights of all experts."""
+CHOSEN: Shape = (*TOKENS, "Y")
+"""Every token as often as it has experts."""
+
+
+def experts(
+    x: Tensor, shared: Tensor | None, mixture: Mixture, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """MixtralSparseMoeBlock.forward; with what a `shared` expert gave, Qwen2MoeSparseMoeBlock.forward."""
+    routing, held = _router(x, mixture, numerics)
+    weights, indices = held[:2]
+    computing, out = _experts(x, weights, indices, mixture, facts, numerics)
+    rows = [
+        *stamped(routing, Component.MLP, "mlp.gate"),
+        *stamped(computing, Component.MLP, EXPERTS),
+    ]
+    if shared is not None:
+        adding, total = _with_shared(x, shared, out, numerics)
+        rows += [*adding, frame(out)]
+        out = total
+    return [*rows, frame(*held)], out
+
+
+def _with_shared(x: Tensor, shared: Tensor, out: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """The shared expert's output, gated for each token, added to the others'."""
+    gate = Tensor("shared_expert_gate output", (*TOKENS, 1), numerics.linear)
+    share = like(gate, "share of the shared expert")
+    gated = like(shared, "shared expert, gated", dtype=wider(shared.dtype, share.dtype))
+    total = like(out, "experts and shared expert", dtype=wider(out.dtype, gated.dtype))
+    rows = [
+        *linear("mlp.shared_expert_gate", x, gate, ("H",), (1,), numerics),
+        unary("sigmoid", gate, share, saves_output=True),
+        multiply(share, shared, gated),
+        add(out, gated, total),
+        frame(gated),
+    ]
+    return rows, total
+
+
+def _router(x: Tensor, mixture: Mixture, numerics: Numerics) -> tuple[list[Row], tuple[Tensor, ...]]:
+    """MixtralTopKRouter.forward: the rows; and what the block holds until it returns, first each token's weights of its
+    experts and their indices."""
+    logits = Tensor("router logits", (*TOKENS, "X"), numerics.compute)
+    product = linear("mlp.gate", x, logits, ("H",), ("X",), numerics)
+    rows = [replace(row, name="router") if row.products else row for row in product]
+    scores = logits
+    # One CUDA kernel takes fp16 to an fp32 softmax where the softmax itself is asked for it (SoftMax.cpp).
+    if logits.dtype is DType.BF16 or (logits.dtype is DType.FP16 and mixture.casts_logits):
+        scores = like(logits, "router logits in fp32", dtype=DType.FP32)
+        rows.append(cast(logits, scores))
+    shares = like(logits, "router probabilities", dtype=DType.FP32)
+    best = like(shares, "weights of experts", shape=CHOSEN)
+    indices = like(best, "indices of experts", dtype=DType.INT64)
+    rows += [softmax(scores, shares), _top(shares, best, indices)]
+    weights = best
+    if mixture.normalises_weights:
+        normalising, weights = _normalised(best)
+        rows += normalising
+    if mixture.rounds_weights and weights.dtype is not logits.dtype:
+        rounded = like(weights, f"{best.name}, rounded", dtype=logits.dtype)
+        rows.append(cast(weights, rounded))
+        weights = rounded
+    rows.append(frame(shares))
+    return rows, (weights, indices, logits)
+
+
+def _top(shares: Tensor, best: Tensor, indices: Tensor) -> Row:
+    """topk: keeps the indices; its gradient is zeros with the chosen ones filled in."""
+    return Row(name="topk", reads=(shares,), writes=(best, indices), gradients=(Gradient(of=shares),), saves=(indices,))
+
+
+def _normalised(best: Tensor) -> tuple[list[Row], Tensor]:
+    """`best /= best.sum(...)`: autograd keeps a copy of what is overwritten (div_tensor_other_grad)."""
+    total = like(best, f"{best.name}, summed", shape=TOKENS)
+    before = like(best, f"{best.name} before")
+    normalised = like(best, f"{best.name}, normalised")
+    inner = tuple(like(best, f"{name} in div_backward") for name in ("quotient", "quotient of it", "negated"))
+    division = Row(
+        name="div_",
+        reads=(best, total, before),
+        writes=(normalised,),
+        gradients=(Gradient(of=total, unreduced=like(best, f"∂{total.name} before sum")), Gradient(of=best)),
+        saves=(before, total),
+        is_view=True,
+        backward_temporaries=inner,
+        elementwise_flops=1,
+    )
+    summed = Row(name="sum", reads=(best,), writes=(total,), gradients=(Gradient(of=best, passes=True),))
+    return [summed, Row(name="clone", reads=(best,), writes=(before,)), division], normalised
+
+
+def _experts(
+    x: Tensor, weights: Tensor, indices: Tensor, mixture: Mixture, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """grouped_mm_experts_forward: tokens sorted by expert, both products, the weighted sum."""
+    index = like(indices, "", shape=CHOSEN)
+    order, by_expert, tokens, back, arange = (
+        replace(index, name=name)
+        for name in ("order by expert", "experts in order", "tokens in order", "order of tokens", "arange")
+    )
+    numbers, counts, ends = (
+        Tensor(name, shape, DType.INT32)
+        for name, shape in (("experts as numbers", CHOSEN), ("tokens per expert", ("X",)), ("ends of experts", ("X",)))
+    )
+    chosen = Tensor("tokens by expert", (*CHOSEN, "H"), x.dtype)
+    chosen_weights = like(weights, "weights by expert")
+    computing, result = _products(chosen, ends, facts, numerics)
+    weighted, restored = (
+        like(result, name, dtype=wider(result.dtype, weights.dtype)) for name in ("weighted by expert", "weighted")
+    )
+    summed, out = like(restored, "experts' sum", shape=x.shape), like(x, "experts output")
+    rounds = summed.dtype is not out.dtype
+    rows = [
+        Row(name="sort", reads=(indices,), writes=(by_expert, order)),
+        Row(name="floor_divide", reads=(order,), writes=(tokens,)),
+        _indexed(x, tokens, chosen),
+        _indexed(weights, order, chosen_weights),
+        Row(name="to", reads=(by_expert,), writes=(numbers,)),
+        Row(name="histc", reads=(numbers,), writes=(counts,)),
+        Row(name="cumsum", reads=(counts,), writes=(ends,)),
+        *computing,
+        multiply(result, chosen_weights, weighted),
+        Row(name="index_put_", reads=(order,), writes=(back,), temporaries=(arange,)),
+        _indexed(weighted, back, restored),
+        _summed(restored, summed if rounds else out, mixture),
+        *([cast(summed, out)] if rounds else []),
+        frame(by_expert, order, numbers, counts, ends, chosen, chosen_weights, result, back, restored, summed),
+    ]
+    return rows, out
+
+
+def _indexed(x: Tensor, index: Tensor, out: Tensor) -> Row:
+    """`x[index]`: keeps the index; its gradient is zeros that are added to in place (index_backward)."""
+    return Row(name="index", reads=(x, index), writes=(out,), gradients=(Gradient(of=x),), saves=(index,))
+
+
+def _summed(x: Tensor, out: Tensor, mixture: Mixture) -> Row:
+    """The sum over a token's experts; the gradient of each is a copy, as the view before asks for its layout."""
+    return Row(name="sum", reads=(x,), writes=(out,), gradients=(Gradient(of=x, passes=mixture.one_expert_per_token),))
+
+
+def _products(x: Tensor, ends: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """Each token through its expert: gate and up, the activation, down. Autocast knows nothing of grouped_mm."""
+    both = Tensor("gate_up_proj output", (*CHOSEN, 2, "F"), numerics.weights)
+    gate, up, product = (Tensor(name, (*CHOSEN, "F"), numerics.weights) for name in ("gate", "up", "gated"))
+    act, activated = activation(facts.kind.activation, gate, "activation output", numerics)
+    down = Tensor("down_proj output", (*CHOSEN, "H"), numerics.weights)
+    weights = (
+        parameter(f"{EXPERTS}.{name}", shape, numerics)
+        for name, shape in (("gate_up_proj", ("X", 2, "F", "H")), ("down_proj", ("X", "H", "F")))
+    )
+    gate_up_weight, down_weight = weights
+    rows = [
+        _grouped(x, gate_up_weight, ends, both, Product((), CHOSEN, (2, "F"), ("H",))),
+        part(both, (gate, up)),
+        *act,
+        multiply(activated, up, product),
+        frame(both),
+        _grouped(product, down_weight, ends, down, Product((), CHOSEN, ("H",), ("F",))),
+        frame(product),
+    ]
+    return rows, down
+
+
+def _grouped(x: Tensor, weight: Tensor, ends: Tensor, out: Tensor, product: Product) -> Row:
+    """_grouped_mm: the gradient of the weights, which were turned, comes first (_grouped_mm_mat2_backward)."""
+    return Row(
+        name="grouped_mm",
+        reads=(x, weight, ends),
+        writes=(out,),
+        gradients=(
+            Gradient(of=weight, needs=(x,), products=(product,), viewed=True),
+            Gradient(of=x, needs=(weight,), products=(product,)),
+        ),
+        saves=(ends,),
+        products=(product,),
+    )

@@ -1,0 +1,119 @@
+"""Llama's layers with a mixture of experts in the MLP's place."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from calc.architecture import Architecture, Experts, Layer, Mixture, QueryKeyNorm
+from calc.errors import ConfigError
+
+from .fields import Fields
+from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, Runs, llama_like, one_window, patterned, runs
+
+QWEN2_MOE = Defaults(
+    vocab_size=151936,
+    hidden_size=2048,
+    intermediate_size=5632,
+    num_hidden_layers=24,
+    num_attention_heads=16,
+    num_key_value_heads=16,
+    max_position_embeddings=32768,
+)
+
+
+def mixtral(fields: Fields) -> Architecture:
+    """MixtralForCausalLM: every layer has experts; a token's weights of them stay fp32."""
+    fields.refuse("router_jitter_noise", "noise before the router is not supported yet")
+    mixture = Mixture(casts_logits=True, rounds_weights=False)
+    window = one_window(fields, default=None)
+    return llama_like(
+        fields,
+        "mixtral",
+        Defaults(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=4096 * 32),
+        pattern=lambda layer, num_layers: window(
+            _mixed(fields, layer, mixture, Experts(num_experts=8, num_experts_per_tok=2)), num_layers
+        ),
+    )
+
+
+SHARED_EXPERT = tuple(f"shared_expert.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
+
+
+def qwen2_moe(fields: Fields) -> Architecture:
+    """Qwen2MoeForCausalLM: an expert for all tokens beside the others."""
+    mixture = Mixture(
+        modules=("gate", "experts", *SHARED_EXPERT, "shared_expert_gate"),
+        shared_expert=True,
+        normalises_weights=fields.flag("norm_topk_prob", default=False),
+    )
+    experts = Experts(
+        num_experts=60,
+        num_experts_per_tok=4,
+        shared_intermediate_size=fields.size("shared_expert_intermediate_size", default=5632),
+    )
+    width = fields.size("moe_intermediate_size", default=1408)
+
+    def pattern(layer: Layer, num_layers: int) -> Runs:
+        mixed = _mixed(fields, replace(layer, intermediate_size=width), mixture, experts)
+        layers = zip(_sparse(fields, layer, mixed, num_layers), _windows(fields, num_layers), strict=True)
+        return runs(replace(each, sliding_window=window) for each, window in layers)
+
+    return llama_like(
+        fields,
+        "qwen2_moe",
+        QWEN2_MOE,
+        layer=replace(LLAMA_LAYER, query_key_value_bias=fields.flag("qkv_bias", default=True)),
+        model=replace(LLAMA_MODEL, always_makes_causal_mask=True, always_makes_sliding_mask=True),
+        pattern=pattern,
+    )
+
+
+def _windows(fields: Fields, num_layers: int) -> list[int | None]:
+    """Of each layer: every second of the first `max_window_layers` slides, unless `layer_types` says which do."""
+    window = fields.optional_size("sliding_window", default=4096)
+    if not fields.flag("use_sliding_window", default=False):
+        return [None] * num_layers
+    last = fields.size("max_window_layers", default=28, smallest=0)
+    slides = fields.layer_types(num_layers) or [index % 2 == 0 and index < last for index in range(num_layers)]
+    return [window if each else None for each in slides]
+
+
+def qwen3_moe(fields: Fields) -> Architecture:
+    """Qwen3MoeForCausalLM: Qwen3's attention, experts alone."""
+    bias = fields.flag("attention_bias", default=False)
+    mixture = Mixture(modules=("experts", "gate"), normalises_weights=fields.flag("norm_topk_prob", default=False))
+    experts = Experts(num_experts=128, num_experts_per_tok=8)
+    width = fields.size("moe_intermediate_size", default=768)
+    window = fields.optional_size("sliding_window", default=4096)
+    window = window if fields.flag("use_sliding_window", default=False) else None
+
+    def pattern(layer: Layer, num_layers: int) -> Runs:
+        layer = replace(layer, sliding_window=window)
+        mixed = _mixed(fields, replace(layer, intermediate_size=width), mixture, experts)
+        return runs(_sparse(fields, layer, mixed, num_layers))
+
+    return llama_like(
+        fields,
+        "qwen3_moe",
+        replace(QWEN2_MOE, intermediate_size=6144, num_attention_heads=32, num_key_value_heads=4),
+        layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, query_key_norm=QueryKeyNorm.HEAD),
+        pattern=pattern,
+    )
+
+
+def _sparse(fields: Fields, dense: Layer, mixed: Layer, num_layers: int) -> Iterator[Layer]:
+    """Every `decoder_sparse_step`-th layer is `mixed`, but for those that `mlp_only_layers` lists."""
+    step = fields.size("decoder_sparse_step", default=1)
+    only_mlp = fields.indices("mlp_only_layers", num_layers)
+    for index in range(patterned(num_layers)):
+        yield dense if index in only_mlp or (index + 1) % step else mixed
+
+
+def _mixed(fields: Fields, layer: Layer, mixture: Mixture, defaults: Experts) -> Layer:
+    """`layer` with experts."""
+    fields.refuse("output_router_logits", "the routers' auxiliary loss is not supported yet")
+    count = fields.size("num_local_experts", "num_experts", default=defaults.num_experts)
+    chosen = fields.size("num_experts_per_tok", default=defaults.num_experts_per_tok)
+    if chosen > count:
+        raise ConfigError("model.num_experts_per_tok", chosen, f"should be at most {count}, the number of experts")
+    kind = replace(layer.kind, mlp=replace(mixture, one_expert_per_token=chosen == 1))
+    return replace(layer, kind=kind, experts=replace(defaults, num_experts=count, num_experts_per_tok=chosen))

@@ -1,0 +1,108 @@
+"""Mixtures of experts: what is counted, and what is refused. The tensors are held against real models in
+tests/validation/test_families.py."""
+
+from typing import Any
+
+import pytest
+
+from calc import Adapter, ConfigError, Estimate, Scenario, estimate
+from calc.scenario import AdapterKind, Optimizer, Precision
+
+H, F, X, A, L, V = 64, 96, 5, 2, 3, 199
+MIXTRAL = {
+    "model_type": "mixtral",
+    "hidden_size": H,
+    "intermediate_size": F,
+    "num_hidden_layers": L,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": V,
+    "num_local_experts": X,
+    "num_experts_per_tok": A,
+}
+QWEN = {
+    "model_type": "qwen3_moe",
+    "hidden_size": H,
+    "num_hidden_layers": 5,
+    "num_experts": 8,
+    "moe_intermediate_size": 48,
+}
+
+
+def answered(config: dict[str, Any] = MIXTRAL, **choices: Any) -> Estimate:
+    return estimate(Scenario(model=config, sequence_length=16, **choices))
+
+
+def test_a_token_meets_some_experts_and_all_else() -> None:
+    parameters = answered().parameters
+    assert parameters.total - parameters.active_per_token == L * (X - A) * 3 * H * F
+
+
+def test_a_dense_model_is_active_as_a_whole() -> None:
+    parameters = answered({"model_type": "llama", "hidden_size": H}).parameters
+    assert parameters.active_per_token == parameters.total
+
+
+def test_products_grow_with_the_experts_of_a_token_not_with_all() -> None:
+    few, more, chosen = (
+        answered(MIXTRAL | own).flops.forward
+        for own in ({}, {"num_local_experts": X + 1}, {"num_experts_per_tok": A + 1})
+    )
+    tokens = 16
+    assert more - few == L * 2 * tokens * H  # the router's
+    assert chosen - few == L * tokens * 2 * 3 * H * F
+
+
+def test_what_a_token_keeps_grows_with_its_experts() -> None:
+    one, two = (answered(MIXTRAL | {"num_experts_per_tok": chosen}, precision=Precision.BF16) for chosen in (3, 4))
+    tokens = 16
+    # In half precision: its input, both halves of gate_up_proj, the activation, the product, the output, and three
+    # indices in int64 with two weights in fp32.
+    per_expert = 2 * (H + 2 * F + F + F + H) + 3 * 8 + 2 * 4
+    difference = two.memory.saved_activation_bytes - one.memory.saved_activation_bytes
+    assert difference == pytest.approx(L * tokens * per_expert, rel=0.05)  # storages are rounded up
+
+
+def test_which_layers_have_experts() -> None:
+    with_experts = [
+        answered(QWEN | own).architecture.layers
+        for own in ({}, {"decoder_sparse_step": 2}, {"mlp_only_layers": [0, 1]}, {"mlp_only_layers": [4]})
+    ]
+    assert [[(bool(layer.experts), count) for layer, count in layers] for layers in with_experts] == [
+        [(True, 5)],
+        [(False, 1), (True, 1), (False, 1), (True, 1), (False, 1)],
+        [(False, 2), (True, 3)],
+        [(True, 4), (False, 1)],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "choices", "field"),
+    [
+        ({"num_experts_per_tok": X + 1}, {}, "model.num_experts_per_tok"),
+        ({"output_router_logits": True}, {}, "model.output_router_logits"),
+        ({"router_jitter_noise": 0.1}, {}, "model.router_jitter_noise"),
+        ({"intermediate_size": F + 4}, {"precision": Precision.BF16}, "model.intermediate_size"),
+        ({"hidden_size": H + 4, "head_dim": 16}, {"precision": Precision.BF16}, "model.hidden_size"),
+        ({}, {"optimizer": Optimizer.ADAFACTOR}, "optimizer"),
+        ({}, {"adapter": Adapter(kind=AdapterKind.QLORA)}, "adapter.kind"),
+        ({}, {"adapter": Adapter(target_modules=("all-linear",))}, "adapter.target_modules"),
+        ({}, {"adapter": Adapter(target_modules=("w1",))}, "adapter.target_modules"),
+        ({}, {"use_liger_kernel": True}, "use_liger_kernel"),
+    ],
+)
+def test_what_is_not_built_is_refused(own: dict[str, Any], choices: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        answered(MIXTRAL | own, **choices)
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize("wrong", [7, ["a"], [True], [0.5]])
+def test_a_list_of_layers_is_checked(wrong: Any) -> None:
+    with pytest.raises(ConfigError, match="mlp_only_layers"):
+        answered(QWEN | {"mlp_only_layers": wrong})
+
+
+def test_more_layers_than_a_pattern_may_have() -> None:
+    with pytest.raises(ConfigError, match="num_hidden_layers"):
+        answered(QWEN | {"num_hidden_layers": 10**6})
