@@ -24,6 +24,8 @@ from unittest.mock import patch
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils import _foreach_utils
+from torch.utils._foreach_utils import _foreach_supported_types
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -282,6 +284,7 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
         patch.object(FakeTensor, "__deepcopy__", copied),
         patch.object(masking_utils, "find_packed_sequence_indices", find_none),
         patch.object(torch.utils, "swap_tensors", set_data),
+        patch.object(_foreach_utils, "_foreach_supported_types", [*_foreach_supported_types, FakeTensor]),
         patch.object(modeling_utils, "save_on_cpu", on_host),
         patch.object(torch.amp.GradScaler, "_maybe_opt_step", step),
         CudaFunctions(attention),
