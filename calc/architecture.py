@@ -269,6 +269,8 @@ class Architecture:
     layers: tuple[tuple[Layer, int], ...]
     """Runs of equal layers, in order: (layer, how many)."""
     dropouts: Dropouts = Dropouts()
+    num_labels: int | None = None
+    """Of a classification head; none = a language-model head."""
 
     @property
     def num_layers(self) -> int:
