@@ -79,7 +79,7 @@ def lion(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     return of_all(Lion)(model)
 
 
-IN_LAYER = re.compile(r"\.(h|layers)\.\d+\.")
+IN_LAYER = re.compile(r"\.(h|layers|blocks)\.\d+\.")
 """Names of the parameters of a model's layers."""
 
 OPTIMIZERS: dict[str, Optimizers] = {

@@ -19,6 +19,7 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     **dict.fromkeys(("bloom", "gpt_neox"), ("query_key_value",)),
+    "mpt": ("Wqkv",),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     **dict.fromkeys((*LLAMA_LIKE, "gpt_neo", "gptj", "opt", "stablelm"), ("q_proj", "v_proj")),
 }
