@@ -15,6 +15,7 @@ class Wiring(StrEnum):
     GPT_NEOX = "gpt_neox"
     GPTJ = "gptj"
     LLAMA = "llama"
+    MPT = "mpt"
     OPT = "opt"
     PHI = "phi"
     MEGATRON = "megatron"
@@ -41,6 +42,7 @@ class Norm(StrEnum):
     """Its weight is what is added to 1."""
     LAYER = "LayerNorm"
     """torch's own, with weight and bias."""
+    LAYER_WITHOUT_BIAS = "LayerNorm without bias"
     LAYER_OLMO = "OlmoLayerNorm"
     """torch's own in fp32, without weights."""
     LAYER_COHERE = "CohereLayerNorm"
@@ -269,6 +271,8 @@ class Architecture:
     layers: tuple[tuple[Layer, int], ...]
     """Runs of equal layers, in order: (layer, how many)."""
     dropouts: Dropouts = Dropouts()
+    num_labels: int | None = None
+    """Of a classification head; none = a language-model head."""
 
     @property
     def num_layers(self) -> int:

@@ -7,6 +7,7 @@ from .adapters import OUTPUT_LAYER, TEXT_IDS, adapter_facts
 from .architecture import Architecture, CacheHolder, Dropouts, Experts, Layer
 from .attention import AttentionCore
 from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
+from .classification import LABELS
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
@@ -72,7 +73,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
         step=built,
         runs=runs,
         buffers=tuple(_buffers(facts.model, plan)),
-        inputs=(TEXT_IDS if prompted else INPUT_IDS,),
+        inputs=(TEXT_IDS if prompted else INPUT_IDS, *((LABELS,) if architecture.num_labels else ())),
         workload=asked,
         plan=plan,
     )
@@ -176,6 +177,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
         embedding_dropout=bool(architecture.dropouts.embedding),
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
+        classifies=architecture.num_labels is not None,
         liger=plan.use_liger_kernel,
         frozen_embedding=plan.frozen_layers > 0,
         linear_loss=_linear_loss(architecture, workload, plan),
@@ -287,6 +289,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "P": architecture.max_position_embeddings,
         "P+2": architecture.max_position_embeddings + 2,
         "H": architecture.hidden_size,
+        **({"U": architecture.num_labels} if architecture.num_labels else {}),
         **({"A": kept, "A-1": kept - 1} if kept else {}),
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
     }

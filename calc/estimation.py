@@ -224,6 +224,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         frozen_layers=plan.frozen_layers,
         use_liger_kernel=plan.use_liger_kernel,
         task=plan.task,
+        num_labels=architecture.num_labels,
         eval_accumulation_steps=plan.eval_accumulation_steps,
     )
     return _answer(scenario, architecture, workload, plan, gpu)

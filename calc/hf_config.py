@@ -5,12 +5,18 @@ from difflib import get_close_matches
 from typing import Any
 
 from .architecture import Architecture
+from .classification import with_classifier
 from .errors import ConfigError
 from .families import FAMILIES
 from .families.fields import Fields
 
 BITSANDBYTES = "bitsandbytes"
-
+LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
+CLASSIFIER = "ForSequenceClassification"
+"""How the classes of heads end."""
+SINGLE_LABEL = "single_label_classification"
+DEFAULT_LABELS = 2
+"""PreTrainedConfig's."""
 NEAREST = 3
 """How many of the families most alike an unknown type are named first."""
 
@@ -18,8 +24,7 @@ NEAREST = 3
 def architecture(config: Mapping[str, Any]) -> Architecture:
     """The architecture a config.json describes.
 
-    Raises ConfigError for a type that is not supported, a head other than the language-model head, a field that
-    cannot be meant.
+    Raises ConfigError for a type or a head that is not supported, a field that cannot be meant.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -34,10 +39,18 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     if heads is not None and not (isinstance(heads, list) and all(isinstance(head, str) for head in heads)):
         raise ConfigError("model.architectures", heads, "should be a list of class names")
     for head in heads or ():
-        if not head.endswith(("ForCausalLM", "LMHeadModel")):
-            raise ConfigError("model.architectures", head, "only the language-model head is supported yet")
+        if not head.endswith((*LANGUAGE_MODELS, CLASSIFIER)):
+            raise ConfigError(
+                "model.architectures", head, "supported are language-model and sequence-classification heads"
+            )
     _check_not_quantised(config.get("quantization_config"))
-    return FAMILIES[model_type](Fields(config))
+    read = FAMILIES[model_type](Fields(config))
+    if not any(head.endswith(CLASSIFIER) for head in heads or ()):
+        return read
+    problem = config.get("problem_type")
+    if problem not in (None, SINGLE_LABEL):
+        raise ConfigError("model.problem_type", problem, f"is not supported yet; supported: {SINGLE_LABEL}")
+    return with_classifier(read, _num_labels(config), "model.num_labels")
 
 
 def _check_not_quantised(quantisation: Any) -> None:
@@ -59,3 +72,10 @@ def _check_not_quantised(quantisation: Any) -> None:
         method,
         "quantized weights are not supported yet; leave quantization_config out to train them unquantized",
     )
+
+
+def _num_labels(config: Mapping[str, Any]) -> int:
+    """`num_labels`, or as many as have a name in `id2label`: two where nothing is said."""
+    names = config.get("id2label")
+    default = len(names) if isinstance(names, dict) and names else DEFAULT_LABELS
+    return Fields(config).size("num_labels", default=default)

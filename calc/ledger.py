@@ -28,6 +28,7 @@ SYMBOLS = {
     "S": "sequence_length, with the virtual tokens of a prompt",
     "L": "num_hidden_layers",
     "V": "vocab_size",
+    "U": "num_labels",
     "P": "max_position_embeddings",
     "P+2": "max_position_embeddings + 2",
     "H": "hidden_size",

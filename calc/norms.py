@@ -92,14 +92,23 @@ def _rsqrt(x: Tensor, out: Tensor) -> Row:
 
 def layer_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """F.layer_norm: keeps its input, and mean and reciprocal deviation in fp32 (CUDA's accumulation type)."""
+    rows, out = layer_norm_without_bias(name, x, out_name, dims, numerics)
+    bias = parameter(f"{name}.bias", dims, numerics)
+    return [replace(row, reads=(*row.reads, bias), gradients=(*row.gradients, Gradient(of=bias))) for row in rows], out
+
+
+def layer_norm_without_bias(
+    name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """The same with a weight alone."""
     mean, rstd = (Tensor(f"{name}.{part}", x.shape[: -len(dims)], DType.FP32) for part in ("mean", "rstd"))
-    weight, bias = (parameter(f"{name}.{part}", dims, numerics) for part in ("weight", "bias"))
+    weight = parameter(f"{name}.weight", dims, numerics)
     out = like(x, out_name)
     row = Row(
         name="layer_norm",
-        reads=(x, weight, bias),
+        reads=(x, weight),
         writes=(out, mean, rstd),
-        gradients=(Gradient(of=x, needs=(weight,)), Gradient(of=weight), Gradient(of=bias)),
+        gradients=(Gradient(of=x, needs=(weight,)), Gradient(of=weight)),
         saves=(x, mean, rstd),
         elementwise_flops=1,
     )
@@ -164,6 +173,7 @@ NORMS: dict[Norm, NormRows] = {
     Norm.RMS_OLMO: olmo_rms_norm,
     Norm.RMS_GEMMA: gemma_rms_norm,
     Norm.LAYER: layer_norm,
+    Norm.LAYER_WITHOUT_BIAS: layer_norm_without_bias,
     Norm.LAYER_OLMO: olmo_layer_norm,
     Norm.LAYER_COHERE: cohere_layer_norm,
 }

@@ -32,6 +32,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_gpu(gpu),
         *_of_length(architecture, workload),
         *_of_attention(architecture, workload, plan, gpu),
+        *_of_head(architecture),
         *_of_evaluation(plan),
         *_of_experts(architecture),
         *_of_plan(plan),
@@ -124,6 +125,15 @@ def _of_plan(plan: Plan) -> Iterator[str]:
         )
     if plan.implementation is Implementation.MEGATRON:
         yield "implementation = megatron is the paper's count; assumed, its code was not traced."
+
+
+def _of_head(architecture: Architecture) -> Iterator[str]:
+    if architecture.num_labels is not None:
+        yield (
+            f"A classification head of {architecture.num_labels} labels, one int64 label a sequence: all tokens are "
+            "scored and the last that is no padding is picked, as ForSequenceClassification does; the config is taken "
+            "to name a padding token. An adapter trains the head as a whole, as PEFT does for the task SEQ_CLS."
+        )
 
 
 def _of_evaluation(plan: Plan) -> Iterator[str]:

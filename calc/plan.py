@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from .architecture import Architecture
+from .classification import check_classification, with_classifier
 from .dtype import DType
 from .errors import ConfigError
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
@@ -125,6 +126,10 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     if scenario.task is Task.EVALUATION:
         resolve(scenario.model_copy(update=AROUND_IT), architecture)
         scenario = _evaluated(scenario)
+    if scenario.num_labels is not None:
+        architecture = with_classifier(architecture, scenario.num_labels, "num_labels")
+    if architecture.num_labels is not None:
+        check_classification(scenario)
     if scenario.dropout is not None:
         architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))
     architecture = _with_prefix(scenario, architecture)

@@ -219,6 +219,9 @@ class Scenario(Question):
     """Sequences per forward pass."""
     sequence_length: Size | None = None
     """Tokens per sequence; none = the model's maximum, at most 4096."""
+    num_labels: Size | None = None
+    """A classification head of so many labels (...ForSequenceClassification); none = what the config's `architectures`
+    says, mostly the language-model head."""
     target_length: Size | None = None
     """Tokens on the decoder's side of an encoder-decoder."""
     gradient_accumulation_steps: Size = 1

@@ -13,6 +13,7 @@ from .blocks.gpt_neox import gpt_neox_embeddings, gpt_neox_layer
 from .blocks.gptj import gptj_embeddings, gptj_layer
 from .blocks.head import End
 from .blocks.llama import EMBEDDING_WEIGHT, llama_embeddings, llama_layer
+from .blocks.mpt import mpt_embeddings, mpt_layer
 from .blocks.opt import opt_embeddings, opt_layer
 from .blocks.phi import phi_embeddings, phi_layer
 from .blocks.positions import rotary_buffers
@@ -57,6 +58,9 @@ WIRINGS: dict[Wiring, Parts] = {
         layer=llama_layer,
         end=End(embedding_weight=EMBEDDING_WEIGHT, final_norm="norm"),
         buffers=rotary_buffers,
+    ),
+    Wiring.MPT: Parts(
+        embeddings=mpt_embeddings, layer=mpt_layer, end=End(embedding_weight="wte.weight", final_norm="norm_f")
     ),
     Wiring.OPT: Parts(
         embeddings=opt_embeddings,

@@ -21,6 +21,7 @@ STEP: dict[str, Any] = {
     "implementation": "transformers",
     "micro_batch_size": 1,
     "sequence_length": None,
+    "num_labels": None,
     "gradient_accumulation_steps": 1,
     "precision": "bf16-autocast",
     "optimizer": "adamw",
@@ -51,6 +52,7 @@ ADAPTER: dict[str, Any] = {
     "use_dora": False,
     "bnb_4bit_use_double_quant": True,
     "num_virtual_tokens": 20,
+    "prefix_projection": False,
     "encoder_hidden_size": None,
     "dtype": "fp32",
 }

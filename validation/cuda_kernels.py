@@ -99,7 +99,8 @@ READ_NUMBER = 1.0
 
 
 def cuda_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], in_engine: bool) -> Any:
-    """`func` called as CUDA would: the engine's sums of gradients in place, layer norm statistics in fp32."""
+    """`func` called as CUDA would: the engine's sums of gradients and indexing's gradient in place, layer norm
+    statistics in fp32."""
     if in_engine and func is aten.add.Tensor and can_accumulate_in_place(*args):
         return args[0].add_(args[1])
     if in_engine and func in IN_PLACE_WITHOUT_SUBCLASSES:

@@ -22,7 +22,7 @@ import torch
 import transformers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import checkpoint, noop_context_fn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -79,7 +79,7 @@ def lion(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     return of_all(Lion)(model)
 
 
-IN_LAYER = re.compile(r"\.(h|layers)\.\d+\.")
+IN_LAYER = re.compile(r"\.(h|layers|blocks)\.\d+\.")
 """Names of the parameters of a model's layers."""
 
 OPTIMIZERS: dict[str, Optimizers] = {
@@ -101,6 +101,8 @@ ONLY = {
 }
 """Fields of which one value is run here."""
 
+CLASSIFIER = "ForSequenceClassification"
+"""How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
     "attn_pdrop",
     "resid_pdrop",
@@ -122,6 +124,8 @@ class Job:
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: torch.amp.GradScaler | None
     input_ids: torch.Tensor
+    labels: torch.Tensor
+    """Of a language model the same tensor."""
     gradient_accumulation_steps: int
     max_grad_norm: float | None
     zero_grad_set_to_none: bool
@@ -167,7 +171,9 @@ def build_job(
     if scenario.recompute == "selective":
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(hf_config, dtype=precision, attn_implementation=kernel)
+        classifies = with_labels(hf_config, scenario.num_labels)
+        auto_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
+        model = auto_class.from_config(hf_config, dtype=precision, attn_implementation=kernel)
         freeze(model, scenario.frozen_layers)
         if scenario.recompute_group_size > 1 and scenario.task == "training":
             group_layers(model, scenario.recompute_group_size, checkpoint_options)
@@ -185,6 +191,7 @@ def build_job(
         model.train()
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(scenario.micro_batch_size, sequence_length(scenario, hf_config), dtype=torch.int64)
+        labels = torch.zeros(scenario.micro_batch_size, dtype=torch.int64) if classifies else input_ids
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
         model=model,
@@ -192,6 +199,7 @@ def build_job(
         autocast=partial(torch.autocast, device, autocast_dtype) if autocast_dtype else nullcontext,
         scaler=torch.amp.GradScaler(device) if scenario.precision == "fp16-autocast" else None,
         input_ids=input_ids,
+        labels=labels,
         gradient_accumulation_steps=scenario.gradient_accumulation_steps,
         max_grad_norm=scenario.max_grad_norm,
         zero_grad_set_to_none=scenario.zero_grad_set_to_none,
@@ -223,6 +231,18 @@ def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any
     return config if dropout is None else config | dict.fromkeys(DROPOUT_FIELDS, dropout)
 
 
+def with_labels(hf_config: Any, num_labels: int | None) -> bool:
+    """Whether the model has a classification head, asked for or named by the config; it then gets its number of labels
+    and a padding token, which such models need."""
+    if num_labels is None and not any(head.endswith(CLASSIFIER) for head in hf_config.architectures or ()):
+        return False
+    if num_labels is not None:
+        hf_config.num_labels = num_labels
+    if hf_config.pad_token_id is None:
+        hf_config.pad_token_id = 0
+    return True
+
+
 def freeze(model: Any, num_layers: int) -> None:
     """Stop training the embeddings and the first `num_layers` layers; 0 freezes nothing."""
     decoder = model.get_decoder()
@@ -245,6 +265,8 @@ def with_adapter(model: Any, adapter: Adapter, compute_dtype: torch.dtype | None
     if adapter.kind == "qlora" and model.device.type != "cpu":
         raise CannotRun("adapter.kind", adapter.kind, [kind for kind in PEFT_CONFIGS if kind != "qlora"])
     config = supported("adapter.kind", adapter.kind, PEFT_CONFIGS)(adapter, model.config.model_type)
+    if type(model).__name__.endswith(CLASSIFIER):
+        config.task_type = peft.TaskType.SEQ_CLS
     adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=adapter.dtype == "fp32")
     if adapter.kind == "qlora":
         quantise(adapted, adapter.bnb_4bit_use_double_quant, compute_dtype)

@@ -61,7 +61,7 @@ def evaluation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
 def forward(job: Job) -> Any:
     """The model's outputs, loss included, for one micro-batch."""
     with job.autocast():
-        return job.model(input_ids=job.input_ids, labels=job.input_ids, use_cache=False)
+        return job.model(input_ids=job.input_ids, labels=job.labels, use_cache=False)
 
 
 def update(job: Job) -> None:

@@ -211,7 +211,9 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
             job = build_job(scenario, config, "cpu", kernel, contexts)
         keep_on_host(getattr(job.model, "prompt_tokens", {}))
         recorder = StepRecorder()
-        recorder.hold([*job.model.parameters(), *job.model.buffers(), *averaged(job), job.input_ids], "persistent")
+        recorder.hold(
+            [*job.model.parameters(), *job.model.buffers(), *averaged(job), job.input_ids, job.labels], "persistent"
+        )
         if job.weight_ema is not None:
             recorder.hold(job.weight_ema.n_averaged, "persistent", on_device=False)
         with recorder:
@@ -324,7 +326,7 @@ def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, A
             "buffers": storage_bytes(job.model.buffers()) + scaler,
             "weight_ema": storage_bytes(averaged(job)),
             "gradients": gradients,
-            "inputs": storage_bytes([job.input_ids]),
+            "inputs": storage_bytes([job.input_ids, job.labels]),
         },
         "saved_activation_bytes": steady[0].end_allocated_bytes - before[STEADY_STEP],
         "autograd_saved_bytes": autograd_saved,

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from calc.architecture import Architecture, Wiring
+from calc.classification import SCORE
 from calc.dtype import DType
 from calc.errors import ConfigError
 from calc.ledger import Section
@@ -18,6 +19,7 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     **dict.fromkeys(("bloom", "gpt_neox"), ("query_key_value",)),
+    "mpt": ("Wqkv",),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     **dict.fromkeys((*LLAMA_LIKE, "gpt_neo", "gptj", "opt", "stablelm"), ("q_proj", "v_proj")),
 }
@@ -60,6 +62,7 @@ CONVERTED_TARGETS = {
 peft/utils/transformers_weight_conversion.py); all-linear names them too."""
 
 OUTPUT_LAYER = "lm_head"
+OUTPUT_LAYERS = frozenset({OUTPUT_LAYER, SCORE})
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
 
 
@@ -97,7 +100,7 @@ class AdapterFacts:
     def targets(self, module: str) -> bool:
         """Whether the linear layer `module` is adapted."""
         if ALL_LINEAR in self.target_modules:
-            return module != OUTPUT_LAYER
+            return module not in OUTPUT_LAYERS
         return any(names(target, module) for target in self.target_modules)
 
 
@@ -117,7 +120,7 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
         kind=adapter.kind,
         target_modules=_target_modules(adapter, architecture),
         feedforward_modules=_feedforward_modules(adapter, architecture),
-        modules_to_save=adapter.modules_to_save or (),
+        modules_to_save=_modules_to_save(adapter, architecture),
         dropout=adapter.dropout > 0,
         dora=adapter.use_dora,
         dora_differentiates_weights=turns_parameters,
@@ -126,6 +129,12 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
         prefix_projection=adapter.prefix_projection,
         num_prefixed_layers=architecture.num_layers if adapter.kind in PREFIXED else 0,
     )
+
+
+def _modules_to_save(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:
+    """With a classification head that too (PeftModelForSequenceClassification.__init__)."""
+    own = adapter.modules_to_save or ()
+    return own if architecture.num_labels is None or SCORE in own else (*own, SCORE)
 
 
 def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ class ModelFacts:
     frozen_embedding: bool
     liger: bool
     """The final norm is Liger's."""
+    classifies: bool = False
+    """Its head is a classification head."""
     linear_loss: LinearLoss | None = None
     """Head and loss in one call; None: logits and their cross-entropy."""
     cache_end: CacheEnd = CacheEnd.FORWARD

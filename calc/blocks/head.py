@@ -1,14 +1,15 @@
-"""The last part of a model: the final norm, the language-model head, the loss."""
+"""The last part of a model: the final norm, the head, the loss."""
 
 from dataclasses import dataclass
 
+from calc.classification import classifier
 from calc.ledger import Component, Row, Section, Tensor
 from calc.losses import cross_entropy, linear_loss
 from calc.norms import norm_of
 from calc.operators import Numerics, linear, parameter, stamped
 from calc.primitives import frame, like, scale, soft_cap
 
-from .facts import ModelFacts, hidden_states
+from .facts import INPUT_IDS, ModelFacts, hidden_states
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +21,16 @@ class End:
 
 
 def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
-    """The final norm, the language-model head and the loss; `outside` is what the model's own frame held until the
-    norm."""
+    """The final norm, the head and the loss; `outside` is what the model's own frame held until the norm."""
     x = hidden_states(numerics)
     weight = parameter(
         end.embedding_weight if facts.tied_embeddings else "lm_head.weight", ("V", "H"), numerics, num_columns=1
     )
     rows_of = norm_of(facts.kind.norm, liger=facts.liger)
     norm, normed = rows_of(end.final_norm, x, f"{end.final_norm} output", ("H",), numerics)
+    if facts.classifies:
+        rows, loss = classifier(normed, INPUT_IDS, numerics)
+        return Section(name="head", rows=(*norm, frame(x, *outside), *rows), input=x, output=loss)
     if facts.linear_loss is not None:
         loss_rows, loss = linear_loss(normed, weight, facts.linear_loss, numerics)
         return Section(name="head", rows=(*norm, frame(x, *outside), *loss_rows), input=x, output=loss)

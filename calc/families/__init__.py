@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import bloom, gemma, gpt, gpt_neo, gpt_neox, gptj, llama, mixtures, opt, phi
+from . import bloom, gemma, gpt, gpt_neo, gpt_neox, gptj, llama, mixtures, mpt, opt, phi
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
@@ -25,6 +25,7 @@ FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "llama": llama.llama,
     "mistral": llama.mistral,
     "mixtral": mixtures.mixtral,
+    "mpt": mpt.mpt,
     "opt": opt.opt,
     "phi": phi.phi,
     "qwen2": llama.qwen2,

@@ -76,6 +76,7 @@ READ_BY_THE_ENGINE = {
     "use_liger_kernel": True,
     "adapter": Adapter(),
     "eval_accumulation_steps": 2,
+    "num_labels": 2,
     "frozen_layers": 1,
     "dropout": 0.0,
 }

@@ -16,6 +16,9 @@ NOT_MODELLED = [
     ("bloom", "apply_residual_connection_post_layernorm", True),
     ("bloom", "slow_but_exact", True),
     ("gpt_bigcode", "add_cross_attention", True),
+    ("mpt", "expansion_ratio", 2),
+    ("mpt", "no_bias", False),
+    ("mpt", "logit_scale", "inv_sqrt_d_model"),
     ("opt", "do_layer_norm_before", False),
     ("opt", "_remove_final_layer_norm", True),
     ("opt", "layer_norm_elementwise_affine", False),
@@ -61,7 +64,7 @@ def test_a_head_with_a_bias_has_its_logits(loss: Loss) -> None:
         estimate(Scenario(model={"model_type": "phi"}, loss=loss, sequence_length=8))
 
 
-@pytest.mark.parametrize("family", ["bloom", "gpt_neo", "gptj"])
+@pytest.mark.parametrize("family", ["bloom", "gpt_neo", "gptj", "mpt"])
 @pytest.mark.parametrize(
     ("field", "value", "expected"),
     [
@@ -93,3 +96,11 @@ def test_gptj_turns_pairs_of_a_head(rotary_dim: int) -> None:
 def test_gptj_has_an_end_of_positions() -> None:
     with pytest.raises(ConfigError, match="should be at most 2048: the model has that many positions"):
         estimate(Scenario(model={"model_type": "gptj"}, sequence_length=2049))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("attn_pdrop", 1), ("clip_qkv", 6), ("alibi", False), ("attn_type", "multiquery_attention")]
+)
+def test_what_is_not_modelled_of_mpts_attention(field: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=f"model.{field} = .* is not supported yet; should be "):
+        architecture({"model_type": "mpt", "attn_config": {field: value}})

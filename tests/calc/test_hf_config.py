@@ -245,7 +245,7 @@ def test_flags_are_true_or_false(name: str, value: Any) -> None:
         ({"quantization_config": {"load_in_4bit": True}}, "quantization_config.quant_method"),
         ({"quantization_config": {}}, "quantization_config.quant_method"),
         ({"quantization_config": "gptq"}, "quantization_config"),
-        ({"architectures": ["GPT2ForSequenceClassification"]}, "architectures"),
+        ({"architectures": ["GPT2ForTokenClassification"]}, "architectures"),
         ({"architectures": "GPT2LMHeadModel"}, "architectures"),
         ({"architectures": [None]}, "architectures"),
     ],

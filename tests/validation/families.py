@@ -71,6 +71,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "llama": Family(drawn={"attention_bias": FLAG, "mlp_bias": FLAG, "head_dim": (None, 24)}),
     "mistral": Family(own={"sliding_window": 16}, drawn={"head_dim": (None, 24)}),
+    "mpt": Family(sizes=SIZES | {"max_seq_len": 160}, lora_targets=("Wqkv", "down_proj"), refuses=("selective",)),
     "opt": Family(
         sizes=SIZES | {"ffn_dim": 104, "max_position_embeddings": 160},
         drawn={"ffn_dim": (7, 333), "enable_bias": FLAG},

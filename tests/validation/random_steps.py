@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, Phase, note, settings
 from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Scenario, estimate
+from calc.classification import CLASSIFIERS
 from calc.plan import SUPPORTED
 from calc.scenario import (
     ADAPTER_FIELDS,
@@ -185,6 +186,7 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     is_prefixed = adapter is not None and adapter.kind in PREFIXED
     is_quantised = adapter is not None and adapter.kind in QUANTISED
     loss = draw(st.sampled_from(Loss) if few_chunks else st.just(Loss.CROSS_ENTROPY))
+    classifies = loss is Loss.CROSS_ENTROPY and adapter is None and model_type in CLASSIFIERS
     evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY and not is_prefixed else {}
     return Scenario(
         model=config,
@@ -203,6 +205,7 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
         loss=loss,
         hold_outputs=draw(st.booleans()),
         use_liger_kernel=draw(st.booleans() if config.get("hidden_act") == "silu" else st.just(False)),
+        num_labels=draw(st.sampled_from((None, None, None, 2, 300))) if classifies else None,
         **evaluation,
     )
 

@@ -1,0 +1,100 @@
+"""Classification heads: how they are asked for, what they own, what they are refused with."""
+
+from typing import Any
+
+import pytest
+
+from calc import ConfigError, Estimate, Scenario, estimate
+from calc.classification import CLASSIFIERS
+from calc.families import FAMILIES
+
+LABELS = 5
+
+
+def gpt2(**fields: Any) -> Estimate:
+    asked: dict[str, Any] = {"num_labels": LABELS, "sequence_length": 256} | fields
+    return estimate(Scenario(model="gpt2", **asked))
+
+
+def test_the_head_scores_hidden_states_and_has_no_bias() -> None:
+    parameters = gpt2().parameters
+    assert parameters.by_component["head"] == LABELS * 768
+    assert parameters.total == 124_439_808 + LABELS * 768  # GPT-2's own head is its embedding
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels"),
+    [
+        ({}, 2),
+        ({"num_labels": 7}, 7),
+        ({"id2label": {"0": "bad", "1": "fair", "2": "good"}}, 3),
+        ({"id2label": {}}, 2),
+        ({"problem_type": "single_label_classification"}, 2),
+    ],
+)
+def test_a_config_names_its_head(fields: dict[str, Any], labels: int) -> None:
+    config: dict[str, Any] = {"model_type": "llama", "num_hidden_layers": 1}
+    named: dict[str, Any] = {"architectures": ["LlamaForSequenceClassification"]}
+    answer = estimate(Scenario(model=config | named | fields, sequence_length=64))
+    assert answer.architecture.num_labels == labels
+    assert answer.parameters.by_component["head"] == labels * 4096
+
+
+def test_the_field_is_worth_more_than_the_config() -> None:
+    config = {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"], "num_labels": 3}
+    assert estimate(Scenario(model=config, num_labels=9)).architecture.num_labels == 9
+
+
+def test_there_are_no_logits_over_the_vocabulary() -> None:
+    classifier, language_model = (gpt2(num_labels=labels).memory for labels in (LABELS, None))
+    logits_in_fp32, cast_weight = 256 * 50257 * 4, 50257 * 768 * 2
+    spared = language_model.saved_activation_bytes - classifier.saved_activation_bytes
+    assert spared > logits_in_fp32 + cast_weight
+
+
+def test_labels_are_an_input() -> None:
+    inputs = gpt2(micro_batch_size=100).memory.persistent_bytes["inputs"]
+    assert inputs == 100 * 256 * 8 + 1024  # 100 labels of 8 bytes, rounded up
+
+
+def test_an_adapter_trains_the_head_too() -> None:
+    rank, head = 8, LABELS * 768
+    lora_of_c_attn = 12 * rank * (768 + 3 * 768)
+    assert gpt2(adapter={"rank": rank}).parameters.trainable == lora_of_c_attn + head
+    named = gpt2(adapter={"rank": rank, "modules_to_save": ["score"]})
+    assert named.parameters == gpt2(adapter={"rank": rank}).parameters
+    assert gpt2(adapter={"target_modules": ["all-linear"]}).parameters.trainable > 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_labels": 1}, "num_labels"),
+        ({"num_labels": 0}, "num_labels"),
+        ({"loss": "chunked-cross-entropy"}, "loss"),
+        ({"implementation": "megatron"}, "implementation"),
+        ({"adapter": {"kind": "qlora"}}, "adapter.kind"),
+        ({"adapter": {"kind": "p-tuning"}}, "adapter.kind"),
+    ],
+)
+def test_what_it_does_not_go_with_is_refused(fields: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{named} = "):
+        gpt2(**fields)
+
+
+@pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - set(CLASSIFIERS)))
+def test_other_families_are_refused_by_name(model_type: str) -> None:
+    with pytest.raises(ConfigError, match=f"a classification head of {model_type} is not supported yet"):
+        estimate(Scenario(model={"model_type": model_type}, num_labels=2))
+
+
+@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
+def test_other_losses_are_refused(problem: str) -> None:
+    config = {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"], "problem_type": problem}
+    with pytest.raises(ConfigError, match=r"^model\.problem_type = "):
+        estimate(Scenario(model=config))
+
+
+def test_the_notes_say_what_is_taken_for_granted() -> None:
+    assert "padding token" in " ".join(gpt2().notes)
+    assert "padding token" not in " ".join(gpt2(num_labels=None).notes)

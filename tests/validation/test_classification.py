@@ -1,0 +1,61 @@
+"""The ledger of a classification head against the real ...ForSequenceClassification, every peak equal to the byte."""
+
+from typing import Any
+
+import pytest
+
+from calc import Scenario, estimate
+from tests.validation.random_steps import agree
+from validation.trace import trace
+
+GPT2 = {"n_embd": 64, "n_head": 4, "n_layer": 2, "vocab_size": 777}
+LLAMA = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 150,
+    "num_hidden_layers": 2,
+    "vocab_size": 777,
+}
+SIZES: dict[str, dict[str, Any]] = {"gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}
+MANY_LABELS = 300
+"""So many that the scores of all tokens are the peak."""
+PRECISIONS = ("fp32", "bf16", "fp16", "bf16-autocast")
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    **{model_type: (model_type, {}) for model_type in SIZES},
+    **{f"many labels, {name}": ("llama", {"num_labels": MANY_LABELS, "precision": name}) for name in PRECISIONS},
+    "many labels, GPT-2": ("gpt2", {"num_labels": MANY_LABELS, "precision": "fp16-autocast"}),
+    "one sequence": ("qwen3", {"micro_batch_size": 1}),
+    "outputs held": ("gpt2", {"hold_outputs": True}),
+    "recomputed, accumulated": ("llama", {"recompute": "full", "gradient_accumulation_steps": 2}),
+    "all layers frozen": ("llama", {"frozen_layers": 2}),
+    "evaluated": ("llama", {"task": "evaluation", "eval_accumulation_steps": 3}),
+    "LoRA": ("llama", {"adapter": {"target_modules": ["all-linear"], "dropout": 0.1}}),
+    "DoRA": ("qwen2", {"adapter": {"use_dora": True}}),
+    "IA³": ("gpt2", {"adapter": {"kind": "ia3"}}),
+    "Liger's kernels": ("mistral", {"use_liger_kernel": True}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_classifiers_agree(case: str) -> None:
+    model_type, fields = CASES[case]
+    config = {"model_type": model_type, **SIZES[model_type]}
+    asked: dict[str, Any] = {"num_labels": 3, "micro_batch_size": 3, "sequence_length": 70} | fields
+    agree_exactly(Scenario(model=config, **asked), config)
+
+
+def test_a_config_that_names_the_head_is_that_model() -> None:
+    config: dict[str, Any] = {
+        "model_type": "gpt2",
+        **SIZES["gpt2"],
+        "architectures": ["GPT2ForSequenceClassification"],
+        "id2label": {"0": "a", "1": "b", "2": "c", "3": "d"},
+    }
+    agree_exactly(Scenario(model=config, sequence_length=40), config)
+
+
+def agree_exactly(scenario: Scenario, config: dict[str, Any]) -> None:
+    traced = trace(scenario, config)
+    agree(scenario, traced)
+    assert estimate(scenario).memory.peak_allocated_bytes == traced.memory["peak_allocated_bytes"]
