@@ -89,6 +89,16 @@ def test_held_out_cases_are_in_no_line_of_a_knob() -> None:
         "adapter": ["none"],
         "dropout": ["on"],
         "accumulation": ["1"],
+        "recompute_interval": ["1"],
+        "recompute_group_size": ["1"],
+        "recompute_offload": ["no"],
+        "max_grad_norm": ["none"],
+        "zero_grad_set_to_none": ["yes"],
+        "weight_ema": ["no"],
+        "frozen_layers": ["0"],
+        "loss": ["cross-entropy"],
+        "hold_outputs": ["no"],
+        "use_liger_kernel": ["no"],
     }
     assert all(cases == group[:1] for values in lines.values() for cases in values.values())
 
