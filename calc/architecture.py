@@ -1,8 +1,9 @@
 """What a model is made of, whoever wrote its configuration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from itertools import groupby
 
 
 class Wiring(StrEnum):
@@ -285,6 +286,15 @@ class Architecture:
     def with_frozen_layers(self, num_frozen: int) -> "Architecture":
         """The same with the first `num_frozen` layers' weights not trained."""
         return replace(self, layers=tuple(_frozen(self.layers, num_frozen))) if num_frozen else self
+
+    def with_adapted_layers(self, indices: Iterable[int] | None) -> "Architecture":
+        """The same with no layer trained but those of `indices`; none: all are."""
+        if indices is None:
+            return self
+        each = (layer for layer, count in self.layers for _ in range(count))
+        adapted = frozenset(indices)
+        marked = (replace(layer, frozen=index not in adapted) for index, layer in enumerate(each))
+        return replace(self, layers=tuple((layer, len(list(run))) for layer, run in groupby(marked)))
 
     def with_prefix(self, num_tokens: int) -> "Architecture":
         """The same with `num_tokens` keys and values before the text's in each layer."""

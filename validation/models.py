@@ -287,6 +287,7 @@ def lora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
         lora_dropout=adapter.dropout,
+        layers_to_transform=layers(adapter),
         use_dora=adapter.use_dora,
         **tuned_modules(adapter, model_type),
     )
@@ -298,6 +299,7 @@ def adalora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
         init_r=adapter.rank,
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
         lora_dropout=adapter.dropout,
+        layers_to_transform=layers(adapter),
         task_type="CAUSAL_LM",  # else PeftModel goes around AdaLoraModel.forward and its regularisation
         total_step=1,
         **tuned_modules(adapter, model_type),
@@ -345,6 +347,11 @@ PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {
     "p-tuning-v2": prefix_tuning,
     "prefix-tuning": prefix_tuning,
 }
+
+
+def layers(adapter: Adapter) -> list[int] | None:
+    """As PEFT takes them."""
+    return None if adapter.layers_to_transform is None else list(adapter.layers_to_transform)
 
 
 def targets(adapter: Adapter) -> list[str] | str | None:
