@@ -126,6 +126,16 @@ PARTIAL_ROTARY = Rotary(partial=True)
 PHI_ROTARY = Rotary(partial=True, parted_outside=True)
 
 
+class ResidualDropout(StrEnum):
+    """Where what is added to the residual stream is dropped."""
+
+    INSIDE = "inside"
+    """By attention and MLP themselves."""
+    WHERE_ADDED = "where added"
+    """By the layer, which goes on holding what it dropped of."""
+    MLP_ALONE = "MLP alone"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norms:
     """What a layer's norms are called, by their place; none where it has none."""
@@ -165,6 +175,9 @@ class LayerKind:
     """One projection for all three."""
     soft_capped: bool = False
     """Scores go through tanh, which no fused kernel does."""
+    residual_dropout: ResidualDropout = ResidualDropout.INSIDE
+    holds_results: bool = False
+    """Its frame holds the first norm's output and what attention and MLP gave until it returns."""
     residual_scaled: bool = False
     """What is added to the residual stream is multiplied by a number."""
     returns_weights: bool = False

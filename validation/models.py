@@ -104,14 +104,8 @@ ONLY = {
 CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
-    "attn_pdrop",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attention_dropout",
-    "dropout",
-    "hidden_dropout",
-    "resid_dropout",
-    "embed_dropout",
+    *("attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "resid_dropout", "embed_dropout"),
+    *(f"{part}_dropout" for part in ("attention", "hidden", "residual", "embedding")),
 )
 
 
