@@ -1,8 +1,9 @@
 """What a model is made of, whoever wrote its configuration."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
+from itertools import groupby
 
 
 class Wiring(StrEnum):
@@ -125,6 +126,16 @@ PARTIAL_ROTARY = Rotary(partial=True)
 PHI_ROTARY = Rotary(partial=True, parted_outside=True)
 
 
+class ResidualDropout(StrEnum):
+    """Where what is added to the residual stream is dropped."""
+
+    INSIDE = "inside"
+    """By attention and MLP themselves."""
+    WHERE_ADDED = "where added"
+    """By the layer, which goes on holding what it dropped of."""
+    MLP_ALONE = "MLP alone"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norms:
     """What a layer's norms are called, by their place; none where it has none."""
@@ -164,6 +175,9 @@ class LayerKind:
     """One projection for all three."""
     soft_capped: bool = False
     """Scores go through tanh, which no fused kernel does."""
+    residual_dropout: ResidualDropout = ResidualDropout.INSIDE
+    holds_results: bool = False
+    """Its frame holds the first norm's output and what attention and MLP gave until it returns."""
     residual_scaled: bool = False
     """What is added to the residual stream is multiplied by a number."""
     returns_weights: bool = False
@@ -285,6 +299,15 @@ class Architecture:
     def with_frozen_layers(self, num_frozen: int) -> "Architecture":
         """The same with the first `num_frozen` layers' weights not trained."""
         return replace(self, layers=tuple(_frozen(self.layers, num_frozen))) if num_frozen else self
+
+    def with_adapted_layers(self, indices: Iterable[int] | None) -> "Architecture":
+        """The same with no layer trained but those of `indices`; none: all are."""
+        if indices is None:
+            return self
+        each = (layer for layer, count in self.layers for _ in range(count))
+        adapted = frozenset(indices)
+        marked = (replace(layer, frozen=index not in adapted) for index, layer in enumerate(each))
+        return replace(self, layers=tuple((layer, len(list(run))) for layer, run in groupby(marked)))
 
     def with_prefix(self, num_tokens: int) -> "Architecture":
         """The same with `num_tokens` keys and values before the text's in each layer."""

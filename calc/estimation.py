@@ -203,6 +203,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
     The `scenario` of the answer names the model by its type alone.
     """
     architecture = architecture.with_prefix(num_prefix_tokens(plan.adapter))
+    architecture = architecture.with_adapted_layers(plan.adapter.layers_to_transform if plan.adapter else None)
     scenario = Scenario(
         model={"model_type": architecture.model_type},
         gpu=gpu.name if gpu else None,

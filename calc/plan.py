@@ -15,6 +15,7 @@ from .operators import Numerics
 from .recipes import RECIPES, Recipe
 from .scenario import (
     ADAPTER_FIELDS,
+    ALL_LINEAR,
     PREFIXED,
     QUANTISED,
     Adapter,
@@ -132,7 +133,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         check_classification(scenario)
     if scenario.dropout is not None:
         architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))
-    architecture = _with_prefix(scenario, architecture)
+    architecture = _with_adapted_layers(scenario, _with_prefix(scenario, architecture))
     workload = Workload(
         micro_batch_size=scenario.micro_batch_size,
         sequence_length=_sequence_length(scenario, architecture),
@@ -266,6 +267,23 @@ def _with_prefix(scenario: Scenario, architecture: Architecture) -> Architecture
     return architecture.with_prefix(length)
 
 
+def _with_adapted_layers(scenario: Scenario, architecture: Architecture) -> Architecture:
+    """`architecture` with the layers marked that the adapter leaves as they are."""
+    adapter = scenario.adapter
+    indices = adapter.layers_to_transform if adapter else None
+    if adapter is None or indices is None:
+        return architecture
+    if max(indices) >= architecture.num_layers:
+        problem = f"should be numbers of layers, from 0 to {architecture.num_layers - 1}"
+    elif adapter.target_modules and ALL_LINEAR in adapter.target_modules:
+        problem = "should be none with target_modules = all-linear: PEFT takes it with a list of names only"
+    elif adapter.modules_to_save:
+        problem = "is not supported yet with modules_to_save"
+    else:
+        return architecture.with_adapted_layers(indices)
+    raise ConfigError("adapter.layers_to_transform", list(indices), problem)
+
+
 def _refuse_unread_fields(adapter: Adapter) -> None:
     kind = adapter.kind
     for name, field in Adapter.model_fields.items():
@@ -329,7 +347,7 @@ def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture)
     longest = min(architecture.num_layers, MOST_LAYERS_IN_A_ROW)
     if count > longest:
         raise ConfigError(field, count, f"should be at most {longest}")
-    if len({replace(layer, sliding_window=None) for layer, _ in architecture.layers}) > 1:
+    if len({replace(layer, sliding_window=None, frozen=False) for layer, _ in architecture.layers}) > 1:
         raise ConfigError(field, count, "is not supported yet for a model whose layers differ in size")
     one_mask = len({layer.sliding_window for layer, _ in architecture.layers}) == 1
     if field == "recompute_group_size" and not one_mask:

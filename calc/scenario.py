@@ -19,6 +19,7 @@ from .errors import ConfigError
 
 LARGEST_SIZE = 10**9
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIZE)]
+LayerIndex = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)]
 PositiveNumber = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 
@@ -122,6 +123,14 @@ def _listed(names: object) -> object:
     return (names,) if isinstance(names, str) else names
 
 
+def _numbers(layers: object) -> object:
+    """PEFT takes one layer without its list; an address writes them as text."""
+    listed = (layers,) if isinstance(layers, int | str) else layers
+    if not isinstance(listed, list | tuple):
+        return layers
+    return tuple(int(each) if isinstance(each, str) and each.isdecimal() else each for each in listed)
+
+
 PROMPTED = frozenset({AdapterKind.PROMPT_TUNING, AdapterKind.P_TUNING})
 """Their virtual tokens stand before the text."""
 
@@ -131,7 +140,9 @@ PREFIXED = frozenset({AdapterKind.PREFIX_TUNING, AdapterKind.P_TUNING_V2})
 QUANTISED = frozenset({AdapterKind.QLORA})
 """Their base's weights are in 4 bits."""
 
-LORA_FIELDS = frozenset({"rank", "alpha", "dropout", "target_modules", "modules_to_save", "dtype"})
+LORA_FIELDS = frozenset(
+    {"rank", "alpha", "dropout", "target_modules", "layers_to_transform", "modules_to_save", "dtype"}
+)
 ADAPTER_FIELDS = {
     AdapterKind.LORA: LORA_FIELDS | {"use_dora"},
     AdapterKind.ADALORA: LORA_FIELDS,
@@ -158,6 +169,8 @@ class Adapter(Question):
     """Dropout on the branch's input."""
     target_modules: Annotated[tuple[str, ...], Field(min_length=1), BeforeValidator(_listed)] | None = None
     """Names of the adapted linear modules, or all-linear; none = PEFT's default for the family."""
+    layers_to_transform: Annotated[tuple[LayerIndex, ...], Field(min_length=1), BeforeValidator(_numbers)] | None = None
+    """Numbers of the layers, from 0, whose target modules are adapted; none = all."""
     feedforward_modules: Annotated[tuple[str, ...], BeforeValidator(_listed)] | None = None
     """IA³: those of the target modules whose input is scaled instead of their output; none = PEFT's default for the
     family, or, with target modules of one's own, no module."""
@@ -299,7 +312,8 @@ def scenario_from_strings(items: Iterable[tuple[str, str]]) -> Scenario:
     return Scenario(**fields)
 
 
-NAME_LISTS = frozenset(f"adapter.{name}" for name in ("target_modules", "feedforward_modules", "modules_to_save"))
+LISTS = ("target_modules", "layers_to_transform", "feedforward_modules", "modules_to_save")
+NAME_LISTS = frozenset(f"adapter.{name}" for name in LISTS)
 TEXT_FIELDS = frozenset({"gpu", "model", "weight_dtype", "kv_cache_dtype"})
 
 

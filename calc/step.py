@@ -209,8 +209,13 @@ def _units(facts: StepFacts) -> list[Unit]:
     embedding, last = _ends(facts.model, numerics, facts.plan.numerics, layers[final_layer].returned)
     if facts.adapter is not None:
         check_modules([embedding, *layers.values(), last], facts.adapter)
-        embedding, last = (_adapted(section, facts.adapter, facts.plan.numerics) for section in (embedding, last))
-        layers = {layer: _adapted(section, facts.adapter, facts.plan.numerics) for layer, section in layers.items()}
+        without = facts.adapter.without_targets
+        of_ends = without if facts.adapter.some_layers else facts.adapter
+        embedding, last = (_adapted(section, of_ends, facts.plan.numerics) for section in (embedding, last))
+        layers = {
+            layer: _adapted(section, without if layer.frozen else facts.adapter, facts.plan.numerics)
+            for layer, section in layers.items()
+        }
     if facts.plan.task is Task.EVALUATION:
         embedding, last = _evaluated(embedding), _evaluated(last)
         layers = {layer: _evaluated(section) for layer, section in layers.items()}

@@ -44,7 +44,12 @@ NUMBERS = frozenset(
     | {"dropout", "adapter.rank", "adapter.dropout", "adapter.num_virtual_tokens", "adapter.encoder_hidden_size"}
 )
 
-NAMES = ("adapter.target_modules", "adapter.feedforward_modules", "adapter.modules_to_save")
+NAMES = (
+    "adapter.target_modules",
+    "adapter.layers_to_transform",
+    "adapter.feedforward_modules",
+    "adapter.modules_to_save",
+)
 """Lists of modules' names."""
 
 STOPS = {

@@ -104,14 +104,8 @@ ONLY = {
 CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
-    "attn_pdrop",
-    "resid_pdrop",
-    "embd_pdrop",
-    "attention_dropout",
-    "dropout",
-    "hidden_dropout",
-    "resid_dropout",
-    "embed_dropout",
+    *("attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "resid_dropout", "embed_dropout"),
+    *(f"{part}_dropout" for part in ("attention", "hidden", "residual", "embedding")),
 )
 
 
@@ -287,6 +281,7 @@ def lora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
         r=adapter.rank,
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
         lora_dropout=adapter.dropout,
+        layers_to_transform=layers(adapter),
         use_dora=adapter.use_dora,
         **tuned_modules(adapter, model_type),
     )
@@ -298,6 +293,7 @@ def adalora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
         init_r=adapter.rank,
         lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
         lora_dropout=adapter.dropout,
+        layers_to_transform=layers(adapter),
         task_type="CAUSAL_LM",  # else PeftModel goes around AdaLoraModel.forward and its regularisation
         total_step=1,
         **tuned_modules(adapter, model_type),
@@ -345,6 +341,11 @@ PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {
     "p-tuning-v2": prefix_tuning,
     "prefix-tuning": prefix_tuning,
 }
+
+
+def layers(adapter: Adapter) -> list[int] | None:
+    """As PEFT takes them."""
+    return None if adapter.layers_to_transform is None else list(adapter.layers_to_transform)
 
 
 def targets(adapter: Adapter) -> list[str] | str | None:

@@ -1,7 +1,7 @@
 """What of an adapter decides which rows a step has, and PEFT's defaults (peft 0.21.2)."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calc.architecture import Architecture, Wiring
 from calc.classification import SCORE
@@ -80,9 +80,16 @@ class AdapterFacts:
     """The base weights have a gradient in DoRA's norms, which is not used."""
     dtype: DType
     double_quantisation: bool
+    some_layers: bool
+    """Not all layers' target modules are adapted, and none outside of layers."""
     prefix_projection: bool
     num_prefixed_layers: int
     """Of prefix tuning, whose cache has a part for each layer; else 0."""
+
+    @property
+    def without_targets(self) -> "AdapterFacts":
+        """Of a part of the model that is not adapted."""
+        return replace(self, target_modules=())
 
     @property
     def keeps_types(self) -> bool:
@@ -126,6 +133,7 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
         dora_differentiates_weights=turns_parameters,
         dtype=dtype,
         double_quantisation=adapter.bnb_4bit_use_double_quant,
+        some_layers=adapter.layers_to_transform is not None,
         prefix_projection=adapter.prefix_projection,
         num_prefixed_layers=architecture.num_layers if adapter.kind in PREFIXED else 0,
     )

@@ -1,6 +1,6 @@
 """Llama's embeddings and layer, and what differs from them by facts (transformers 5.23.0)."""
 
-from calc.architecture import EmbeddingScale, Mixture, QueryKeyNorm
+from calc.architecture import EmbeddingScale, Mixture, QueryKeyNorm, ResidualDropout
 from calc.attention import HEADS, KEY_VALUE_HEADS
 from calc.ledger import Component, Gradient, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
@@ -8,12 +8,13 @@ from calc.liger import liger_rotary
 from calc.norms import norm_of
 from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
 from calc.prefix import with_prefixes
-from calc.primitives import add, dropout, frame, like, scale, view
+from calc.primitives import add, dropout, frame, like, part, scale, view
 from calc.rotary import Pair, rotary_tables, tables_row, turned
 
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 from .mlp import mlp
+from .parts import dropped
 from .positions import made_tables
 
 
@@ -79,13 +80,13 @@ def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         *stamped(attending, Component.ATTENTION, "self_attn"),
         frame(normed),
         *norm_2,
-        *_added(x, attended_normed, middle, facts),
+        *_added(x, attended_normed, middle, facts, drops=_drops(facts, ResidualDropout.WHERE_ADDED)),
         *norm_3,
         *stamped(mlp_rows, Component.MLP, "mlp"),
         frame(normed_2),
         *norm_4,
-        *_added(middle, down_normed, output, facts),
-        frame(x, middle, *held),
+        *_added(middle, down_normed, output, facts, drops=_drops(facts, *DROPPED_AFTER_MLP)),
+        frame(x, middle, *held, *((normed, attended, down) if facts.kind.holds_results else ())),
     ]
     layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=_modules(facts))
     return with_cache(layer, facts.core, numerics)
@@ -97,10 +98,11 @@ def _parallel_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     norm, normed = _norm(facts.kind.norms.before_attention, x, facts, numerics)
     attending, attended, held = _llama_attention(normed, facts, numerics)
     mlp_rows, down = mlp(normed, facts, numerics)
+    drop, down = dropped(down, "mlp output after dropout", on=_drops(facts, *DROPPED_AFTER_MLP))
     rows = [
         *norm,
         *stamped(attending, Component.ATTENTION, "self_attn"),
-        *stamped(mlp_rows, Component.MLP, "mlp"),
+        *stamped([*mlp_rows, *drop], Component.MLP, "mlp"),
         add(x, attended, middle),
         add(middle, down, output),
         frame(x, normed, attended, down, *held),
@@ -122,12 +124,22 @@ def _norm(name: str | None, x: Tensor, facts: LayerFacts, numerics: Numerics) ->
     return norm_of(facts.kind.norm, liger=facts.liger)(name, x, f"{name} output", ("H",), numerics)
 
 
-def _added(residual: Tensor, x: Tensor, out: Tensor, facts: LayerFacts) -> list[Row]:
-    """`x` added to the residual stream."""
-    if not facts.kind.residual_scaled:
-        return [add(residual, x, out)]
-    scaled = like(x, f"{x.name}, scaled")
-    return [scale(x, scaled), add(residual, scaled, out), frame(x)]
+DROPPED_AFTER_MLP = (ResidualDropout.WHERE_ADDED, ResidualDropout.MLP_ALONE)
+
+
+def _drops(facts: LayerFacts, *places: ResidualDropout) -> bool:
+    """Whether the layer's dropout is in one of `places`."""
+    return facts.residual_dropout and facts.kind.residual_dropout in places
+
+
+def _added(residual: Tensor, x: Tensor, out: Tensor, facts: LayerFacts, *, drops: bool) -> list[Row]:
+    """`x` added to the residual stream, dropped or scaled before."""
+    rows, given = dropped(x, f"{x.name} after dropout", on=drops)
+    if facts.kind.residual_scaled:
+        given = like(x, f"{x.name}, scaled")
+        rows = [scale(x, given)]
+    held = () if facts.kind.residual_dropout is ResidualDropout.MLP_ALONE else (x,)
+    return [*rows, add(residual, given, out), frame(*held)]
 
 
 def _modules(facts: LayerFacts) -> tuple[str, ...]:
@@ -159,9 +171,9 @@ def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[
         *turning,
         *core_rows,
         *linear("self_attn.o_proj", out, projected, ("N", "D"), ("H",), numerics, bias=facts.kind.output_bias),
-        frame(turned_q, turned_k, v, *parts),
     ]
-    return rows, projected, held
+    drop, result = dropped(projected, "attention output after dropout", on=_drops(facts, ResidualDropout.INSIDE))
+    return [*rows, *drop, frame(turned_q, turned_k, v, *parts)], result, held
 
 
 def _with_positions(
@@ -178,9 +190,31 @@ def _with_positions(
     return turned(q, k, made, rotary)
 
 
+def _fused_projection(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], list[Tensor]]:
+    """Phi3Attention's qkv_proj: q, k and v are slices of one tensor."""
+    core = facts.core
+    fused = Tensor("qkv", ("B", "S", "N+2K", "D"), numerics.linear)
+    rows = linear("self_attn.qkv_proj", x, fused, ("H",), ("N+2K", "D"), numerics)
+    heads: list[Tensor] = []
+    viewing: list[Row] = []
+    for name, shape, one_head in (
+        ("q", HEADS, core.one_head),
+        ("k", KEY_VALUE_HEADS, core.one_key_value_head),
+        ("v", KEY_VALUE_HEADS, core.one_key_value_head),
+    ):
+        flat, head = Tensor(f"{name} part", shape, numerics.linear), Tensor(name, shape, numerics.linear)
+        copies = core.copies_gradient_by_token(one_head=one_head) if name == "v" else not one_head
+        rows.append(part(fused, (flat,)))
+        viewing.append(view(flat, head, copies_gradient=copies))
+        heads.append(head)
+    return [*rows, *viewing], heads
+
+
 def _projections(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], list[Tensor]]:
     """q, k and v by head."""
     core, kind = facts.core, facts.kind
+    if kind.fused_query_key_value:
+        return _fused_projection(x, facts, numerics)
     rows: list[Row] = []
     heads: list[Tensor] = []
     for name, shape, one_head in (

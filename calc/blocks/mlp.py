@@ -8,6 +8,7 @@ from calc.primitives import frame, multiply, part
 
 from .experts import experts
 from .facts import LayerFacts
+from .parts import dropped
 
 
 def mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -74,7 +75,8 @@ def _plain(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row],
         *act,
         *linear("mlp.c_proj", activated, down, ("F",), ("H",), numerics, bias=bias),
     ]
-    return rows, down
+    drop, result = dropped(down, "mlp output after dropout", on=facts.residual_dropout)
+    return [*rows, *drop], result
 
 
 MLPS = {Mlp.GATED: _gated, Mlp.GATED_FUSED: _gated_fused, Mlp.PLAIN: _plain}

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from calc.architecture import Architecture
 
-from . import bloom, gemma, gpt, gpt_neo, gpt_neox, gptj, llama, mixtures, mpt, opt, phi
+from . import bloom, gemma, gpt, gpt_neo, gpt_neox, gptj, llama, llama_kin, mixtures, mpt, opt, phi
 from .fields import Fields
 
 FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
@@ -32,4 +32,17 @@ FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "qwen2_moe": mixtures.qwen2_moe,
     "qwen3": llama.qwen3,
     "qwen3_moe": mixtures.qwen3_moe,
+    "phi3": llama_kin.phi3,
+    "smollm3": llama_kin.smollm3,
+    "olmo": llama_kin.olmo,
+    "olmo2": llama_kin.olmo2,
+    "granite": llama_kin.granite,
+    "cohere": llama_kin.cohere,
+    "cohere2": llama_kin.cohere2,
+    "starcoder2": llama_kin.starcoder2,
+    "stablelm": llama_kin.stablelm,
+    "glm": llama_kin.glm,
+    "glm4": llama_kin.glm4,
+    "exaone4": llama_kin.exaone4,
+    "ernie4_5": llama_kin.ernie4_5,
 }

@@ -39,6 +39,15 @@ class Fields:
         value = self._config.get(name, default)
         return None if value is None else _whole_number(name, value, smallest=1)
 
+    def flags(self, name: str, num_layers: int) -> list[bool] | None:
+        """A 0 or 1 for each layer, or none where the list is left out."""
+        value = self._config.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, list) or len(value) != num_layers or any(each not in (0, 1) for each in value):
+            raise ConfigError(f"model.{name}", value, f"should list {num_layers} of 0 and 1")
+        return [bool(each) for each in value]
+
     def is_given(self, name: str, *, default: bool) -> bool:
         """Whether a number switches a feature on: null switches it off, left out it is as by `default`."""
         if name not in self._config:

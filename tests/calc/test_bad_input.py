@@ -85,6 +85,7 @@ OTHER_ADAPTER = {
     "alpha": 1.0,
     "dropout": 0.5,
     "target_modules": ("c_fc",),
+    "layers_to_transform": (0,),
     "feedforward_modules": ("c_attn",),
     "modules_to_save": ("ln_f",),
     "use_dora": True,

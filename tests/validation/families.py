@@ -96,6 +96,22 @@ FAMILIES: dict[str, Family] = {
     "gemma2": Family(own=GEMMA2, drawn={"attention_bias": FLAG}),
     "gemma3_text": Family(own=GEMMA2 | {"sliding_window_pattern": 2}, drawn={"attention_bias": FLAG}),
     "qwen3": Family(own=QWEN | {"head_dim": 24}, drawn={"attention_bias": FLAG}),
+    "phi3": Family(
+        own={"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}},
+        lora_targets=("qkv_proj", "down_proj"),
+    ),
+    "smollm3": Family(own={"no_rope_layer_interval": 2}, drawn={"attention_bias": FLAG, "mlp_bias": FLAG}),
+    "olmo": Family(drawn={"attention_bias": FLAG}),
+    "olmo2": Family(drawn={"attention_bias": FLAG}),
+    "granite": Family(drawn={"attention_bias": FLAG, "mlp_bias": FLAG}),
+    "cohere": Family(drawn={"attention_bias": FLAG}),
+    "cohere2": Family(own={"sliding_window": 16, "sliding_window_pattern": 2}, drawn={"attention_bias": FLAG}),
+    "starcoder2": Family(drawn={"use_bias": FLAG, "sliding_window": (None, 16)}, lora_targets=("q_proj", "c_proj")),
+    "stablelm": Family(own={"partial_rotary_factor": 0.5}, drawn={"use_qkv_bias": FLAG, "use_parallel_residual": FLAG}),
+    "glm": Family(own={"head_dim": 24}, drawn={"attention_bias": FLAG}),
+    "glm4": Family(own={"head_dim": 24}, drawn={"attention_bias": FLAG}),
+    "exaone4": Family(own={"sliding_window": 16, "sliding_window_pattern": 2}),
+    "ernie4_5": Family(own={"head_dim": 24}, drawn={"use_bias": FLAG}),
 }
 
 

@@ -187,7 +187,8 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     is_quantised = adapter is not None and adapter.kind in QUANTISED
     loss = draw(st.sampled_from(Loss) if few_chunks else st.just(Loss.CROSS_ENTROPY))
     classifies = loss is Loss.CROSS_ENTROPY and adapter is None and model_type in CLASSIFIERS
-    evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY and not is_prefixed else {}
+    only_trained = is_prefixed or (adapter is not None and adapter.kind is AdapterKind.ADALORA)
+    evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY and not only_trained else {}
     return Scenario(
         model=config,
         micro_batch_size=draw(st.integers(1, 5)),
