@@ -67,7 +67,7 @@ class _Builder:
     written: set[Tensor] = field(init=False)
     local: set[Tensor] = field(init=False)
     """Storages this section allocates and frees."""
-    saved: list[set[Tensor]] = field(init=False)
+    saved: list[list[Tensor]] = field(init=False)
     """Per row the storages its node keeps, the model's own left out."""
     saving: list[int] = field(init=False)
     """Rows inside the region whose nodes keep anything, parameters included."""
@@ -98,7 +98,9 @@ class _Builder:
             self.local.add(section.input)
         self.local.discard(self._storage(section.output))
         keeping = [saved_for_backward(row, self.required) for row in section.rows]
-        self.saved = [{self._storage(each) for each in kept if each.kind not in OWNED} for kept in keeping]
+        self.saved = [
+            list(dict.fromkeys(self._storage(each) for each in kept if each.kind not in OWNED)) for kept in keeping
+        ]
         self.saving = [index for index in self._inside() if keeping[index]]
         self.inputs = self._region_inputs()
         self.needed = self._needed()
@@ -205,7 +207,7 @@ class _Builder:
         if not self.saving:
             return None
         last = self.saving[-1]
-        saves_own_output = not self.saved[last].isdisjoint(rows[last].writes)
+        saves_own_output = not set(self.saved[last]).isdisjoint(rows[last].writes)
         return rows[inside.start : last + saves_own_output]
 
     # ---- Forward
@@ -217,7 +219,7 @@ class _Builder:
             if index not in inside:
                 needed.update(dict.fromkeys(self.saved[index], index))
         if self.saving:
-            for tensor in self.inputs - self._offloaded():
+            for tensor in sorted(self.inputs - self._offloaded(), key=_name):
                 needed[tensor] = min(self.saving[0], needed.get(tensor, self.saving[0]))
         return needed
 
@@ -231,7 +233,7 @@ class _Builder:
         inside, region = self._inside(), self.section.region
         for index, row in enumerate(self.section.rows):
             if index not in inside:
-                seen |= self.saved[index].union(row.graph)
+                seen.update(self.saved[index], row.graph)
                 seen.update(each for each in saved_for_backward(row, self.required) if each.kind is Kind.BUFFERS)
                 seen.update(self._made(row) if row.hooks_see_gradients else ())
         if region and not region.offloaded:  # else hooks nearer to it see its tensors
@@ -293,7 +295,7 @@ class _Builder:
         outside = self.inputs - offloaded
         wanted: dict[Tensor, int] = {}
         for index in reversed(self.saving):
-            wanted.update(dict.fromkeys(self.saved[index] - outside, index))
+            wanted.update((tensor, index) for tensor in self.saved[index] if tensor not in outside)
         cached = _cached(again)
         left = self.section.rows[self._inside().start + len(again) : self._inside().stop]
         unread = {self._storage(tensor) for row in left for tensor in (*row.reads, *row.graph)}
