@@ -301,7 +301,9 @@ def print_models(models: Sequence[ListedModel]) -> None:
         )
         for model in models
     )
-    Console(highlight=False).print(_table(f"{len(models)} models", columns, rows))
+    table = _table(f"{len(models)} models", columns, rows)
+    table.padding = (0, 1, 0, 0)  # so that the longest names fit into 80 columns
+    Console(highlight=False).print(table)
 
 
 def print_gpus(gpus: Sequence[Gpu]) -> None:

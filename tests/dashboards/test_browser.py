@@ -52,7 +52,7 @@ def test_a_reload_and_a_link_restore_everything(page):
     page.fill("#sequence_length", "1000")
     page.select_option("[name='adapter.kind']", "lora")
     page.fill("[name='adapter.rank']", "32")
-    expect(page.locator(".current th")).to_have_text("LoRA rank 32, full recompute")
+    expect(page.locator("#advice .current th")).to_have_text("LoRA rank 32, full recompute")
     shown, address = verdict(page).inner_text(), page.url
     assert "adapter.rank=32" in address
     for restore in (page.reload, lambda: page.goto(address)):
@@ -128,7 +128,7 @@ def test_advice_is_one_click(page):
     answered(page, r"Fits\.")
     expect(page.locator("[name='adapter.rank']")).to_be_visible()
     assert "adapter.kind=lora" in page.url
-    expect(page.locator(".current")).to_have_count(1)
+    expect(page.locator("#advice .current")).to_have_count(1)
 
 
 def test_a_change_changes_what_would_help(page):
