@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import calc
+from calc.families import FAMILIES
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -80,5 +81,11 @@ def test_the_changelog_has_an_entry_for_the_version() -> None:
 
 def test_the_readme_counts_the_catalogue() -> None:
     readme = (ROOT / "README.md").read_text()
-    assert f"({len(calc.models())} in the catalogue" in readme
+    assert f"({len(calc.models())} of them in the catalogue" in readme
     assert f"{len(calc.gpus())} GPUs" in readme
+
+
+def test_the_readme_names_every_family() -> None:
+    section = (ROOT / "README.md").read_text().split("## What it knows")[1].split("[Adding one]")[0]
+    assert re.findall(r"`(\w+)`", section) == sorted(FAMILIES)
+    assert f"Models of {len(FAMILIES)} families" in section
