@@ -58,8 +58,6 @@ class QueryKeyNorm(StrEnum):
     """Each head by itself, one weight for all."""
     PROJECTION = "projection"
     """All heads together, before they are parted."""
-    WEIGHTED_HEAD = "weighted head"
-    """Each head by itself with a weight of its own, before they are laid out by head."""
 
 
 class Mlp(StrEnum):

@@ -56,7 +56,7 @@ MEGATRON_TARGETS = ("query_key_value",)
 
 CONVERTED_TARGETS = {
     "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
-    "qwen3_moe": frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+    **dict.fromkeys(("olmoe", "qwen3_moe"), frozenset({"gate", "gate_proj", "up_proj", "down_proj"})),
 }
 """Names by which PEFT adapts the tensors of experts and router (_MOE_TARGET_MODULE_MAPPING in
 peft/utils/transformers_weight_conversion.py); all-linear names them too."""

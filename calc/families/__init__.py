@@ -36,6 +36,7 @@ FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
     "smollm3": llama_kin.smollm3,
     "olmo": llama_kin.olmo,
     "olmo2": llama_kin.olmo2,
+    "olmoe": mixtures.olmoe,
     "granite": llama_kin.granite,
     "cohere": llama_kin.cohere,
     "cohere2": llama_kin.cohere2,

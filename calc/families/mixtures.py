@@ -100,6 +100,28 @@ def qwen3_moe(fields: Fields) -> Architecture:
     )
 
 
+def olmoe(fields: Fields) -> Architecture:
+    """OlmoeForCausalLM: q and k normalised over all heads together."""
+    fields.refuse("clip_qkv", "clamped queries and keys are not supported yet")
+    bias = fields.flag("attention_bias", default=False)
+    mixture = Mixture(normalises_weights=fields.flag("norm_topk_prob", default=False))
+    experts = Experts(num_experts=64, num_experts_per_tok=8)
+    return llama_like(
+        fields,
+        "olmoe",
+        Defaults(
+            vocab_size=50304,
+            hidden_size=2048,
+            intermediate_size=2048,
+            num_hidden_layers=16,
+            num_attention_heads=16,
+            max_position_embeddings=4096,
+        ),
+        layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, query_key_norm=QueryKeyNorm.PROJECTION),
+        pattern=lambda layer, num_layers: ((_mixed(fields, layer, mixture, experts), num_layers),),
+    )
+
+
 def _sparse(fields: Fields, dense: Layer, mixed: Layer, num_layers: int) -> Iterator[Layer]:
     """Every `decoder_sparse_step`-th layer is `mixed`, but for those that `mlp_only_layers` lists."""
     step = fields.size("decoder_sparse_step", default=1)

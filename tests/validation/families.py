@@ -87,6 +87,12 @@ FAMILIES: dict[str, Family] = {
         drawn={"num_local_experts": (2, 5), "sliding_window": (None, 16)},
         lora_targets=ATTENTION,
     ),
+    "olmoe": Family(
+        width_multiple=8,
+        own={"num_experts": 4, "num_experts_per_tok": 2},
+        drawn={"norm_topk_prob": FLAG, "num_experts": (3, 5)},
+        lora_targets=ATTENTION,
+    ),
     "qwen2_moe": Family(
         own=QWEN_EXPERTS | {"shared_expert_intermediate_size": 56}, drawn=QWEN_DRAWN, lora_targets=ATTENTION
     ),
