@@ -33,7 +33,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         raise ConfigError(
             "model.model_type",
             model_type,
-            f"{hint}supported types: {', '.join(FAMILIES)}; docs/families.md shows how to add one",
+            f"{hint}README.md lists the {len(FAMILIES)} supported types, docs/families.md shows how to add one",
         )
     heads = config.get("architectures")
     if heads is not None and not (isinstance(heads, list) and all(isinstance(head, str) for head in heads)):

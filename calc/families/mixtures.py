@@ -69,9 +69,9 @@ def qwen2_moe(fields: Fields) -> Architecture:
 
 def _windows(fields: Fields, num_layers: int) -> list[int | None]:
     """Of each layer: every second of the first `max_window_layers` slides, unless `layer_types` says which do."""
-    window = fields.optional_size("sliding_window", default=4096)
     if not fields.flag("use_sliding_window", default=False):
-        return [None] * num_layers
+        return [None] * num_layers  # saved files then say sliding_window = 0
+    window = fields.optional_size("sliding_window", default=4096)
     last = fields.size("max_window_layers", default=28, smallest=0)
     slides = fields.layer_types(num_layers) or [index % 2 == 0 and index < last for index in range(num_layers)]
     return [window if each else None for each in slides]

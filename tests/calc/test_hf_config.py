@@ -295,8 +295,8 @@ def test_the_language_model_head(heads: Any) -> None:
 def test_unknown_model_types(model_type: Any, hint: str) -> None:
     refusal = refused(model_type=model_type)
     assert refusal.field == "model.model_type"
-    assert refusal.expected.startswith(hint or "supported types: ")
-    assert f"supported types: {', '.join(FAMILIES)}; docs/families.md" in refusal.expected
+    assert refusal.expected.startswith(hint or "README.md lists")
+    assert f"the {len(FAMILIES)} supported types, docs/families.md" in refusal.expected
 
 
 def test_a_config_without_a_type() -> None:

@@ -409,7 +409,6 @@ def test_gpt2_124m(dropout: float | None, forward_gib: float, backward_gib: floa
         ("optimizer", {"optimizer": "paged-adamw-8bit"}),
         ("implementation", {"implementation": "megatron"}),
         ("parallel", {"parallel": {"tensor": 2}}),
-        ("adapter.kind", {"adapter": {"kind": "adalora"}}),
     ],
 )
 def test_what_cannot_be_traced_is_refused_by_name(field: str, fields: dict[str, Any]) -> None:
