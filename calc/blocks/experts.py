@@ -165,11 +165,8 @@ def _products(x: Tensor, ends: Tensor, facts: LayerFacts, numerics: Numerics) ->
     gate, up, product = (Tensor(name, (*CHOSEN, "F"), numerics.weights) for name in ("gate", "up", "gated"))
     act, activated = activation(facts.kind.activation, gate, "activation output", numerics)
     down = Tensor("down_proj output", (*CHOSEN, "H"), numerics.weights)
-    weights = (
-        parameter(f"{EXPERTS}.{name}", shape, numerics)
-        for name, shape in (("gate_up_proj", ("X", 2, "F", "H")), ("down_proj", ("X", "H", "F")))
-    )
-    gate_up_weight, down_weight = weights
+    gate_up_weight = parameter(f"{EXPERTS}.gate_up_proj", ("X", 2, "F", "H"), numerics)
+    down_weight = parameter(f"{EXPERTS}.down_proj", ("X", "H", "F"), numerics)
     rows = [
         _grouped(x, gate_up_weight, ends, both, Product((), CHOSEN, (2, "F"), ("H",))),
         part(both, (gate, up)),
