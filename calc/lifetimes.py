@@ -349,11 +349,16 @@ class _Builder:
 
     def _pass_on(self, storage: _Storage, gradient: Tensor) -> None:
         """Others know a gradient by one name, whatever buffer a kernel wrote it to: the part before that of its output,
-        the optimizer that of a parameter."""
+        the optimizer that of a parameter. One that forward made changes its name here."""
         made = storage.tensor
-        if made not in (gradient, gradient_of(self.section.output)):
+        if made in (gradient, gradient_of(self.section.output)):
+            return
+        if (made, True) in self.events:
             self.events = [(gradient if tensor == made else tensor, allocated) for tensor, allocated in self.events]
-            storage.tensor = gradient
+        else:
+            self._free([made])
+            self._allocate([gradient])
+        storage.tensor = gradient
 
     def _node(self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool) -> None:
         """Run one autograd node."""

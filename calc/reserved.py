@@ -166,14 +166,15 @@ def _nbytes(tensor: Tensor, sizes: Sizes) -> int:
 def _first_product(program: Program, parts: Iterable[Part]) -> int | None:
     """How many events of `program` come before its first matrix product runs; None where it has none.
 
-    The last of them allocates the product's result; then cuBLAS is called, and makes its workspace.
+    The last of them allocates the product's result; then cuBLAS is called, and makes its workspace. A result that is
+    written into another storage is passed over.
     """
     for part in parts:
         if program in (part.forward, part.backward, part.backward_later):
             results = _results_of_forward(part) if program is part.forward else _results_of_backward(part)
-            if (result := next(results, None)) is not None:
-                events = zip(program.tensors, program.steps, strict=True)
-                return [sign > 0 and tensor.name == result for tensor, sign in events].index(True) + 1
+            events = enumerate(zip(program.tensors, program.steps, strict=True), 1)
+            places = {tensor.name: number for number, (tensor, sign) in reversed(list(events)) if sign > 0}
+            return next((places[result] for result in results if result in places), None)
     return None
 
 
@@ -186,5 +187,5 @@ def _results_of_backward(part: Part) -> Iterator[str]:
     last, _ = part.pieces[-1]
     for row in reversed(last.section.rows):
         for gradient in row.gradients:
-            if gradient.products and gradient.of in last.life.required:
+            if gradient.products and not gradient.in_forward and gradient.of in last.life.required:
                 yield (gradient.unreduced or gradient_of(gradient.of)).name

@@ -10,7 +10,7 @@ from calc import ConfigError, Scenario, estimate
 from calc.allocator import Allocator, Block
 from calc.memory import StepMemory
 from calc.reserved import Reserved, _Process, reserved
-from calc.scenario import Attention, Optimizer, Precision, Recompute
+from calc.scenario import Attention, Loss, Optimizer, Precision, Recompute
 
 MIB = 2**20
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 3, "vocab_size": 96, "n_positions": 4096}
@@ -203,15 +203,26 @@ def test_a_workspace_is_made_once_when_the_first_product_has_its_result(name: st
     assert sizes.count(workspace) == 1
 
 
+@pytest.mark.parametrize("loss", Loss)
 @pytest.mark.parametrize("recompute", ["none", "full"])
-def test_gradients_written_in_place_are_found_by_the_part_before(recompute: str) -> None:
-    """Liger's RMSNorm writes its input's gradient into its output's."""
+def test_gradients_written_in_place_are_found_by_the_part_before(recompute: str, loss: Loss) -> None:
+    """Liger's RMSNorm writes its input's gradient into its output's, which some losses make in forward."""
     fields: dict[str, Any] = {"model": LIGER, "sequence_length": 64, "use_liger_kernel": True, "recompute": recompute}
-    memory = estimate(Scenario(**fields)).memory
+    memory = estimate(Scenario(**fields, loss=loss, gpu="rtx-4090")).memory
     simulated = memory.reserved
     assert simulated is not None
     assert simulated.peak_allocated_bytes >= memory.peak_allocated_bytes
     assert simulated.peak_reserved_bytes >= simulated.peak_allocated_bytes
+
+
+@pytest.mark.parametrize("loss", Loss)
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "opt"])
+def test_a_loss_whose_products_run_in_forward(model_type: str, loss: Loss) -> None:
+    """Backward's first product is then one of the last layer's."""
+    model = {"model_type": model_type, "vocab_size": 97}
+    memory = estimate(Scenario(model=model, sequence_length=16, loss=loss, gpu="rtx-4090")).memory
+    assert memory.reserved is not None
+    assert memory.reserved.peak_reserved_bytes >= memory.peak_allocated_bytes
 
 
 LIGER = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3, "vocab_size": 97}
