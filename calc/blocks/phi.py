@@ -18,7 +18,7 @@ from .positions import made_tables
 def phi_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     """PhiModel.forward up to its first layer: token embeddings, mask, dropout, rotary tables."""
     tokens = hidden_states(numerics, "inputs_embeds")
-    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
+    dropping, output = dropped(tokens, "inputs_embeds after dropout", on=facts.embedding_dropout)
     [tables] = made_tables(facts, numerics)
     rows = [
         embedding(parameter("embed_tokens.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),

@@ -70,6 +70,17 @@ def test_parameters_of_random_configs(model_type: str) -> None:
     check()
 
 
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize("dropout", [None, 0.1])
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_what_the_events_free_was_there(model_type: str, dropout: float | None, recompute: str) -> None:
+    """The allocator's simulation follows each storage by its name, through all parts of the model."""
+    asked: dict[str, Any] = {"model": config_of(model_type), "sequence_length": 24, "attention": "eager"}
+    memory = estimate(Scenario(**asked, dropout=dropout, recompute=recompute)).memory
+    assert memory.reserved is not None
+    assert memory.reserved.peak_reserved_bytes >= memory.peak_allocated_bytes
+
+
 def words(choices: dict[str, Any]) -> str:
     return " ".join(map(str, choices.values()))
 
