@@ -75,8 +75,8 @@ def test_parameters_of_random_configs(model_type: str) -> None:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_what_the_events_free_was_there(model_type: str, dropout: float | None, recompute: str) -> None:
     """The allocator's simulation follows each storage by its name, through all parts of the model."""
-    asked: dict[str, Any] = {"model": config_of(model_type), "sequence_length": 24, "attention": "eager"}
-    memory = estimate(Scenario(**asked, dropout=dropout, recompute=recompute)).memory
+    asked: dict[str, Any] = {"model": config_of(model_type), "attention": "eager", "recompute": recompute}
+    memory = estimate(Scenario(**asked, sequence_length=24, dropout=dropout)).memory
     assert memory.reserved is not None
     assert memory.reserved.peak_reserved_bytes >= memory.peak_allocated_bytes
 
