@@ -9,6 +9,7 @@ from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .primitives import (
     add,
     cast,
+    dropout,
     frame,
     like,
     matmul,
@@ -140,6 +141,14 @@ def _gelu_new(x: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tens
         frame(x),
     ]
     return rows, out
+
+
+def dropped(x: Tensor, name: str, *, on: bool) -> tuple[list[Row], Tensor]:
+    """nn.Dropout, which is nothing at probability 0."""
+    if not on:
+        return [], x
+    out = like(x, name)
+    return [dropout(x, out)], out
 
 
 def embedding(weight: Tensor, indices: Tensor, out: Tensor) -> Row:

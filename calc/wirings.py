@@ -2,20 +2,22 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from .architecture import Wiring
 from .blocks.bloom import bloom_embeddings, bloom_layer
+from .blocks.embeddings import token_embeddings
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.gpt2 import gpt2_embeddings, gpt2_layer
 from .blocks.gpt_bigcode import GPT_BIGCODE_BUFFERS, gpt_bigcode_layer
 from .blocks.gpt_neo import gpt_neo_layer
-from .blocks.gpt_neox import gpt_neox_embeddings, gpt_neox_layer
-from .blocks.gptj import gptj_embeddings, gptj_layer
+from .blocks.gpt_neox import gpt_neox_layer
+from .blocks.gptj import gptj_layer
 from .blocks.head import End
 from .blocks.llama import EMBEDDING_WEIGHT, llama_embeddings, llama_layer
 from .blocks.mpt import mpt_embeddings, mpt_layer
 from .blocks.opt import opt_embeddings, opt_layer
-from .blocks.phi import phi_embeddings, phi_layer
+from .blocks.phi import phi_layer
 from .blocks.positions import rotary_buffers
 from .ledger import Section, Tensor
 from .megatron import megatron_layer
@@ -47,12 +49,14 @@ WIRINGS: dict[Wiring, Parts] = {
     ),
     Wiring.GPT_NEO: Parts(embeddings=gpt2_embeddings, layer=gpt_neo_layer, end=GPT2_END),
     Wiring.GPT_NEOX: Parts(
-        embeddings=gpt_neox_embeddings,
+        embeddings=partial(token_embeddings, "embed_in.weight", "gpt_neox"),
         layer=gpt_neox_layer,
         end=End(embedding_weight="embed_in.weight", final_norm="final_layer_norm"),
         buffers=rotary_buffers,
     ),
-    Wiring.GPTJ: Parts(embeddings=gptj_embeddings, layer=gptj_layer, end=GPT2_END),
+    Wiring.GPTJ: Parts(
+        embeddings=partial(token_embeddings, "wte.weight", "transformer"), layer=gptj_layer, end=GPT2_END
+    ),
     Wiring.LLAMA: Parts(
         embeddings=llama_embeddings,
         layer=llama_layer,
@@ -68,7 +72,7 @@ WIRINGS: dict[Wiring, Parts] = {
         end=End(embedding_weight="embed_tokens.weight", final_norm="final_layer_norm"),
     ),
     Wiring.PHI: Parts(
-        embeddings=phi_embeddings,
+        embeddings=partial(token_embeddings, EMBEDDING_WEIGHT, "model", holds_dropped=True),
         layer=phi_layer,
         end=End(embedding_weight="embed_tokens.weight", final_norm="final_layernorm"),
         buffers=rotary_buffers,

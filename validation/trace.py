@@ -376,12 +376,8 @@ def autograd_saved_bytes(job: Job) -> int:
     return storage_bytes(tensor for tensor in saved if tensor.untyped_storage()._cdata not in owned)
 
 
-def dump(scenario: Scenario, config: dict[str, Any]) -> Iterator[str]:
-    """The steady step, one line per allocation and free: phase, bytes alive after it, change, operator, shape, type."""
-    return lines(trace(scenario, config))
-
-
 def lines(traced: Trace) -> Iterator[str]:
+    """The steady step, one line per allocation and free: phase, bytes alive after it, change, operator, shape, type."""
     for event in traced.events:
         if event.step == STEADY_STEP:
             tensor = f"{list(event.shape)} {event.dtype.removeprefix('torch.')}" if event.dtype else ""

@@ -1,6 +1,6 @@
 """The attention core of a layer, by the kernel its facts name."""
 
-from calc.attention import eager_attention
+from calc.attention import AttentionCore, eager_attention
 from calc.ledger import Component, Row, Tensor
 from calc.operators import CORE_MODULE, POSITION_IDS, Numerics, stamped
 from calc.primitives import frame
@@ -23,3 +23,11 @@ def attention(
         return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, (weights,)
     rows, out = sdpa_attention(q, k, v, facts.core, numerics)
     return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, ()
+
+
+def copies_key_gradient(core: AttentionCore) -> bool:
+    """The gradient of k's projection is copied: it comes from a transposed product, laid out as [B, N, D, S], of which
+    the tokens of several sequences cannot be seen as one dimension; from padded heads as [B, N, S, D]."""
+    if core.pads_heads:
+        return not core.one_head
+    return core.kernel in {Attention.EAGER, Attention.MATH} and not core.one_sequence

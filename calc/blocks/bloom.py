@@ -7,11 +7,10 @@ from calc.dtype import DType
 from calc.ledger import Component, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import CORE_MODULE, Numerics, autocast_input, embedding, linear, parameter, stamped
+from calc.operators import CORE_MODULE, Numerics, autocast_input, dropped, embedding, linear, parameter, stamped
 from calc.primitives import add, copy, frame, like, matmul, part, unary, view, wider
 
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
-from .parts import dropped
 
 FUSED: Shape = ("N", 3, "D")
 SLOPES = Tensor("alibi slopes", ("N",), DType.FP32)

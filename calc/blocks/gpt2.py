@@ -7,14 +7,14 @@ from calc.attention import HEADS
 from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
+from calc.operators import POSITION_IDS, Numerics, dropped, embedding, linear, parameter, stamped
 from calc.prefix import with_prefixes
 from calc.primitives import add, dropout, frame, part, view
 from calc.scenario import Attention
 
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
-from .parts import dropped, plain_mlp
+from .mlp import plain_mlp
 
 
 def gpt2_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:

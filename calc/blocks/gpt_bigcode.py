@@ -3,13 +3,12 @@
 from calc.attention import HEADS, KEY_VALUE_HEADS
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Section, Shape, Tensor
-from calc.operators import Numerics, linear
+from calc.operators import Numerics, dropped, linear
 from calc.primitives import frame, like, part, view
 
 from .attention import attention
 from .facts import LayerFacts
 from .gpt2 import gpt2_like_layer
-from .parts import dropped
 
 GPT_BIGCODE_BUFFERS = (Tensor("bias", ("P", "P"), DType.BOOL, Kind.BUFFERS),)
 """The causal mask, which nothing reads any more."""

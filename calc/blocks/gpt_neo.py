@@ -2,12 +2,12 @@
 
 from calc.attention import HEADS
 from calc.ledger import Row, Section, Tensor
-from calc.operators import Numerics, linear
+from calc.operators import Numerics, dropped, linear
 from calc.primitives import frame, view
 
+from .attention import copies_key_gradient
 from .facts import LayerFacts
 from .gpt2 import gpt2_like_layer
-from .parts import copies_key_gradient, dropped
 from .written_out import written_out_attention
 
 

@@ -1,41 +1,19 @@
-"""GPT-NeoX's embeddings and layer (transformers 5.23.0, models/gpt_neox)."""
+"""GPT-NeoX's layer (transformers 5.23.0, models/gpt_neox)."""
 
 from calc.architecture import PARTIAL_ROTARY
 from calc.attention import HEADS
 from calc.ledger import Component, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
+from calc.operators import Numerics, dropped, linear, stamped
 from calc.primitives import add, frame, like, part, view, wider
-from calc.rotary import rotary_tables, tables_row, turned
+from calc.rotary import rotary_tables, turned
 
 from .attention import attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
-from .parts import dropped, plain_mlp
-from .positions import made_tables
+from .facts import LayerFacts, hidden_states
+from .mlp import plain_mlp
 
 FUSED: Shape = ("B", "S", "N", 3, "D")
-
-
-def gpt_neox_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
-    """GPTNeoXModel.forward up to its first layer: token embeddings, mask, dropout, rotary tables."""
-    tokens = hidden_states(numerics, "inputs_embeds")
-    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
-    [tables] = made_tables(facts, numerics)
-    rows = [
-        embedding(parameter("embed_in.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
-        Row(name="arange", reads=(), writes=(POSITION_IDS,)),
-        *mask_rows(facts.masks),
-        *dropping,
-        tables_row(tables),
-    ]
-    return Section(
-        name="embedding",
-        rows=tuple(stamped(rows, Component.EMBEDDING, "gpt_neox")),
-        output=output,
-        held=(tokens, POSITION_IDS, *tables, *facts.masks),
-        leaves=(tokens,),
-    )
 
 
 def gpt_neox_layer(facts: LayerFacts, numerics: Numerics) -> Section:

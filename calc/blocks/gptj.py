@@ -1,40 +1,21 @@
-"""GPT-J's embeddings and layer (transformers 5.23.0, models/gptj)."""
+"""GPT-J's layer (transformers 5.23.0, models/gptj)."""
 
 from calc.attention import HEADS
 from calc.dtype import DType
 from calc.ledger import Component, Kind, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
+from calc.operators import POSITION_IDS, Numerics, dropped, linear, stamped
 from calc.primitives import add, cast, cat, copy, frame, like, multiply, part, scale, view, wider
 
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
-from .parts import dropped, plain_mlp
+from .facts import LayerFacts, hidden_states
+from .mlp import plain_mlp
 from .written_out import written_out_attention
 
 TABLE = Tensor("attn.embed_positions", ("P", "Q"), DType.FP32, Kind.BUFFERS)
 """Sine and cosine of all positions, in each layer."""
 HEAD_PARTS = (("to turn", "Q"), ("to leave", "D-Q"))
 Tables = tuple[Tensor, Tensor]
-
-
-def gptj_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
-    """GPTJModel.forward up to its first block: token embeddings, mask, dropout."""
-    tokens = hidden_states(numerics, "inputs_embeds")
-    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
-    rows = [
-        embedding(parameter("wte.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
-        Row(name="arange", reads=(), writes=(POSITION_IDS,)),
-        *mask_rows(facts.masks),
-        *dropping,
-    ]
-    return Section(
-        name="embedding",
-        rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")),
-        output=output,
-        held=(tokens, POSITION_IDS, *facts.masks),
-        leaves=(tokens,),
-    )
 
 
 def gptj_layer(facts: LayerFacts, numerics: Numerics) -> Section:

@@ -6,7 +6,7 @@ from calc.ledger import Component, Gradient, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.liger import liger_rotary
 from calc.norms import norm_of
-from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
+from calc.operators import POSITION_IDS, Numerics, dropped, embedding, linear, parameter, stamped
 from calc.prefix import with_prefixes
 from calc.primitives import add, dropout, frame, like, part, scale, view
 from calc.rotary import Pair, rotary_tables, tables_row, turned
@@ -14,7 +14,6 @@ from calc.rotary import Pair, rotary_tables, tables_row, turned
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 from .mlp import mlp
-from .parts import dropped
 from .positions import made_tables
 
 

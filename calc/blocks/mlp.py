@@ -1,14 +1,13 @@
-"""The MLPs of layers with rotary positions (transformers 5.23.0, models/llama, models/phi3, models/starcoder2)."""
+"""The MLPs of layers (transformers 5.23.0)."""
 
 from calc.architecture import Mixture, Mlp
 from calc.ledger import Row, Tensor
 from calc.liger import liger_silu_mul
-from calc.operators import Numerics, activation, linear
+from calc.operators import Numerics, activation, dropped, linear
 from calc.primitives import frame, multiply, part
 
 from .experts import experts
 from .facts import LayerFacts
-from .parts import dropped
 
 
 def mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -64,19 +63,27 @@ def _gated_fused(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list
     return rows, down
 
 
-def _plain(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """Starcoder2MLP.forward."""
+def plain_mlp(
+    up_name: str, down_name: str, x: Tensor, facts: LayerFacts, numerics: Numerics, *, conv1d: bool = False
+) -> tuple[list[Row], Tensor]:
+    """down(act(up(x)))."""
     bias = facts.kind.mlp_bias
-    up = Tensor("c_fc output", ("B", "S", "F"), numerics.linear)
+    up = Tensor(f"{up_name} output", ("B", "S", "F"), numerics.linear)
     act, activated = activation(facts.kind.activation, up, "activation output", numerics)
-    down = Tensor("mlp c_proj output", ("B", "S", "H"), numerics.linear)
+    down = Tensor(f"{down_name} output", ("B", "S", "H"), numerics.linear)
     rows = [
-        *linear("mlp.c_fc", x, up, ("H",), ("F",), numerics, bias=bias),
+        *linear(up_name, x, up, ("H",), ("F",), numerics, bias=bias, conv1d=conv1d),
         *act,
-        *linear("mlp.c_proj", activated, down, ("F",), ("H",), numerics, bias=bias),
+        *linear(down_name, activated, down, ("F",), ("H",), numerics, bias=bias, conv1d=conv1d),
     ]
-    drop, result = dropped(down, "mlp output after dropout", on=facts.residual_dropout)
-    return [*rows, *drop], result
+    return rows, down
 
 
-MLPS = {Mlp.GATED: _gated, Mlp.GATED_FUSED: _gated_fused, Mlp.PLAIN: _plain}
+def _plain_dropped(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """Starcoder2MLP.forward."""
+    rows, down = plain_mlp("mlp.c_fc", "mlp.c_proj", x, facts, numerics)
+    dropping, result = dropped(down, "mlp output after dropout", on=facts.residual_dropout)
+    return [*rows, *dropping], result
+
+
+MLPS = {Mlp.GATED: _gated, Mlp.GATED_FUSED: _gated_fused, Mlp.PLAIN: _plain_dropped}

@@ -9,7 +9,7 @@ from calc.operators import CORE_MODULE, Numerics, autocast_input, embedding, lin
 from calc.primitives import add, cast, frame, like, matmul, part, scale, softmax, view
 
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
-from .parts import plain_mlp
+from .mlp import plain_mlp
 
 ALIBI = Tensor("alibi", ("N", "P"), DType.FP32)
 """What is added to the scores, for all positions the model may have."""

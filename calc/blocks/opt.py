@@ -5,12 +5,12 @@ from calc.dtype import DType
 from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import POSITION_IDS, TOKENS, Numerics, embedding, linear, parameter, stamped
+from calc.operators import POSITION_IDS, TOKENS, Numerics, dropped, embedding, linear, parameter, stamped
 from calc.primitives import add, frame, like, scale, view
 
-from .attention import attention
+from .attention import attention, copies_key_gradient
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
-from .parts import copies_key_gradient, dropped, plain_mlp
+from .mlp import plain_mlp
 
 POSITIONS = like(POSITION_IDS, POSITION_IDS.name, shape=TOKENS)
 """Counted along a mask of ones, for each sequence apart."""

@@ -1,39 +1,17 @@
-"""Phi's embeddings and layer (transformers 5.23.0, models/phi)."""
+"""Phi's layer (transformers 5.23.0, models/phi)."""
 
 from calc.architecture import PHI_ROTARY
 from calc.attention import HEADS, KEY_VALUE_HEADS
 from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import POSITION_IDS, Numerics, embedding, linear, parameter, stamped
+from calc.operators import Numerics, dropped, linear, stamped
 from calc.primitives import add, frame, like, view, wider
-from calc.rotary import rotary_tables, tables_row, turned
+from calc.rotary import rotary_tables, turned
 
 from .attention import attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
-from .parts import dropped, plain_mlp
-from .positions import made_tables
-
-
-def phi_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
-    """PhiModel.forward up to its first layer: token embeddings, mask, dropout, rotary tables."""
-    tokens = hidden_states(numerics, "inputs_embeds")
-    dropping, output = dropped(tokens, "inputs_embeds after dropout", on=facts.embedding_dropout)
-    [tables] = made_tables(facts, numerics)
-    rows = [
-        embedding(parameter("embed_tokens.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
-        Row(name="arange", reads=(), writes=(POSITION_IDS,)),
-        *mask_rows(facts.masks),
-        *dropping,
-        tables_row(tables),
-    ]
-    return Section(
-        name="embedding",
-        rows=tuple(stamped(rows, Component.EMBEDDING, "model")),
-        output=output,
-        held=(output, POSITION_IDS, *tables, *facts.masks),
-        leaves=(tokens,),
-    )
+from .facts import LayerFacts, hidden_states
+from .mlp import plain_mlp
 
 
 def phi_layer(facts: LayerFacts, numerics: Numerics) -> Section:
