@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .adapters import OUTPUT_LAYER, TEXT_IDS, adapter_facts
+from .adapters.facts import OUTPUT_LAYER, TEXT_IDS, adapter_facts
 from .architecture import Architecture, CacheHolder, Dropouts, Experts, Layer
 from .attention import AttentionCore
 from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
@@ -37,7 +37,7 @@ from .recomputation import layers_in_a_row
 from .scenario import PREFIXED, Adapter, Attention, Implementation, Loss, Task, num_prefix_tokens, num_prompt_tokens
 from .sizes import Sizes
 from .step import Step, StepFacts, step
-from .wirings import WIRINGS
+from .wirings import parts_of
 
 NUM_CODES = 256
 """Of a byte."""
@@ -88,7 +88,7 @@ def _structural(plan: Plan) -> Plan:
 
 def _buffers(facts: ModelFacts, plan: Plan) -> Iterator[Tensor]:
     """What lives between steps and belongs to no part."""
-    buffers = tuple(WIRINGS[facts.kind.wiring].buffers(facts))
+    buffers = tuple(parts_of(facts.kind.wiring).buffers(facts))
     yield from buffers
     if plan.weight_ema:
         yield from map(averaged, buffers)

@@ -7,7 +7,7 @@ from typing import Any
 from .architecture import Architecture
 from .classification import with_classifier
 from .errors import ConfigError
-from .families import FAMILIES
+from .families import FAMILIES, family
 from .families.fields import Fields
 
 BITSANDBYTES = "bitsandbytes"
@@ -44,7 +44,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
                 "model.architectures", head, "supported are language-model and sequence-classification heads"
             )
     _check_not_quantised(config.get("quantization_config"))
-    read = FAMILIES[model_type](Fields(config))
+    read = family(model_type)(Fields(config))
     if not any(head.endswith(CLASSIFIER) for head in heads or ()):
         return read
     problem = config.get("problem_type")

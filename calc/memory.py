@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import accumulate
 from typing import Any
 
-from .adapters import REGULARISATION
+from .adapters.facts import REGULARISATION
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_PAGED
 from .evaluation import Batches

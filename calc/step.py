@@ -10,15 +10,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
 
-from .adapters import (
-    REGULARISATION,
-    AdapterFacts,
-    adapt,
-    check_modules,
-    frozen_section,
-    regularisation,
-    with_frozen,
-)
+from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
+from .adapters.freezing import frozen_section, with_frozen
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.head import head
@@ -35,7 +28,7 @@ from .recomputation import Repeated, makes_leaves, recomputed
 from .scenario import AdapterKind, Task
 from .sizes import Counts, StorageClass, storage_class, weighted
 from .timeline import Program
-from .wirings import WIRINGS
+from .wirings import parts_of
 
 KEPT_STRUCTURES = 256
 """How many sets of facts are kept built."""
@@ -139,7 +132,11 @@ def _is_regularised(facts: StepFacts) -> bool:
     return facts.adapter is not None and facts.adapter.kind is AdapterKind.ADALORA
 
 
-_regularisation = lru_cache(maxsize=KEPT_STRUCTURES)(regularisation)
+@lru_cache(maxsize=KEPT_STRUCTURES)
+def _regularisation(section: Section, numerics: Numerics) -> Section | None:
+    from .adapters.adalora import regularisation  # which alone has one
+
+    return regularisation(section, numerics)
 
 
 def _regularised(section: Section, facts: StepFacts) -> Section | None:
@@ -231,7 +228,7 @@ def _ends(
     model: ModelFacts, numerics: Numerics, numerics_of_head: Numerics, returned: tuple[Tensor, ...]
 ) -> tuple[Section, Section]:
     """Embedding and head; `returned` by the last layer."""
-    wiring = WIRINGS[model.kind.wiring]
+    wiring = parts_of(model.kind.wiring)
     embedding = wiring.embeddings(model, numerics)
     last = head(model, wiring.end, numerics_of_head, (*embedding.held, *returned))
     if model.frozen_embedding:
@@ -241,11 +238,17 @@ def _ends(
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
 def _layer(layer: LayerFacts, numerics: Numerics) -> Section:
-    section = WIRINGS[layer.kind.wiring].layer(layer, numerics)
+    section = parts_of(layer.kind.wiring).layer(layer, numerics)
     return frozen_section(section) if layer.frozen else section
 
 
-_adapted = lru_cache(maxsize=KEPT_STRUCTURES)(adapt)
+@lru_cache(maxsize=KEPT_STRUCTURES)
+def _adapted(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
+    from .adapters.adapt import adapt  # most steps have no adapter
+
+    return adapt(section, facts, numerics)
+
+
 _evaluated = lru_cache(maxsize=KEPT_STRUCTURES)(without_gradients)
 
 

@@ -12,7 +12,7 @@ from calc.lifetimes import NEXT
 from calc.operators import TOKENS, Numerics, autocast_input, autocast_weight, parameter, stamped
 from calc.primitives import add, cast, dropout, frame, like, matmul, multiply, scale, wider
 
-from .facts import AdapterFacts
+from .facts import REGULARISATION, AdapterFacts
 from .lora import RANK
 from .modules import LinearModule
 
@@ -109,10 +109,6 @@ def _added(adapted: LinearModule, branch: Tensor) -> Row:
         is_view=True,
         elementwise_flops=1,
     )
-
-
-REGULARISATION = Tensor("regularisation", (), DType.FP32)
-"""The sum of the norms."""
 
 
 def regularisation(section: Section, numerics: Numerics) -> Section | None:

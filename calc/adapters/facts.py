@@ -7,7 +7,7 @@ from calc.architecture import Architecture, Wiring
 from calc.classification import SCORE
 from calc.dtype import DType
 from calc.errors import ConfigError
-from calc.ledger import Section
+from calc.ledger import Kind, Section, Shape, Tensor
 from calc.operators import Numerics
 from calc.scenario import ALL_LINEAR, PREFIXED, PROMPTED, QUANTISED, Adapter, AdapterDType, AdapterKind
 
@@ -64,6 +64,12 @@ peft/utils/transformers_weight_conversion.py); all-linear names them too."""
 OUTPUT_LAYER = "lm_head"
 OUTPUT_LAYERS = frozenset({OUTPUT_LAYER, SCORE})
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
+
+TEXT: Shape = ("B", "S-T")
+TEXT_IDS = Tensor("input_ids", TEXT, DType.INT64, Kind.INPUTS)
+"""Without the virtual tokens of a prompt."""
+REGULARISATION = Tensor("regularisation", (), DType.FP32)
+"""AdaLoRA's, which is added to the loss: the sum of norms of its factors."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,18 +5,16 @@ from dataclasses import replace
 from itertools import pairwise
 
 from calc.dtype import DType
-from calc.ledger import Component, Gradient, Kind, Product, Row, Section, Shape, Tensor
+from calc.ledger import Component, Gradient, Product, Row, Section, Shape, Tensor
 from calc.operators import TOKENS, Numerics, autocast_input, autocast_weight, embedding, parameter, stamped
 from calc.primitives import cast, frame, like, matmul, unary
 from calc.scenario import AdapterKind
 
-from .facts import AdapterFacts
+from .facts import TEXT, AdapterFacts
 from .freezing import with_tensors
 
 ENCODER = "prompt_encoder"
 PROMPT: Shape = ("T",)
-TEXT: Shape = ("B", "S-T")
-TEXT_IDS = Tensor("input_ids", TEXT, DType.INT64, Kind.INPUTS)
 TOKEN_IDS = Tensor("virtual token ids", ("B", *PROMPT), DType.INT64)
 PROMPT_LABELS = Tensor("labels of virtual tokens", ("B", *PROMPT), DType.INT64)
 LABELS = Tensor("labels with virtual tokens", TOKENS, DType.INT64)

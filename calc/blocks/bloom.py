@@ -9,8 +9,10 @@ from calc.lifetimes import NEXT
 from calc.norms import layer_norm
 from calc.operators import CORE_MODULE, Numerics, autocast_input, dropped, embedding, linear, parameter, stamped
 from calc.primitives import add, copy, frame, like, matmul, part, unary, view, wider
+from calc.wirings import Parts
 
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .head import End
 
 FUSED: Shape = ("N", 3, "D")
 SLOPES = Tensor("alibi slopes", ("N",), DType.FP32)
@@ -148,3 +150,10 @@ def _core(
 def _lowered(tensors: tuple[Tensor, ...], use: str, numerics: Numerics) -> tuple[list[Row], tuple[Tensor, ...]]:
     casts, lower = zip(*(autocast_input(tensor, numerics, use) for tensor in tensors), strict=True)
     return [row for rows in casts for row in rows], lower
+
+
+PARTS = Parts(
+    embeddings=bloom_embeddings,
+    layer=bloom_layer,
+    end=End(embedding_weight="word_embeddings.weight", final_norm="ln_f"),
+)

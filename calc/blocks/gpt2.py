@@ -11,9 +11,11 @@ from calc.operators import POSITION_IDS, Numerics, dropped, embedding, linear, p
 from calc.prefix import with_prefixes
 from calc.primitives import add, dropout, frame, part, view
 from calc.scenario import Attention
+from calc.wirings import Parts
 
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
+from .head import End
 from .mlp import plain_mlp
 
 
@@ -104,3 +106,8 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
     rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]
     dropping, projected = dropped(projected, "attn output", on=facts.residual_dropout)
     return [*rows, *dropping, frame(fused, q, k, v)], projected, held
+
+
+GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f")
+
+PARTS = Parts(embeddings=gpt2_embeddings, layer=gpt2_layer, end=GPT2_END)

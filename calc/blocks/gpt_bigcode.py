@@ -5,10 +5,11 @@ from calc.dtype import DType
 from calc.ledger import Kind, Row, Section, Shape, Tensor
 from calc.operators import Numerics, dropped, linear
 from calc.primitives import frame, like, part, view
+from calc.wirings import Parts
 
 from .attention import attention
 from .facts import LayerFacts
-from .gpt2 import gpt2_like_layer
+from .gpt2 import GPT2_END, gpt2_embeddings, gpt2_like_layer
 
 GPT_BIGCODE_BUFFERS = (Tensor("bias", ("P", "P"), DType.BOOL, Kind.BUFFERS),)
 """The causal mask, which nothing reads any more."""
@@ -54,3 +55,8 @@ def _parted(fused: Tensor, heads: tuple[Tensor, Tensor, Tensor], facts: LayerFac
         return [view(fused, by_head, copies_gradient=not core.one_head), part(by_head, heads)]
     flat = like(q, "q part")
     return [part(fused, (flat, k, v)), view(flat, q, copies_gradient=core.gradients_by_head and not core.one_head)]
+
+
+PARTS = Parts(
+    embeddings=gpt2_embeddings, layer=gpt_bigcode_layer, end=GPT2_END, buffers=lambda facts: GPT_BIGCODE_BUFFERS
+)

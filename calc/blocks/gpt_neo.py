@@ -4,10 +4,11 @@ from calc.attention import HEADS
 from calc.ledger import Row, Section, Tensor
 from calc.operators import Numerics, dropped, linear
 from calc.primitives import frame, view
+from calc.wirings import Parts
 
 from .attention import copies_key_gradient
 from .facts import LayerFacts
-from .gpt2 import gpt2_like_layer
+from .gpt2 import GPT2_END, gpt2_embeddings, gpt2_like_layer
 from .written_out import written_out_attention
 
 
@@ -42,3 +43,6 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
         frame(q, k, v),
     ]
     return rows, result, (weights,)
+
+
+PARTS = Parts(embeddings=gpt2_embeddings, layer=gpt_neo_layer, end=GPT2_END)

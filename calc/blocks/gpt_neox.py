@@ -1,5 +1,7 @@
 """GPT-NeoX's layer (transformers 5.23.0, models/gpt_neox)."""
 
+from functools import partial
+
 from calc.architecture import PARTIAL_ROTARY
 from calc.attention import HEADS
 from calc.ledger import Component, Row, Section, Shape, Tensor
@@ -8,10 +10,14 @@ from calc.norms import layer_norm
 from calc.operators import Numerics, dropped, linear, stamped
 from calc.primitives import add, frame, like, part, view, wider
 from calc.rotary import rotary_tables, turned
+from calc.wirings import Parts
 
 from .attention import attention
+from .embeddings import token_embeddings
 from .facts import LayerFacts, hidden_states
+from .head import End
 from .mlp import plain_mlp
+from .positions import rotary_buffers
 
 FUSED: Shape = ("B", "S", "N", 3, "D")
 
@@ -72,3 +78,13 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
         frame(by_head, turned_q, turned_k),
     ]
     return rows, projected, held
+
+
+END = End(embedding_weight="embed_in.weight", final_norm="final_layer_norm")
+
+PARTS = Parts(
+    embeddings=partial(token_embeddings, END.embedding_weight, "gpt_neox"),
+    layer=gpt_neox_layer,
+    end=END,
+    buffers=rotary_buffers,
+)

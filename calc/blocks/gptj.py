@@ -1,5 +1,7 @@
 """GPT-J's layer (transformers 5.23.0, models/gptj)."""
 
+from functools import partial
+
 from calc.attention import HEADS
 from calc.dtype import DType
 from calc.ledger import Component, Kind, Row, Section, Shape, Tensor
@@ -7,8 +9,11 @@ from calc.lifetimes import NEXT
 from calc.norms import layer_norm
 from calc.operators import POSITION_IDS, Numerics, dropped, linear, stamped
 from calc.primitives import add, cast, cat, copy, frame, like, multiply, part, scale, view, wider
+from calc.wirings import Parts
 
+from .embeddings import token_embeddings
 from .facts import LayerFacts, hidden_states
+from .head import End
 from .mlp import plain_mlp
 from .written_out import written_out_attention
 
@@ -130,3 +135,8 @@ def _turned_by_pairs(name: str, x: Tensor, tables: Tables) -> tuple[list[Row], T
         frame(x, sin, cos),
     ]
     return rows, out
+
+
+END = End(embedding_weight="wte.weight", final_norm="ln_f")
+
+PARTS = Parts(embeddings=partial(token_embeddings, END.embedding_weight, "transformer"), layer=gptj_layer, end=END)

@@ -10,11 +10,13 @@ from calc.operators import POSITION_IDS, Numerics, dropped, embedding, linear, p
 from calc.prefix import with_prefixes
 from calc.primitives import add, dropout, frame, like, part, scale, view
 from calc.rotary import Pair, rotary_tables, tables_row, turned
+from calc.wirings import Parts
 
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
+from .head import End
 from .mlp import mlp
-from .positions import made_tables
+from .positions import made_tables, rotary_buffers
 
 
 def llama_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
@@ -235,3 +237,11 @@ def _projections(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list
         rows.append(view(flat, head, copies_gradient=copies))
         heads.append(head)
     return rows, heads
+
+
+PARTS = Parts(
+    embeddings=llama_embeddings,
+    layer=llama_layer,
+    end=End(embedding_weight=EMBEDDING_WEIGHT, final_norm="norm"),
+    buffers=rotary_buffers,
+)

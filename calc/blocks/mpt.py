@@ -7,8 +7,10 @@ from calc.lifetimes import NEXT
 from calc.norms import layer_norm_without_bias
 from calc.operators import CORE_MODULE, Numerics, autocast_input, embedding, linear, parameter, stamped
 from calc.primitives import add, cast, frame, like, matmul, part, scale, softmax, view
+from calc.wirings import Parts
 
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .head import End
 from .mlp import plain_mlp
 
 ALIBI = Tensor("alibi", ("N", "P"), DType.FP32)
@@ -111,3 +113,6 @@ def _probabilities(
         return rows, filled, weights
     rounded = like(weights, f"attention weights in {v.dtype.label}", dtype=v.dtype)
     return [*rows, cast(weights, rounded)], filled, rounded
+
+
+PARTS = Parts(embeddings=mpt_embeddings, layer=mpt_layer, end=End(embedding_weight="wte.weight", final_norm="norm_f"))

@@ -7,9 +7,11 @@ from calc.lifetimes import NEXT
 from calc.norms import layer_norm
 from calc.operators import POSITION_IDS, TOKENS, Numerics, dropped, embedding, linear, parameter, stamped
 from calc.primitives import add, frame, like, scale, view
+from calc.wirings import Parts
 
 from .attention import attention, copies_key_gradient
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .head import End
 from .mlp import plain_mlp
 
 POSITIONS = like(POSITION_IDS, POSITION_IDS.name, shape=TOKENS)
@@ -106,3 +108,10 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
         frame(q, k, v),
     ]
     return rows, projected, held
+
+
+PARTS = Parts(
+    embeddings=opt_embeddings,
+    layer=opt_layer,
+    end=End(embedding_weight="embed_tokens.weight", final_norm="final_layer_norm"),
+)

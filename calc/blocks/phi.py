@@ -1,5 +1,7 @@
 """Phi's layer (transformers 5.23.0, models/phi)."""
 
+from functools import partial
+
 from calc.architecture import PHI_ROTARY
 from calc.attention import HEADS, KEY_VALUE_HEADS
 from calc.ledger import Component, Row, Section, Tensor
@@ -8,10 +10,14 @@ from calc.norms import layer_norm
 from calc.operators import Numerics, dropped, linear, stamped
 from calc.primitives import add, frame, like, view, wider
 from calc.rotary import rotary_tables, turned
+from calc.wirings import Parts
 
 from .attention import attention
+from .embeddings import token_embeddings
 from .facts import LayerFacts, hidden_states
+from .head import End
 from .mlp import plain_mlp
+from .positions import rotary_buffers
 
 
 def phi_layer(facts: LayerFacts, numerics: Numerics) -> Section:
@@ -70,3 +76,13 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
         frame(q, k, turned_q, turned_k, v, *fronts),
     ]
     return rows, projected, held
+
+
+END = End(embedding_weight="embed_tokens.weight", final_norm="final_layernorm")
+
+PARTS = Parts(
+    embeddings=partial(token_embeddings, END.embedding_weight, "model", holds_dropped=True),
+    layer=phi_layer,
+    end=END,
+    buffers=rotary_buffers,
+)

@@ -6,44 +6,50 @@ models/<family>/configuration_<family>.py). docs/families.md shows how to add on
 """
 
 from collections.abc import Callable
+from importlib import import_module
 
 from calc.architecture import Architecture
 
-from . import bloom, gemma, gpt, gpt_neo, gpt_neox, gptj, llama, llama_kin, mixtures, mpt, opt, phi
 from .fields import Fields
 
-FAMILIES: dict[str, Callable[[Fields], Architecture]] = {
-    "bloom": bloom.bloom,
-    "gpt2": gpt.gpt2,
-    "gpt_bigcode": gpt.gpt_bigcode,
-    "gpt_neo": gpt_neo.gpt_neo,
-    "gpt_neox": gpt_neox.gpt_neox,
-    "gemma": gemma.gemma,
-    "gemma2": gemma.gemma2,
-    "gemma3_text": gemma.gemma3_text,
-    "gptj": gptj.gptj,
-    "llama": llama.llama,
-    "mistral": llama.mistral,
-    "mixtral": mixtures.mixtral,
-    "mpt": mpt.mpt,
-    "opt": opt.opt,
-    "phi": phi.phi,
-    "qwen2": llama.qwen2,
-    "qwen2_moe": mixtures.qwen2_moe,
-    "qwen3": llama.qwen3,
-    "qwen3_moe": mixtures.qwen3_moe,
-    "phi3": llama_kin.phi3,
-    "smollm3": llama_kin.smollm3,
-    "olmo": llama_kin.olmo,
-    "olmo2": llama_kin.olmo2,
-    "olmoe": mixtures.olmoe,
-    "granite": llama_kin.granite,
-    "cohere": llama_kin.cohere,
-    "cohere2": llama_kin.cohere2,
-    "starcoder2": llama_kin.starcoder2,
-    "stablelm": llama_kin.stablelm,
-    "glm": llama_kin.glm,
-    "glm4": llama_kin.glm4,
-    "exaone4": llama_kin.exaone4,
-    "ernie4_5": llama_kin.ernie4_5,
+FAMILIES = {
+    "bloom": "bloom",
+    "gpt2": "gpt",
+    "gpt_bigcode": "gpt",
+    "gpt_neo": "gpt_neo",
+    "gpt_neox": "gpt_neox",
+    "gemma": "gemma",
+    "gemma2": "gemma",
+    "gemma3_text": "gemma",
+    "gptj": "gptj",
+    "llama": "llama",
+    "mistral": "llama",
+    "mixtral": "mixtures",
+    "mpt": "mpt",
+    "opt": "opt",
+    "phi": "phi",
+    "qwen2": "llama",
+    "qwen2_moe": "mixtures",
+    "qwen3": "llama",
+    "qwen3_moe": "mixtures",
+    "phi3": "llama_kin",
+    "smollm3": "llama_kin",
+    "olmo": "llama_kin",
+    "olmo2": "llama_kin",
+    "olmoe": "mixtures",
+    "granite": "llama_kin",
+    "cohere": "llama_kin",
+    "cohere2": "llama_kin",
+    "starcoder2": "llama_kin",
+    "stablelm": "llama_kin",
+    "glm": "llama_kin",
+    "glm4": "llama_kin",
+    "exaone4": "llama_kin",
+    "ernie4_5": "llama_kin",
 }
+"""The module that reads each, with a function of its name; loaded when first asked for."""
+
+
+def family(model_type: str) -> Callable[[Fields], Architecture]:
+    """The function that reads the configs of one of `FAMILIES`."""
+    return getattr(import_module(f".{FAMILIES[model_type]}", __name__), model_type)
