@@ -277,7 +277,7 @@ class Scenario(Question):
     """The embeddings and this many of the first layers are not trained; a head tied to them neither."""
     dropout: Probability | None = None
     """One probability for all dropouts; none = the config's own."""
-    parallel: Parallel = Parallel.model_construct()
+    parallel: Parallel = Parallel.model_construct()  # Parallel() would build its validators on import
     """How the job is split over GPUs."""
     batch_size: Size | None = None
     """Inference: concurrent sequences."""
