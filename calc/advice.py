@@ -101,23 +101,27 @@ def _half_sequence(_: Scenario, current: Estimate) -> Iterator[Change]:
         yield {"sequence_length": length // 2}
 
 
+EVERY_LAYER: Change = {"recompute_saved_operators": None, "recompute_interval": 1, "recompute_group_size": 1}
+"""What a way of recomputation begins from."""
+
+
 def _recompute(recompute: Recompute) -> Callable[[Scenario, Estimate], Iterator[Change]]:
     def change(_: Scenario, __: Estimate) -> Iterator[Change]:
-        yield {"recompute": recompute, "recompute_interval": 1, "recompute_group_size": 1}
+        yield {**EVERY_LAYER, "recompute": recompute}
 
     return change
 
 
 def _every_second(_: Scenario, current: Estimate) -> Iterator[Change]:
     if current.architecture.num_layers > 1:
-        yield {"recompute": Recompute.FULL, "recompute_interval": 2, "recompute_group_size": 1}
+        yield {**EVERY_LAYER, "recompute": Recompute.FULL, "recompute_interval": 2}
 
 
 def _groups(_: Scenario, current: Estimate) -> Iterator[Change]:
     """Groups of √L layers keep the least inputs and layers together (Chen et al. 2016, section 3)."""
     size = isqrt(current.architecture.num_layers)
     if size > 1:
-        yield {"recompute": Recompute.FULL, "recompute_interval": 1, "recompute_group_size": size}
+        yield {**EVERY_LAYER, "recompute": Recompute.FULL, "recompute_group_size": size}
 
 
 def _set(field: str, *values: Any) -> Callable[[Scenario, Estimate], Iterator[Change]]:
@@ -149,6 +153,7 @@ CHANGES: Mapping[str, tuple[Effect, Callable[[Scenario, Estimate], Iterator[Chan
     "half-batch": (Effect.SAME, _half_batch),
     "flash": (Effect.SAME, _set("attention", Attention.FLASH)),
     "recompute-selective": (Effect.SAME, _recompute(Recompute.SELECTIVE)),
+    "recompute-operators": (Effect.SAME, _recompute(Recompute.OPERATORS)),
     "recompute-every-second": (Effect.SAME, _every_second),
     "recompute-full": (Effect.SAME, _recompute(Recompute.FULL)),
     "recompute-groups": (Effect.SAME, _groups),

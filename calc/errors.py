@@ -1,5 +1,6 @@
 """What gpucalc raises when it is asked something it cannot answer."""
 
+from collections.abc import Collection
 from reprlib import Repr
 
 
@@ -27,3 +28,8 @@ def shown(value: object) -> str:
     """`value` as a message quotes it: shortened, and whatever it is nested in or how deep, quickly."""
     text = _QUOTES.repr(value)
     return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
+
+
+def listed(values: Collection[object]) -> str:
+    """Values as a message names them, in alphabetical order."""
+    return ", ".join(sorted("none" if value is None else str(value) for value in values))

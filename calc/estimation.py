@@ -215,6 +215,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         optimizer=plan.optimizer,
         attention=plan.attention,
         recompute=plan.recompute,
+        recompute_saved_operators=tuple(sorted(plan.recompute_saved_operators)) or None,
         recompute_interval=plan.recompute_interval,
         recompute_group_size=plan.recompute_group_size,
         recompute_offload=plan.recompute_offload,

@@ -150,6 +150,8 @@ def _text(field: FieldInfo) -> str:
 
 
 def _first_subclass(annotation: Any, parent: type) -> Any:
-    """The type itself or the member of a union that derives from `parent`, or None."""
-    types = (annotation, *get_args(annotation))
-    return next((each for each in types if isinstance(each, type) and issubclass(each, parent)), None)
+    """The type itself, or the member of a union or a list that derives from `parent`, or None."""
+    if isinstance(annotation, type) and issubclass(annotation, parent):
+        return annotation
+    inside = (_first_subclass(each, parent) for each in get_args(annotation))
+    return next((each for each in inside if each is not None), None)

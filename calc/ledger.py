@@ -202,6 +202,8 @@ class Row:
     component: Component = Component.LOSS
     module: str = ""
     """The module it belongs to, as transformers names it."""
+    operator: str = ""
+    """The aten operator that gives what it writes, where one can be told to be kept (scenario.SavedOperator)."""
     source: str = ""
 
 
@@ -220,6 +222,8 @@ class Region:
     """It began in an earlier section: this one's input is a tensor inside of it."""
     goes_on: bool = False
     """It goes on in the next section."""
+    stored: frozenset[Tensor] = frozenset()
+    """What its first run keeps for the second, which takes it instead of computing it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ nodes asks for one (torch/utils/checkpoint.py, use_reentrant=False). A region ma
 its share of it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -71,6 +71,8 @@ class _Builder:
     """Per row the storages its node keeps, the model's own left out."""
     saving: list[int] = field(init=False)
     """Rows inside the region whose nodes keep anything, parameters included."""
+    stored: frozenset[Tensor] = field(init=False)
+    """What the region's first run keeps for the second."""
     inputs: set[Tensor] = field(init=False)
     """What the region reads from outside of it."""
     needed: dict[Tensor, int] = field(init=False)
@@ -102,6 +104,7 @@ class _Builder:
             list(dict.fromkeys(self._storage(each) for each in kept if each.kind not in OWNED)) for kept in keeping
         ]
         self.saving = [index for index in self._inside() if keeping[index]]
+        self.stored = section.region.stored if section.region else frozenset()
         self.inputs = self._region_inputs()
         self.needed = self._needed()
         self.lasting = self._lasting()
@@ -127,8 +130,8 @@ class _Builder:
         cache_end = [(tensor, False) for tensor in self.lasting]
         with_forward = self.context.cache_end is CacheEnd.FORWARD
         forward = self._forward()
-        freed_by = self._freed_by()
         again = self._rows_run_again()
+        freed_by = self._freed_by(self._taken(again or ()))
         rerun, rerun_end = ((), ()) if again is None else self._rerun(again, freed_by)
         before_rerun, backward = self._backward(freed_by)
         seen = self._seen_by_hooks()
@@ -144,7 +147,7 @@ class _Builder:
             saved=frozenset(own),
             saved_from_outside=frozenset(seen - own),
             offloaded=frozenset(self._offloaded()),
-            rows_run_again=again or (),
+            rows_run_again=tuple(row for row in again or () if self.stored.isdisjoint(row.writes)),
             required=frozenset(self.required),
         )
 
@@ -210,6 +213,10 @@ class _Builder:
         saves_own_output = not set(self.saved[last]).isdisjoint(rows[last].writes)
         return rows[inside.start : last + saves_own_output]
 
+    def _taken(self, again: Iterable[Row]) -> frozenset[Tensor]:
+        """Of what was stored that which the second run comes to; the rest goes with the region."""
+        return self.stored & {tensor for row in again for tensor in row.writes}
+
     # ---- Forward
 
     def _needed(self) -> dict[Tensor, int]:
@@ -221,6 +228,7 @@ class _Builder:
         if self.saving:
             for tensor in sorted(self.inputs - self._offloaded(), key=_name):
                 needed[tensor] = min(self.saving[0], needed.get(tensor, self.saving[0]))
+            needed.update(dict.fromkeys(sorted(self.stored, key=_name), self.saving[0]))
         return needed
 
     def _lasting(self) -> list[Tensor]:
@@ -255,8 +263,9 @@ class _Builder:
         row = self.section.rows[index]
         return replace(row, graph=()) if row.graph and index in self._inside() else row
 
-    def _run(self, rows: tuple[Row, ...], keep: Iterable[Tensor]) -> None:
-        """Allocate what `rows` write; free what no later row of them reads and `keep` does not hold."""
+    def _run(self, rows: tuple[Row, ...], keep: Iterable[Tensor], taken: Collection[Tensor] = ()) -> None:
+        """Allocate what `rows` write, unless it is `taken` from what was stored; free what no later row of them reads
+        and `keep` does not hold."""
         last_use: dict[Tensor, int] = {}
         for index, row in enumerate(rows):
             for tensor in (*row.writes, *row.reads, *row.graph):
@@ -266,17 +275,18 @@ class _Builder:
             if tensor in self.local and tensor not in keep:
                 dying.setdefault(index, []).append(tensor)
         for index, row in enumerate(rows):
-            self._allocate(tensor for tensor in row.writes if self._storage(tensor) is tensor)
-            self._allocate(self._made(row))
-            self._moment(row.temporaries)
+            if not any(tensor in taken for tensor in row.writes):
+                self._allocate(tensor for tensor in row.writes if self._storage(tensor) is tensor)
+                self._allocate(self._made(row))
+                self._moment(row.temporaries)
             self._free(dying.get(index, ()))
 
     # ---- Backward
 
-    def _freed_by(self) -> dict[int, list[Tensor]]:
-        """What each row's backward frees."""
+    def _freed_by(self, taken: frozenset[Tensor]) -> dict[int, list[Tensor]]:
+        """What each row's backward frees; what the second run has `taken` it frees as its own."""
         freed_by: dict[int, list[Tensor]] = {}
-        own = (self.local | self.context.freed_in_backward) - self.context.kept
+        own = (self.local | self.context.freed_in_backward) - self.context.kept - taken
         for tensor, index in self.needed.items():
             if tensor in own:
                 freed_by.setdefault(index, []).append(tensor)
@@ -300,7 +310,7 @@ class _Builder:
         left = self.section.rows[self._inside().start + len(again) : self._inside().stop]
         unread = {self._storage(tensor) for row in left for tensor in (*row.reads, *row.graph)}
         local, self.local = self.local, self._made_again(again)
-        self._run(again, keep=wanted.keys() | cached | unread)
+        self._run(again, keep=wanted.keys() | cached | unread, taken=self._taken(again))
         unread &= self.local
         self.local = local
         rerun, self.events = tuple(self.events), []

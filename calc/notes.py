@@ -198,6 +198,11 @@ def _of_loss(plan: Plan) -> Iterator[str]:
 
 
 def _of_recomputation(architecture: Architecture, plan: Plan) -> Iterator[str]:
+    if plan.recompute is Recompute.OPERATORS:
+        yield (
+            "recompute = operators: flops.recompute counts the matrix products that run again; norms, activations and "
+            "casts do too, and take time of their own."
+        )
     selective_fused = plan.recompute is Recompute.SELECTIVE and plan.attention in {Attention.FLASH, Attention.EFFICIENT}
     turned = any(layer.kind.rotary == LLAMA_ROTARY for layer, _ in architecture.layers)
     if selective_fused and plan.numerics.autocast and turned:

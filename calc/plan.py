@@ -8,11 +8,12 @@ from enum import StrEnum
 from .architecture import Architecture
 from .classification import check_classification, with_classifier
 from .dtype import DType
-from .errors import ConfigError
+from .errors import ConfigError, listed
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
 from .liger import liger_obstacle
 from .operators import Numerics
 from .recipes import RECIPES, Recipe
+from .recompute_choices import layers_in_a_row, offload, recompute_kind, saved_operators
 from .scenario import (
     ADAPTER_FIELDS,
     ALL_LINEAR,
@@ -27,6 +28,7 @@ from .scenario import (
     Parallel,
     Precision,
     Recompute,
+    SavedOperator,
     Scenario,
     Task,
     num_prefix_tokens,
@@ -61,14 +63,6 @@ SUPPORTED = {
 
 MEGATRON_ATTENTION = frozenset({Attention.EAGER, Attention.FLASH})
 
-RECOMPUTES = {
-    "recompute_interval": {Recompute.FULL, Recompute.SELECTIVE},
-    "recompute_group_size": {Recompute.FULL},
-}
-"""What a unit of several layers goes with."""
-MOST_LAYERS_IN_A_ROW = 128
-"""The events of a unit are listed layer by layer."""
-
 INFERENCE_FIELDS = ("batch_size", "prompt_length", "output_length", "weight_dtype", "kv_cache_dtype", "page_size")
 
 
@@ -90,6 +84,8 @@ class Plan:
     optimizer: Optimizer = Optimizer.ADAMW
     attention: Attention = Attention.FLASH
     recompute: Recompute = Recompute.NONE
+    recompute_saved_operators: frozenset[SavedOperator] = frozenset()
+    """Whose results are kept, where `recompute` asks for them."""
     recompute_interval: int = 1
     """Of so many layers in a row the first is checkpointed (transformers' `every_n_layers`)."""
     recompute_group_size: int = 1
@@ -144,10 +140,11 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         precision=scenario.precision,
         optimizer=_optimizer(scenario),
         attention=_attention(scenario, architecture, workload.sequence_length + num_prompt_tokens(scenario.adapter)),
-        recompute=_recompute(scenario, architecture),
-        recompute_interval=_layers_in_a_row(scenario, "recompute_interval", architecture),
-        recompute_group_size=_layers_in_a_row(scenario, "recompute_group_size", architecture),
-        recompute_offload=_offload(scenario),
+        recompute=recompute_kind(scenario, architecture),
+        recompute_saved_operators=saved_operators(scenario),
+        recompute_interval=layers_in_a_row(scenario, "recompute_interval", architecture),
+        recompute_group_size=layers_in_a_row(scenario, "recompute_group_size", architecture),
+        recompute_offload=offload(scenario),
         implementation=scenario.implementation,
         adapter=scenario.adapter,
         max_grad_norm=scenario.max_grad_norm,
@@ -166,7 +163,7 @@ def _refuse_what_comes_later(scenario: Scenario) -> None:
     for field, supported in SUPPORTED.items():
         value = getattr(scenario, field)
         if value not in supported:
-            raise ConfigError(field, _plain(value), f"is not supported yet; supported: {_listed(supported)}")
+            raise ConfigError(field, _plain(value), f"is not supported yet; supported: {listed(supported)}")
     if scenario.eval_accumulation_steps and scenario.task is not Task.EVALUATION:
         raise ConfigError("eval_accumulation_steps", scenario.eval_accumulation_steps, "is for task = evaluation")
     for field in INFERENCE_FIELDS:
@@ -185,6 +182,7 @@ EVALUATED = {
     "dropout": 0.0,
     "gradient_accumulation_steps": 1,
     "recompute": Recompute.NONE,
+    "recompute_saved_operators": None,
     "recompute_interval": 1,
     "recompute_group_size": 1,
     "recompute_offload": False,
@@ -245,7 +243,7 @@ def _check_quantised(scenario: Scenario) -> None:
 
 def _check_prefix(scenario: Scenario, adapter: Adapter) -> None:
     """What PEFT refuses (_setup_prompt_encoder), what has no cache, what a single token would do otherwise."""
-    if scenario.recompute is Recompute.FULL:
+    if scenario.recompute in {Recompute.FULL, Recompute.OPERATORS}:
         problem = f"should be none or selective: {adapter.kind} puts a cache into each layer, which cannot run again"
         raise ConfigError("recompute", scenario.recompute.value, problem)
     if scenario.implementation is not Implementation.TRANSFORMERS:
@@ -298,10 +296,6 @@ def _plain(value: object) -> object:
     return value.value if isinstance(value, StrEnum) else value
 
 
-def _listed(values: set) -> str:
-    return ", ".join(sorted("none" if value is None else str(value) for value in values))
-
-
 def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
     longest = architecture.max_position_embeddings
     learned = architecture.kind.learned_positions
@@ -329,44 +323,6 @@ def _liger(scenario: Scenario, architecture: Architecture) -> bool:
     if scenario.use_liger_kernel and obstacle:
         raise ConfigError("use_liger_kernel", True, f"should be false: {obstacle}")
     return scenario.use_liger_kernel
-
-
-def _layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture) -> int:
-    """`field` of `scenario`: how many layers make one unit of recomputation."""
-    count: int = getattr(scenario, field)
-    if count == 1:
-        return count
-    if scenario.recompute not in RECOMPUTES[field]:
-        raise ConfigError(field, count, f"should be 1 unless recompute is {_listed(RECOMPUTES[field])}")
-    if architecture.kind.writes_attention_out:
-        raise ConfigError(
-            field, count, f"should be 1: layers of {architecture.model_type} return more than their output"
-        )
-    if scenario.recompute_interval > 1 and scenario.recompute_group_size > 1:
-        raise ConfigError(field, count, "should be 1: either every n-th layer is recomputed, or groups of layers are")
-    longest = min(architecture.num_layers, MOST_LAYERS_IN_A_ROW)
-    if count > longest:
-        raise ConfigError(field, count, f"should be at most {longest}")
-    if len({replace(layer, sliding_window=None, frozen=False) for layer, _ in architecture.layers}) > 1:
-        raise ConfigError(field, count, "is not supported yet for a model whose layers differ in size")
-    one_mask = len({layer.sliding_window for layer, _ in architecture.layers}) == 1
-    if field == "recompute_group_size" and not one_mask:
-        raise ConfigError(field, count, "should be 1: layers with a sliding window and without have a mask each")
-    return count
-
-
-def _recompute(scenario: Scenario, architecture: Architecture) -> Recompute:
-    if scenario.recompute is Recompute.SELECTIVE and architecture.kind.writes_attention_out:
-        problem = f"should be none or full: the attention of {architecture.model_type} is no function of its own"
-        raise ConfigError("recompute", scenario.recompute.value, problem)
-    return scenario.recompute
-
-
-def _offload(scenario: Scenario) -> bool:
-    whole_layers = scenario.recompute is Recompute.FULL and scenario.recompute_group_size == 1
-    if scenario.recompute_offload and not whole_layers:
-        raise ConfigError("recompute_offload", True, "needs recompute = full with recompute_group_size = 1")
-    return scenario.recompute_offload
 
 
 def _frozen_layers(scenario: Scenario, architecture: Architecture) -> int:

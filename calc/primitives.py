@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from .dtype import DType
 from .ledger import Gradient, Product, Row, Shape, Tensor
+from .scenario import SavedOperator
 
 
 def wider(a: DType, b: DType) -> DType:
@@ -155,14 +156,17 @@ def matmul(
         Gradient(of=a, needs=(b,), products=(product,), viewed=True),
         Gradient(of=b, needs=(a,), products=(product,), viewed=transposed),
     ]
+    operator = SavedOperator.BMM if product.batch else SavedOperator.MM
     if bias is not None:
         gradients.append(Gradient(of=bias))
+        operator = SavedOperator.ADDMM
     return Row(
         name=name,
         reads=(a, b) if bias is None else (a, b, bias),
         writes=(out,),
         gradients=tuple(gradients),
         products=(product,),
+        operator=operator,
     )
 
 

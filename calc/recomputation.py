@@ -4,14 +4,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from .ledger import Region, Section
+from .ledger import Region, Row, Section
 from .operators import CORE_MODULE, POSITION_IDS
 from .plan import Plan
 from .primitives import frame
-from .scenario import Recompute
+from .scenario import Recompute, SavedOperator
+from .sdpa import IN_PLACE_ADDITION
 
 Repeated = tuple[Section, int]
 """A section, and how many times it follows itself."""
+LAYER_BY_LAYER = frozenset({Recompute.FULL, Recompute.OPERATORS})
+"""What transformers' own checkpointing of layers does."""
 KEPT_SECTIONS = 512
 """How many layers with their regions are kept; their lifetimes are kept by them."""
 
@@ -40,12 +43,36 @@ def selective(section: Section) -> Section:
     return replace(section, region=Region(start=core[0], stop=core[-1] + 1, arguments=tuple(arguments)))
 
 
+def but_operators(section: Section, operators: frozenset[SavedOperator]) -> Section:
+    """The same with create_selective_checkpoint_contexts(operators): all that those operators give is kept, by the
+    first run's dispatch mode for the second's, needed or not. What they alone read is computed again nevertheless."""
+    rows = tuple(map(_under_dispatch_mode, section.rows))
+    stored = frozenset(tensor for row in rows if row.operator in operators for tensor in row.writes)
+    section = full(replace(section, rows=rows))
+    assert section.region is not None
+    return replace(section, region=replace(section.region, stored=stored))
+
+
+def _under_dispatch_mode(row: Row) -> Row:
+    """_scaled_dot_product_attention_math adds its mask in place only where no dispatch mode sees it (attention.cpp,
+    areAnyTensorSubclassLike)."""
+    return replace(row, name="add", is_view=False) if row.name == IN_PLACE_ADDITION else row
+
+
 @lru_cache(maxsize=KEPT_SECTIONS)
-def checkpointed(section: Section, recompute: Recompute, *, offloaded: bool) -> Section:
+def checkpointed(
+    section: Section, recompute: Recompute, saved_operators: frozenset[SavedOperator], *, offloaded: bool
+) -> Section:
     """One layer with what is recomputed of it."""
-    if recompute is Recompute.FULL:
-        return full(section, offloaded=offloaded)
-    return selective(section) if recompute is Recompute.SELECTIVE else section
+    match recompute:
+        case Recompute.NONE:
+            return section
+        case Recompute.FULL:
+            return full(section, offloaded=offloaded)
+        case Recompute.SELECTIVE:
+            return selective(section)
+        case Recompute.OPERATORS:
+            return but_operators(section, saved_operators)
 
 
 @lru_cache(maxsize=KEPT_SECTIONS)
@@ -64,7 +91,7 @@ def layers_in_a_row(plan: Plan) -> int:
 
 def makes_leaves(plan: Plan) -> bool:
     """transformers' own checkpointing of layers makes frozen embeddings' output require a gradient."""
-    return plan.recompute is Recompute.FULL and plan.recompute_group_size == 1
+    return plan.recompute in LAYER_BY_LAYER and plan.recompute_group_size == 1
 
 
 def recomputed(layers: Sequence[Repeated], plan: Plan) -> list[Repeated]:
@@ -73,7 +100,8 @@ def recomputed(layers: Sequence[Repeated], plan: Plan) -> list[Repeated]:
     if plan.recompute_group_size > 1:
         return list(_group(alone))
     (first, _), *others = alone
-    return [(checkpointed(first, plan.recompute, offloaded=plan.recompute_offload), 1), *others]
+    kept, offloaded = plan.recompute_saved_operators, plan.recompute_offload
+    return [(checkpointed(first, plan.recompute, kept, offloaded=offloaded), 1), *others]
 
 
 def _alone(layers: Sequence[Repeated]) -> Iterator[Repeated]:

@@ -73,6 +73,30 @@ class Recompute(StrEnum):
     NONE = "none"
     FULL = "full"
     SELECTIVE = "selective"
+    OPERATORS = "operators"
+
+
+class SavedOperator(StrEnum):
+    """Operators of torch.ops.aten."""
+
+    MM = "mm"
+    ADDMM = "addmm"
+    BMM = "bmm"
+    BADDBMM = "baddbmm"
+    GROUPED_MM = "_grouped_mm"
+    FLASH = "_scaled_dot_product_flash_attention"
+    EFFICIENT = "_scaled_dot_product_efficient_attention"
+
+
+LINEAR_AND_FUSED_ATTENTION = (
+    SavedOperator.MM,
+    SavedOperator.ADDMM,
+    SavedOperator.GROUPED_MM,
+    SavedOperator.FLASH,
+    SavedOperator.EFFICIENT,
+)
+"""What is costly to compute again and has as many elements as hidden states: torchtitan's list, and addmm, which it
+does not need (no biases)."""
 
 
 class Loss(StrEnum):
@@ -252,7 +276,13 @@ class Scenario(Question):
     attention: Attention = Attention.AUTO
     """Which attention kernel; auto = the fastest that takes the type and head size."""
     recompute: Recompute = Recompute.NONE
-    """What is computed again in backward instead of kept."""
+    """What is computed again in backward instead of kept: nothing, all of a layer, the attention core, or all of a
+    layer but what listed operators give (torch.utils.checkpoint.create_selective_checkpoint_contexts)."""
+    recompute_saved_operators: (
+        Annotated[tuple[SavedOperator, ...], Field(min_length=1), BeforeValidator(_listed)] | None
+    ) = None
+    """recompute = operators: the aten operators whose results are kept; none = mm, addmm, _grouped_mm and the fused
+    attention kernels. bmm and baddbmm are the products of eager attention."""
     recompute_interval: Size = 1
     """Only every n-th layer is checkpointed."""
     recompute_group_size: Size = 1
@@ -313,7 +343,7 @@ def scenario_from_strings(items: Iterable[tuple[str, str]]) -> Scenario:
 
 
 LISTS = ("target_modules", "layers_to_transform", "feedforward_modules", "modules_to_save")
-NAME_LISTS = frozenset(f"adapter.{name}" for name in LISTS)
+NAME_LISTS = frozenset({"recompute_saved_operators", *(f"adapter.{name}" for name in LISTS)})
 TEXT_FIELDS = frozenset({"gpu", "model", "weight_dtype", "kv_cache_dtype"})
 
 

@@ -24,6 +24,7 @@ PADDED_HEADS: Shape = ("B", "S", "N", "D⌈8⌉")
 PADDED_SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D⌈8⌉",))
 PADDED_VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D⌈8⌉",), ("S",))
 
+IN_PLACE_ADDITION = "add_"
 KERNEL_FLOPS = 4
 """Element-wise, inside a fused kernel: scaling 1, softmax 3."""
 
@@ -117,6 +118,7 @@ def _fused(
         backward_temporaries=temporaries,
         elementwise_flops=KERNEL_FLOPS,
         elementwise_shape=(*scores.batch, *scores.m, *scores.n),
+        operator=f"_scaled_dot_product_{name}",
     )
 
 
@@ -212,7 +214,9 @@ def _math_weights(query: Tensor, key: Tensor, bias: Tensor | None, core: Attenti
     if bias is not None:
         masked = like(scores, "scores masked")
         gradient = Gradient(of=scores, passes=True)
-        in_place = Row(name="add_", reads=(scores, bias), writes=(masked,), gradients=(gradient,), is_view=True)
+        in_place = Row(
+            name=IN_PLACE_ADDITION, reads=(scores, bias), writes=(masked,), gradients=(gradient,), is_view=True
+        )
         rows.append(replace(in_place, elementwise_flops=1))
         scores = masked
     masks = like(scores, "scores of -inf", dtype=DType.BOOL), Tensor("rows of -inf", core.scores[:-1], DType.BOOL)

@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import ConfigError
 from .estimation import Estimate, estimate
-from .plan import MOST_LAYERS_IN_A_ROW
+from .recompute_choices import MOST_LAYERS_IN_A_ROW
 from .scenario import Recompute, Scenario, Task
 
 INTERVALS = (4, 3, 2)
@@ -65,6 +65,7 @@ def _answered(ways: Iterable[Scenario]) -> Iterator[tuple[Scenario, Estimate]]:
 
 NOTHING: dict[str, Any] = {
     "recompute": Recompute.NONE,
+    "recompute_saved_operators": None,
     "recompute_interval": 1,
     "recompute_group_size": 1,
     "recompute_offload": False,
@@ -72,9 +73,11 @@ NOTHING: dict[str, Any] = {
 
 
 def _ways(num_layers: int) -> Iterator[dict[str, Any]]:
-    """Nothing, the attention core, every n-th layer, every layer, and groups: of two, of √L, of twice that."""
+    """Nothing, the attention core, all but linears and fused attention, every n-th layer, every layer, and groups: of
+    two, of √L, of twice that."""
     yield NOTHING
     yield NOTHING | {"recompute": Recompute.SELECTIVE}
+    yield NOTHING | {"recompute": Recompute.OPERATORS}
     for interval in (*INTERVALS, 1):
         if interval <= num_layers:
             yield NOTHING | {"recompute": Recompute.FULL, "recompute_interval": interval}

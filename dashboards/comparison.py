@@ -22,6 +22,7 @@ class Alternative:
 
 
 PLAIN: Mapping[str, Any] = {
+    "recompute_saved_operators": None,
     "recompute_interval": 1,
     "recompute_group_size": 1,
     "recompute_offload": False,

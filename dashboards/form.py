@@ -2,7 +2,8 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-from calc.plan import RECOMPUTES, SUPPORTED
+from calc.plan import SUPPORTED
+from calc.recompute_choices import RECOMPUTES
 from calc.scenario import (
     ADAPTER_FIELDS,
     AdapterDType,
@@ -20,7 +21,7 @@ YES_OR_NO = ("false", "true")
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(task for task in Task if task in SUPPORTED["task"]),
     "precision": tuple(Precision),
-    "recompute": (Recompute.NONE, Recompute.SELECTIVE, Recompute.FULL),
+    "recompute": (Recompute.NONE, Recompute.SELECTIVE, Recompute.OPERATORS, Recompute.FULL),
     "recompute_offload": YES_OR_NO,
     "adapter.kind": ("", *ADAPTER_FIELDS),
     "optimizer": tuple(Optimizer),
@@ -45,12 +46,13 @@ NUMBERS = frozenset(
 )
 
 NAMES = (
+    "recompute_saved_operators",
     "adapter.target_modules",
     "adapter.layers_to_transform",
     "adapter.feedforward_modules",
     "adapter.modules_to_save",
 )
-"""Lists of modules' names."""
+"""Lists of the names of operators and modules."""
 
 STOPS = {
     "micro_batch_size": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128),
@@ -64,6 +66,7 @@ FIELDS = frozenset({*CHOICES, *STOPS, *NUMBERS, *NAMES, "model", "config", "gpu"
 READ_WITH: Mapping[str, tuple[str, Collection[str]]] = {
     **{name: ("recompute", values) for name, values in RECOMPUTES.items()},
     "recompute_offload": ("recompute", {Recompute.FULL}),
+    "recompute_saved_operators": ("recompute", {Recompute.OPERATORS}),
     "eval_accumulation_steps": ("task", {Task.EVALUATION}),
     **{
         name: ("adapter.kind", [kind for kind, read in ADAPTER_FIELDS.items() if name.partition(".")[2] in read])

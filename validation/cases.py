@@ -30,6 +30,7 @@ STEP: dict[str, Any] = {
     "weight_ema": False,
     "attention": "auto",
     "recompute": "none",
+    "recompute_saved_operators": None,
     "recompute_interval": 1,
     "recompute_group_size": 1,
     "recompute_offload": False,

@@ -21,7 +21,7 @@ import peft
 import torch
 import transformers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint, noop_context_fn
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -101,6 +101,12 @@ ONLY = {
 }
 """Fields of which one value is run here."""
 
+LINEAR_AND_FUSED_ATTENTION = (
+    *("mm", "addmm", "_grouped_mm"),
+    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
+)
+"""The Scenario's default for `recompute_saved_operators`; a test holds them equal."""
+
 CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
@@ -154,6 +160,8 @@ def build_job(
     """
     for field, only in ONLY.items():
         supported(field, getattr(scenario, field), {only: None})
+    if scenario.recompute == "operators":
+        context_fn = partial(keeping, saved_operators(scenario), context_fn)
     checkpoint_options = {"use_reentrant": False, "context_fn": context_fn}
     precision = supported("precision", scenario.precision, WEIGHT_DTYPE)
     optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
@@ -171,7 +179,7 @@ def build_job(
         freeze(model, scenario.frozen_layers)
         if scenario.recompute_group_size > 1 and scenario.task == "training":
             group_layers(model, scenario.recompute_group_size, checkpoint_options)
-        elif scenario.recompute == "full":
+        elif scenario.recompute in ("full", "operators"):
             model.activation_checkpointing_enable(
                 checkpoint_options, scenario.recompute_interval, scenario.recompute_offload
             )
@@ -354,6 +362,34 @@ def targets(adapter: Adapter) -> list[str] | str | None:
     if names is None:
         return None
     return "all-linear" if "all-linear" in names else list(names)
+
+
+class Both(AbstractContextManager):
+    """Two contexts as one; like torch's own it lives as long as its region."""
+
+    def __init__(self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> None:
+        self.outer, self.inner = outer, inner
+
+    def __enter__(self) -> None:
+        self.outer.__enter__()
+        self.inner.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.inner.__exit__(*error)
+        self.outer.__exit__(*error)
+
+
+def keeping(operators: list[Any], contexts: ContextPair) -> tuple[Both, Both]:
+    """The contexts of a checkpointed region that keeps what `operators` give."""
+    pairs = zip(contexts(), create_selective_checkpoint_contexts(operators), strict=True)
+    first, again = (Both(*pair) for pair in pairs)
+    return first, again
+
+
+def saved_operators(scenario: Scenario) -> list[Any]:
+    """The overloads that a model's layers call."""
+    names = scenario.recompute_saved_operators or LINEAR_AND_FUSED_ATTENTION
+    return [getattr(torch.ops.aten, name).default for name in names]
 
 
 class CheckpointedGroup(torch.nn.ModuleList):

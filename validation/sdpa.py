@@ -11,6 +11,8 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import _CachedTorchDispatchMode, _CachingTorchDispatchMode
 
 from calc.errors import ConfigError
 from calc.scenario import Attention
@@ -24,6 +26,7 @@ FLASH_HEAD_MULTIPLE = 8
 """pad_last_dim in attention.cpp."""
 MASK_MULTIPLE = 8
 """preprocess_mask in attention.cpp."""
+SELECTING = (_CachingTorchDispatchMode, _CachedTorchDispatchMode)
 EFFICIENT_HEAD_BYTES = 16
 """minimum_gemm_alignment: 128 bits."""
 
@@ -122,7 +125,7 @@ def math_attention(
 ) -> Tensor:
     """_scaled_dot_product_attention_math, its variables and the order of its operations.
 
-    Called itself it would not add the mask in place under a dispatch mode, and would take the CPU's dropout.
+    Called itself it would not add the mask in place under the tracer's dispatch mode, and would take the CPU's dropout.
     """
     dtype, factor = query.dtype, scale**0.5
     query_32, key_32, value_32 = (x.float() if x.dtype in HALF else x for x in (query, key, value))
@@ -135,7 +138,7 @@ def math_attention(
     keys, values = (x if groups == 1 else x.repeat_interleave(groups, dim=1) for x in (key_32, value_32))
     weights = torch.matmul(scaled, keys.transpose(-2, -1) * factor)
     if bias is not None:
-        weights.add_(bias)
+        weights = weights + bias if under_dispatch_mode() else weights.add_(bias)
     weights = aten._safe_softmax(weights, -1)
     if dropout_p > 0:
         weights = torch.native_dropout(weights, dropout_p, True)[0]
@@ -143,6 +146,11 @@ def math_attention(
     output = torch.matmul(weights, values).to(dtype)
     del returned
     return output
+
+
+def under_dispatch_mode() -> bool:
+    """Whether one of torch's own modes, which select what a checkpoint keeps, sees the operators."""
+    return any(isinstance(mode, SELECTING) for mode in _get_current_dispatch_mode_stack())
 
 
 KERNELS: dict[Attention, Callable[..., Tensor]] = {

@@ -109,6 +109,8 @@ TRACES = [
     case(SIX_LAYERS, 2, 300, recompute="selective", recompute_interval=2, attention="eager"),
     case("distilgpt2", 2, 300, recompute="full", recompute_offload=True, attention="eager"),
     case("distilgpt2", 2, 300, recompute="full", recompute_group_size=2, frozen_layers=3),
+    case(SIX_LAYERS, 2, 300, recompute="operators", attention="flash"),
+    case("distilgpt2", 2, 300, recompute="operators", recompute_saved_operators=["addmm", "bmm"], attention="eager"),
     # Optimizers and what is around their step.
     *(
         case("distilgpt2", 2, 128, optimizer=optimizer, precision=precision)
@@ -191,6 +193,7 @@ MORE_OPTIONS: list[dict[str, Any]] = [
     {"weight_ema": True},
     {"recompute": "full", "recompute_interval": 2},
     {"recompute": "full", "recompute_group_size": 2},
+    {"recompute": "operators"},
 ]
 """What torch alone can run; 8-bit AdamW and Lion need libraries that a machine with a GPU often lacks."""
 

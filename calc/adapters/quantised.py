@@ -16,6 +16,7 @@ from calc.dtype import DType
 from calc.ledger import Component, Gradient, Kind, Row, Shape, Tensor
 from calc.operators import Numerics, stamped
 from calc.primitives import add, cast, copy, dropout, frame, like
+from calc.scenario import SavedOperator
 
 from .facts import OUTPUT_LAYER, AdapterFacts
 from .freezing import with_tensors
@@ -59,6 +60,7 @@ def quantised(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
             writes=(out,),
             gradients=(Gradient(of=x, products=(module.product,)),),
             products=(module.product,),
+            operator=SavedOperator.ADDMM if bias else SavedOperator.MM,
             temporaries=(*(decoded if facts.double_quantisation else ()), written_out),
             backward_temporaries=(written_out,),
         )

@@ -9,6 +9,7 @@ from calc.lifetimes import NEXT
 from calc.norms import layer_norm
 from calc.operators import CORE_MODULE, Numerics, autocast_input, dropped, embedding, linear, parameter, stamped
 from calc.primitives import add, copy, frame, like, matmul, part, unary, view, wider
+from calc.scenario import SavedOperator
 from calc.wirings import Parts
 
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
@@ -130,7 +131,12 @@ def _core(
     )
     rows += [
         *casts,
-        replace(product, reads=(*product.reads, bias), gradients=tuple(unscaled)),
+        replace(
+            product,
+            reads=(*product.reads, bias),
+            gradients=tuple(unscaled),
+            operator=SavedOperator.BADDBMM,
+        ),
         add(scores, mask, masked, name="mask"),
     ]
     softmax_rows, weights = probabilities(masked, q.dtype, core, numerics)

@@ -14,6 +14,7 @@ from calc.dtype import DType
 from calc.ledger import Component, Gradient, Product, Row, Shape, Tensor
 from calc.operators import TOKENS, Numerics, activation, linear, parameter, stamped
 from calc.primitives import add, cast, frame, like, multiply, part, softmax, unary, wider
+from calc.scenario import SavedOperator
 
 from .facts import LayerFacts
 
@@ -191,4 +192,5 @@ def _grouped(x: Tensor, weight: Tensor, ends: Tensor, out: Tensor, product: Prod
         ),
         saves=(ends,),
         products=(product,),
+        operator=SavedOperator.GROUPED_MM,
     )

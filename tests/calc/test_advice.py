@@ -91,7 +91,7 @@ def test_there_is_a_tradeoff() -> None:
 
 def test_one_layer_is_neither_skipped_nor_grouped() -> None:
     ways = recompute_tradeoffs(asked(model=LLAMA | {"num_hidden_layers": 1}, sequence_length=64))
-    assert sorted(way.scenario.recompute for way in ways) == [Recompute.FULL, Recompute.NONE, Recompute.SELECTIVE]
+    assert sorted(way.scenario.recompute for way in ways) == sorted(Recompute)
 
 
 def test_the_largest_at_the_peak() -> None:

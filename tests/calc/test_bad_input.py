@@ -68,6 +68,7 @@ READ_BY_THE_ENGINE = {
     "weight_ema": True,
     "attention": "eager",
     "recompute": "none",
+    "recompute_saved_operators": ("addmm",),
     "recompute_interval": 2,
     "recompute_group_size": 2,
     "recompute_offload": True,
@@ -107,6 +108,8 @@ def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
     plain: dict[str, Any] = {"model": model, "precision": "bf16", "recompute": "full"}
     if field == "eval_accumulation_steps":
         plain["task"] = "evaluation"
+    if field == "recompute_saved_operators":
+        plain["recompute"] = "operators"
     assert answer(**plain) != answer(**plain | {field: READ_BY_THE_ENGINE[field]})
 
 

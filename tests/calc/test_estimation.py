@@ -151,6 +151,7 @@ combinations = st.fixed_dictionaries(
     }
 )
 REFUSED_PAIRS = {
+    "recompute": lambda case: case["implementation"] == "megatron" and case["recompute"] == "operators",
     "implementation": lambda case: case["implementation"] == "megatron" and case["model"] != "gpt2",
     "precision": lambda case: case["implementation"] == "megatron" and "autocast" in case["precision"],
     "optimizer": lambda case: case["precision"] in RECIPE_PRECISIONS and "sgd" in case["optimizer"],
@@ -214,7 +215,7 @@ def test_a_step_with_one_adapted_module_frees_what_it_made(module: str, recomput
     [
         case
         for case in product(Precision, Implementation, Recompute)
-        if not (case[1] == "megatron" and "autocast" in case[0])
+        if not (case[1] == "megatron" and ("autocast" in case[0] or case[2] == "operators"))
     ],
 )
 def test_eager_gpt2_with_adamw_is_always_answered(precision: Any, implementation: Any, recompute: Any) -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate
-from calc.scenario import Recompute
+from calc.scenario import AdapterKind, Recompute
 
 GPT2 = {"model_type": "gpt2", "n_embd": 64, "n_head": 4, "n_layer": 4, "vocab_size": 97, "n_positions": 128}
 LLAMA = {
@@ -198,7 +198,7 @@ def test_tensors_of_layers_in_a_row_are_counted_together() -> None:
 @pytest.mark.parametrize(
     ("choices", "field", "expected"),
     [
-        ({"recompute_interval": 2}, "recompute_interval", "unless recompute is full, selective"),
+        ({"recompute_interval": 2}, "recompute_interval", "unless recompute is full, operators, selective"),
         ({"recompute": "selective", "recompute_group_size": 2}, "recompute_group_size", "unless recompute is full"),
         ({"recompute": "full", "recompute_group_size": 8}, "recompute_group_size", "at most 7"),
         ({"recompute": "full", "recompute_interval": 2, "recompute_group_size": 2}, "recompute_interval", "either"),
@@ -252,3 +252,99 @@ def test_each_layer_of_gpt2_takes_its_mask_along() -> None:
 def test_what_cannot_be_offloaded(choices: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"^recompute_offload = .*needs recompute = full"):
         answered(SEVEN["llama"], **{"recompute": "none"} | choices, recompute_offload=True)
+
+
+# --- of all but listed operators ------------------------------------------------------------------------------------
+
+
+def kept_by_a_layer_of_gpt2(*operators: str) -> int:
+    """Beyond its input, in bf16 with eager attention and without dropout: nothing in it is rounded up here."""
+    sizes: dict[str, Any] = {"precision": "bf16", "attention": "eager", "dropout": 0.0, "sequence_length": 64}
+    full = saved_of_a_layer(GPT2, "full", **sizes)
+    return saved_of_a_layer(GPT2, "operators", recompute_saved_operators=operators, **sizes) - full
+
+
+def test_operators_keep_what_they_give() -> None:
+    # GPT-2's Conv1D is addmm: 3H of c_attn, H of c_proj, 4H of c_fc, H of the second c_proj, of 2 bytes each.
+    assert kept_by_a_layer_of_gpt2("addmm") == 2 * B * 64 * (3 + 1 + 4 + 1) * H
+    # Scores and weighted values are bmm; no linear is mm here.
+    assert kept_by_a_layer_of_gpt2("bmm") == 2 * B * N * 64 * 64 + 2 * B * 64 * H
+    assert kept_by_a_layer_of_gpt2("mm", "_scaled_dot_product_flash_attention") == 0
+
+
+def test_what_operators_give_is_not_computed_again() -> None:
+    sizes: dict[str, Any] = {"attention": "eager", "dropout": 0.0}
+    full = answered(GPT2, "full", **sizes).flops
+    scores, values = 2 * B * N * S * S * D, 2 * B * N * S * S * D
+    linears = 2 * B * S * (3 * H * H + H * H + 4 * H * H)
+    assert full.recompute == 4 * (linears + scores + values)
+    again = {
+        operators: answered(GPT2, "operators", recompute_saved_operators=operators, **sizes).flops.recompute
+        for operators in (("addmm",), ("bmm",), ("addmm", "bmm"), ("mm",))
+    }
+    assert again == {
+        ("addmm",): 4 * (scores + values),
+        ("bmm",): 4 * linears,
+        ("addmm", "bmm"): 0,
+        ("mm",): full.recompute,
+    }
+
+
+def test_linears_and_fused_attention_are_what_is_kept_where_nothing_is_said() -> None:
+    for model in (GPT2, LLAMA):
+        kept = answered(model, "operators", attention="flash")
+        listed = answered(
+            model,
+            "operators",
+            attention="flash",
+            recompute_saved_operators=("mm", "addmm", "_scaled_dot_product_flash_attention"),
+        )
+        assert kept.memory == listed.memory
+        assert kept.flops.recompute == 0
+        assert kept.flops.total == answered(model, "none", attention="flash").flops.total
+
+
+def test_the_statistics_of_a_kept_kernel_are_kept_with_its_output() -> None:
+    choices: dict[str, Any] = {"attention": "flash", "precision": "bf16", "sequence_length": 64}
+    operators = ("_scaled_dot_product_flash_attention",)
+    kept = saved_of_a_layer(LLAMA, "operators", recompute_saved_operators=operators, **choices)
+    output, logsumexp, generator = 2 * B * 64 * H, 4 * B * N * 64, 2 * 512
+    assert kept - saved_of_a_layer(LLAMA, "full", **choices) == output + logsumexp + generator
+
+
+def test_frozen_layers_keep_as_much() -> None:
+    """transformers makes the embeddings' output require a gradient when it checkpoints layers."""
+    trained, frozen = (
+        answered(GPT2, "operators", frozen_layers=count, precision="bf16", attention="eager") for count in (0, 2)
+    )
+    assert trained.flops.recompute == frozen.flops.recompute > 0
+    kept = trained.memory.saved_activation_bytes_per_layer
+    assert kept == frozen.memory.saved_activation_bytes_per_layer
+
+
+def test_every_second_layer_keeps_what_operators_give() -> None:
+    plain, every, second = (
+        answered(GPT2, kind, attention="eager", precision="bf16", **choice).memory.saved_activation_bytes
+        for kind, choice in (("none", {}), ("operators", {}), ("operators", {"recompute_interval": 2}))
+    )
+    assert second - every == plain - second > 0
+
+
+@pytest.mark.parametrize(
+    ("choices", "field", "expected"),
+    [
+        ({"recompute": "full", "recompute_saved_operators": ("mm",)}, "recompute_saved_operators", "operators only"),
+        ({"recompute_saved_operators": ("mul",)}, "recompute_saved_operators.0", "addmm"),
+        ({"recompute_saved_operators": ()}, "recompute_saved_operators", "at least 1"),
+        ({"use_liger_kernel": True}, "recompute", "Liger turns"),
+        ({"adapter": Adapter(kind=AdapterKind.ADALORA, target_modules=("q_proj",))}, "recompute", "in place"),
+        ({"adapter": Adapter(kind=AdapterKind.P_TUNING_V2)}, "recompute", "cannot run again"),
+        ({"recompute_group_size": 2}, "recompute_group_size", "unless recompute is full"),
+        ({"recompute_offload": True}, "recompute_offload", "needs recompute = full"),
+    ],
+)
+def test_what_operators_do_not_go_with(choices: dict[str, Any], field: str, expected: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        answered(SEVEN["llama"], **{"recompute": "operators", "sequence_length": 32} | choices)
+    assert refusal.value.field == field
+    assert expected in refusal.value.expected

@@ -48,7 +48,7 @@ WORDS_OF_THE_CONTRACT = {
         "adamw adamw-fused adamw-for-loop adamw-8bit paged-adamw-8bit sgd sgd-momentum sgd-nesterov adafactor lion muon"
     ),
     Attention: "auto flash eager efficient math cudnn",
-    Recompute: "none full selective",
+    Recompute: "none full selective operators",
     AdapterDType: "fp32 base",
 }
 

@@ -322,7 +322,7 @@ def test_the_cheapest_recomputation_has_the_fewest_flops_of_those_that_fit() -> 
     for size in range(1, 400, 30):
         scenario = asked(
             model=deep, gpu="rtx-4090", micro_batch_size=size, sequence_length=1024, recompute="full",
-            recompute_interval=2,
+            recompute_interval=2, use_liger_kernel=True,
         )  # fmt: skip
         fitting = [way.recompute_flops for way in recompute_tradeoffs(scenario) if way.estimate.memory.fits]
         solution = calc.solve(scenario, minimise="recompute")

@@ -22,6 +22,7 @@ from calc.scenario import (
     Optimizer,
     Precision,
     Recompute,
+    SavedOperator,
     Task,
 )
 from validation.trace import Trace, trace
@@ -154,12 +155,19 @@ def subsets(names: tuple[str, ...]) -> st.SearchStrategy[tuple[str, ...]]:
 
 
 @st.composite
-def recomputations(draw: st.DrawFn, config: dict[str, Any], *, of_layers: bool) -> dict[str, Any]:
-    """Of every layer, of every n-th, or of groups; what layers keep on the GPU or not."""
-    recompute = draw(st.sampled_from(Recompute if of_layers else (Recompute.NONE, Recompute.SELECTIVE)))
+def recomputations(draw: st.DrawFn, config: dict[str, Any], adapter: AdapterKind | None) -> dict[str, Any]:
+    """Of every layer, of every n-th, of groups, or of all but some operators; what layers keep on the GPU or not."""
+    ways = [Recompute.NONE, Recompute.SELECTIVE]
+    if adapter not in PREFIXED:
+        ways.append(Recompute.FULL)
+        ways += [] if adapter is AdapterKind.ADALORA else [Recompute.OPERATORS]
+    recompute = draw(st.sampled_from(ways))
     if recompute is Recompute.NONE:
         return {}
     in_a_row = draw(st.integers(1, config.get("n_layer") or config["num_hidden_layers"]))
+    if recompute is Recompute.OPERATORS:
+        operators = draw(st.none() | st.lists(st.sampled_from(SavedOperator), min_size=1, max_size=3).map(tuple))
+        return {"recompute": recompute, "recompute_interval": in_a_row, "recompute_saved_operators": operators}
     one_mask = not config.get("use_sliding_window")
     if recompute is Recompute.FULL and one_mask and draw(st.booleans()):
         return {"recompute": recompute, "recompute_group_size": in_a_row}
@@ -189,6 +197,8 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     classifies = loss is Loss.CROSS_ENTROPY and adapter is None and model_type in CLASSIFIERS
     only_trained = is_prefixed or (adapter is not None and adapter.kind is AdapterKind.ADALORA)
     evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY and not only_trained else {}
+    recomputation = draw(recomputations(config, adapter.kind if adapter else None))
+    may_use_liger = config.get("hidden_act") == "silu" and recomputation.get("recompute") is not Recompute.OPERATORS
     return Scenario(
         model=config,
         micro_batch_size=draw(st.integers(1, 5)),
@@ -200,12 +210,12 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
         zero_grad_set_to_none=draw(st.sampled_from((True, True, False))),
         weight_ema=draw(st.sampled_from((False, False, not is_quantised))),
         attention=draw(st.sampled_from(sorted(SUPPORTED["attention"]))),
-        **draw(recomputations(config, of_layers=not is_prefixed)),
+        **recomputation,
         adapter=adapter,
         frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
         loss=loss,
         hold_outputs=draw(st.booleans()),
-        use_liger_kernel=draw(st.booleans() if config.get("hidden_act") == "silu" else st.just(False)),
+        use_liger_kernel=draw(st.booleans() if may_use_liger else st.just(False)),
         num_labels=draw(st.sampled_from((None, None, None, 2, 300))) if classifies else None,
         **evaluation,
     )

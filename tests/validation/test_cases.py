@@ -3,6 +3,8 @@
 from copy import deepcopy
 
 from calc import Adapter, Scenario, estimate
+from calc.scenario import LINEAR_AND_FUSED_ATTENTION
+from validation import models
 from validation.cases import (
     ADAPTER,
     STEP,
@@ -20,6 +22,10 @@ def test_left_out_fields_mean_the_scenarios_defaults() -> None:
     default = Scenario(model="gpt2").model_dump(mode="json")
     assert {name: default[name] for name in STEP} == STEP
     assert Adapter().model_dump(mode="json") == ADAPTER
+
+
+def test_left_out_operators_are_the_scenarios() -> None:
+    assert models.LINEAR_AND_FUSED_ATTENTION == LINEAR_AND_FUSED_ATTENTION
 
 
 def test_a_cut_model_says_so() -> None:

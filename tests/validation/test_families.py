@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from calc import Adapter, ConfigError, Scenario, estimate
 from calc.families import FAMILIES as SUPPORTED
+from calc.scenario import SavedOperator
 from tests.validation import families
 from tests.validation.families import FAMILIES, TOKENS, config_of
 from tests.validation.random_steps import SLOW, TIMES, agree
@@ -26,6 +27,7 @@ IN_BRIEF = (
     {"precision": "bf16", "attention": "eager"},
     {"precision": "bf16-autocast", "attention": "auto", "recompute": "full"},
 )
+OPERATORS = tuple(SavedOperator)
 CHOICES = (
     *IN_BRIEF,
     {"precision": "bf16", "attention": "auto"},
@@ -34,6 +36,8 @@ CHOICES = (
     {"precision": "bf16", "attention": "auto", "recompute": "full"},
     {"precision": "bf16", "attention": "eager", "recompute": "full"},
     {"precision": "bf16-autocast", "attention": "auto", "recompute": "selective"},
+    {"precision": "bf16-autocast", "attention": "auto", "recompute": "operators"},
+    {"precision": "bf16", "attention": "eager", "recompute": "operators", "recompute_saved_operators": OPERATORS},
     {"precision": "fp32", "attention": "auto", "micro_batch_size": 1},
     {"precision": "fp16-autocast", "attention": "eager", "gradient_accumulation_steps": 2},
     {"precision": "bf16", "attention": "auto", "adapter": LORA},
