@@ -5,8 +5,8 @@ from itertools import pairwise
 from typing import NamedTuple
 from unicodedata import east_asian_width
 
-TEXT_PIXELS, WIDE_TEXT_PIXELS, LINE_PIXELS = 8, 15, 18
-"""Width of a letter and of a Chinese character in the page's type, height of its lines; rather too much."""
+TEXT_PIXELS, WIDE_TEXT_PIXELS, LINE_PIXELS = 10, 15, 18
+"""Width of a letter in semibold and of a Chinese character in the page's type, height of its lines; rather too much."""
 
 MARK_PIXELS = 7
 """From a mark's centre to its edge."""

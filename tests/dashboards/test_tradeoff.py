@@ -102,10 +102,10 @@ def test_names_keep_clear_of_marks_lines_and_each_other():
 
 
 def test_a_name_without_room_is_left_out():
-    assert places([Mark(50, 50, "x" * 38)], [], [0], [SIZE]) == {}
-    assert places([Mark(50, 50, "x" * 37)], [], [0], [SIZE]).keys() == {0}
+    assert places([Mark(50, 50, "x" * 31)], [], [0], [SIZE]) == {}
+    assert places([Mark(50, 50, "x" * 30)], [], [0], [SIZE]).keys() == {0}
     assert places([Mark(50, 50, "中" * 21)], [], [0], [SIZE]) == {}
-    assert places([Mark(50, 50, "x" * 37)], [], [0], [SIZE, (200, 200)]) == {}, "too wide for the narrower"
+    assert places([Mark(50, 50, "x" * 30)], [], [0], [SIZE, (200, 200)]) == {}, "too wide for the narrower"
 
 
 def test_the_first_in_order_has_the_room():
