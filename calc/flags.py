@@ -7,15 +7,12 @@ values over as they were typed; cyclopts converts them on its own terms (it rena
 import argparse
 from collections.abc import Iterator
 from enum import Enum
-from itertools import product
 from typing import Any, get_args
 
 from pydantic.fields import FieldInfo
 
-from .comparison import scenarios_from_objects
 from .errors import ConfigError
 from .json_file import STANDARD_INPUT, read_json_object
-from .listing import Listing, listing_from_strings
 from .scenario import Question, Scenario, scenario_from_strings
 
 
@@ -27,10 +24,10 @@ def add_scenario_flags(parser: argparse.ArgumentParser) -> None:
     )
     group = parser.add_argument_group("scenario")
     for name, field in scenario_fields():
-        _add_field_flag(group, name, field)
+        add_field_flag(group, name, field)
 
 
-def _add_field_flag(parser: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
+def add_field_flag(parser: argparse._ActionsContainer, name: str, field: FieldInfo) -> None:
     parser.add_argument(
         flag(name),
         dest="fields",
@@ -42,49 +39,9 @@ def _add_field_flag(parser: argparse._ActionsContainer, name: str, field: FieldI
     )
 
 
-def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `compare` takes beside a Scenario's flags: values to vary, or further files."""
-    parser.add_argument(
-        "files", metavar="FILE", nargs="*", help=f"Scenarios as JSON, in place of MODEL; {STANDARD_INPUT} reads one."
-    )
-    parser.add_argument(
-        "--vary",
-        metavar="FIELD=VALUE,...",
-        action="append",
-        default=[],
-        type=_variation,
-        help="One scenario for each value; given twice, for each pair of values.",
-    )
-
-
-def add_listing_flags(parser: argparse.ArgumentParser, listing: type[Question]) -> None:
-    """NAME and one flag per other field of a listing; what is true or false is true when its flag is there."""
-    for name, field in listing.model_fields.items():
-        if name == "name":
-            parser.add_argument(name, metavar="NAME", nargs="?", help=field.description)
-        elif field.annotation is bool:
-            parser.add_argument(
-                flag(name),
-                dest="fields",
-                action="append_const",
-                const=(name, "true"),
-                default=[],
-                help=field.description,
-            )
-        else:
-            _add_field_flag(parser, name, field)
-
-
-def listing_from_options(listing: type[Listing], options: argparse.Namespace) -> Listing:
-    """The listing that the parsed flags describe; columns may be written with dashes."""
-    named = [("name", options.name)] if options.name is not None else []
-    fields = [(name, field_named(text) if name == "sort" else text) for name, text in options.fields]
-    return listing_from_strings(listing, [*named, *fields])
-
-
 def scenario_from_options(options: argparse.Namespace) -> Scenario:
     """The Scenario that the parsed flags, or the file they name, describe."""
-    given = _given(options)
+    given = given_fields(options)
     if options.scenario is None:
         return scenario_from_strings(given)
     if given:
@@ -92,33 +49,8 @@ def scenario_from_options(options: argparse.Namespace) -> Scenario:
     return Scenario.model_validate(read_json_object(options.scenario, "--scenario"))
 
 
-def scenarios_from_options(options: argparse.Namespace) -> list[Scenario]:
-    """The Scenarios to compare: one a file, or one for each combination of the varied values."""
-    if not options.vary:
-        if options.fields or options.scenario:
-            name, value = options.fields[0] if options.fields else ("scenario", options.scenario)
-            raise ConfigError(name, value, "needs --vary; files hold whole scenarios")
-        return scenarios_from_objects([read_json_object(path, "scenario") for path in _given_files(options)])
-    if options.files or options.scenario:
-        raise ConfigError("vary", "=".join(options.vary[0]), "varies one MODEL and its flags, not files")
-    choices = [[(name, value) for value in values.split(",")] for name, values in options.vary]
-    return [scenario_from_strings([*_given(options), *chosen]) for chosen in product(*choices)]
-
-
-def _given(options: argparse.Namespace) -> list[tuple[str, str]]:
+def given_fields(options: argparse.Namespace) -> list[tuple[str, str]]:
     return [("model", options.model), *options.fields] if options.model else options.fields
-
-
-def _given_files(options: argparse.Namespace) -> list[str]:
-    return [options.model, *options.files] if options.model else []
-
-
-def _variation(text: str) -> tuple[str, str]:
-    """`micro-batch-size=1,2` → ("micro_batch_size", "1,2")."""
-    name, equals, values = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} should be FIELD=VALUE,VALUE,...")
-    return field_named(name), values
 
 
 def scenario_fields() -> Iterator[tuple[str, FieldInfo]]:

@@ -1,0 +1,99 @@
+"""`gpucalc explain`."""
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from calc.advice import advise
+from calc.errors import ConfigError
+from calc.estimation import estimate
+from calc.explain import formulas
+from calc.flags import add_scenario_flags, scenario_from_options
+from calc.inventory import largest_at_peak
+from calc.lengths import LENGTHS_FILE, length_report, read_lengths
+from calc.tradeoff import recompute_tradeoffs
+
+from .answer import ANSWERED, add_json_flag, write_json
+
+
+@dataclass(frozen=True, slots=True)
+class _Topic:
+    """What `explain` can be asked: in words, the answer's parts, and how each is written and printed."""
+
+    text: str
+    answer: Callable[..., Any]
+    """Of the Scenario, and of lengths where `takes_lengths`."""
+    to_json: Callable[[Any], Any]
+    printer: str
+    """The function of `report`, which is imported when it prints."""
+    takes_lengths: bool = False
+
+
+def _each(to_object: Callable[[Any], dict[str, Any]]) -> Callable[[Iterable[Any]], list[dict[str, Any]]]:
+    return lambda entries: list(map(to_object, entries))
+
+
+TOPICS = {
+    "formulas": _Topic(
+        "the closed formulas with this scenario's numbers, beside the ledger",
+        lambda scenario: formulas(estimate(scenario)),
+        _each(asdict),
+        "print_formulas",
+    ),
+    "peak": _Topic(
+        "the largest tensors alive at the peak",
+        lambda scenario: largest_at_peak(estimate(scenario).tensors),
+        _each(lambda entry: entry.to_dict()),
+        "print_tensors",
+    ),
+    "recompute": _Topic(
+        "what each way of recomputation keeps and what it computes again",
+        recompute_tradeoffs,
+        _each(lambda tradeoff: tradeoff.to_dict()),
+        "print_tradeoffs",
+    ),
+    "advice": _Topic(
+        "what would lower the peak, and what that costs",
+        advise,
+        _each(lambda advice: advice.to_dict()),
+        "print_advice",
+    ),
+    "lengths": _Topic(
+        "what padding wastes and packing spares, for samples of the --lengths in a file",
+        length_report,
+        lambda report: report.to_dict(),
+        "print_lengths",
+        takes_lengths=True,
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"{parser.prog} [{' | '.join(TOPICS)}] MODEL [--FLAG VALUE ...] [--json]"
+    texts = "; ".join(f"{name}: {topic.text}" for name, topic in TOPICS.items())
+    parser.add_argument("--topic", choices=TOPICS, default="formulas", help=f"{texts}. Default: %(default)s.")
+    parser.add_argument("--lengths", metavar="FILE", help=f"Samples' lengths in tokens: {LENGTHS_FILE}.")
+    add_json_flag(parser)
+    add_scenario_flags(parser)
+
+
+def topic_as_flag(arguments: Sequence[str]) -> list[str]:
+    """`explain recompute MODEL` is `explain --topic recompute MODEL`: argparse cannot leave out the first of two."""
+    command, *rest = arguments
+    return [command, "--topic", *rest] if rest and rest[0] in TOPICS else [command, *rest]
+
+
+def run(options: argparse.Namespace) -> int:
+    topic = TOPICS[options.topic]
+    scenario = scenario_from_options(options)
+    if topic.takes_lengths is (options.lengths is None):
+        raise ConfigError("lengths", options.lengths, "belongs to the topic lengths, which needs it: a file of lengths")
+    answer = topic.answer(scenario, read_lengths(options.lengths)) if topic.takes_lengths else topic.answer(scenario)
+    if options.json:
+        write_json(topic.to_json(answer))
+    else:
+        from calc import report
+
+        getattr(report, topic.printer)(answer)
+    return ANSWERED
