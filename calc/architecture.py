@@ -71,14 +71,34 @@ class Mlp(StrEnum):
     """c_proj(act(c_fc(x))), as Starcoder2MLP."""
 
 
+class Router(StrEnum):
+    """How a token's experts and their weights are found."""
+
+    SOFTMAX = "the best of all probabilities"
+    SIGMOID_GROUPS = "the best of the best groups, by sigmoids and a correction"
+    """DeepseekV3TopkRouter."""
+
+
+class SharedExpert(StrEnum):
+    """An expert for all tokens beside the others."""
+
+    NONE = "none"
+    GATED = "gated"
+    """With a gate of its own, before the others."""
+    ADDED = "added"
+    """After the others."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
     """A mixture of experts in an MLP's place; each expert is GATED_FUSED."""
 
     modules: tuple[str, ...] = ("gate", "experts")
     """Those with weights of their own, in the order of their registration."""
-    shared_expert: bool = False
-    """One for all tokens beside them, with a gate of its own."""
+    router: Router = Router.SOFTMAX
+    shared_expert: SharedExpert = SharedExpert.NONE
+    one_group: bool = False
+    """Where the router has groups."""
     normalises_weights: bool = True
     """A token's weights of its experts add up to 1."""
     casts_logits: bool = False
@@ -98,10 +118,20 @@ class PositionTables(StrEnum):
     """Rounded, and others for layers with a sliding window than for those without."""
 
 
+class Pairs(StrEnum):
+    """Which elements positions turn with each other."""
+
+    HALVES = "halves"
+    """The first with the one in the middle: x·cos + rotate_half(x)·sin."""
+    NEIGHBOURS = "neighbours"
+    """Each even one with the next, by slices."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rotary:
-    """How queries and keys are turned by their positions: x·cos + rotate_half(x)·sin. All false: as Llama does."""
+    """How queries and keys are turned by their positions. All defaults: as Llama does."""
 
+    pairs: Pairs = Pairs.HALVES
     tables: PositionTables = PositionTables.ROUNDED
     repeats_tables: bool = False
     """Each layer makes tables for pairs from the model's (repeat_interleave)."""
@@ -148,6 +178,13 @@ class Norms:
 PRE_NORMS = Norms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
 
 
+class LatentAttention(StrEnum):
+    """What comes of low-rank latents (multi-head latent attention)."""
+
+    KEYS_AND_VALUES = "keys and values"
+    ALL = "queries, keys and values"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LayerKind:
     """What decides which rows a layer has, beside its sizes and the plan."""
@@ -171,6 +208,7 @@ class LayerKind:
     mlp: Mlp | Mixture = Mlp.GATED
     fused_query_key_value: bool = False
     """One projection for all three."""
+    latent: LatentAttention | None = None
     soft_capped: bool = False
     """Scores go through tanh, which no fused kernel does."""
     residual_dropout: ResidualDropout = ResidualDropout.INSIDE
@@ -191,6 +229,19 @@ class Experts:
     num_experts: int
     num_experts_per_tok: int
     shared_intermediate_size: int = 0
+    num_groups: int = 1
+    """Of which a token's experts come of the best `num_groups_per_tok`."""
+    num_groups_per_tok: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Latent:
+    """The sizes of latent attention; `rotary_dim` elements of a query's head and one key for all heads are turned."""
+
+    query_rank: int
+    """0: queries come of the residual stream."""
+    key_value_rank: int
+    value_head_dim: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,11 +256,17 @@ class Layer:
     rotary_dim: int = 0
     """Elements of a head that are turned by positions, where those are not all."""
     experts: Experts | None = None
+    latent: Latent | None = None
     sliding_window: int | None = None
     frozen: bool = False
     """Its weights are not trained."""
     num_prefix_tokens: int = 0
     """Trained keys and values before those of the text (prefix tuning)."""
+
+    @property
+    def head_dims(self) -> tuple[int, int]:
+        """Of queries and keys, and of values."""
+        return self.head_dim, self.latent.value_head_dim if self.latent else self.head_dim
 
 
 class CacheHolder(StrEnum):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from .adapters.facts import OUTPUT_LAYER, TEXT_IDS, adapter_facts
-from .architecture import Architecture, CacheHolder, Dropouts, Experts, Layer
+from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer
 from .attention import AttentionCore
 from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
 from .classification import LABELS
@@ -256,7 +256,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),
         pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
         pads_mask=masked and (length + layer.num_prefix_tokens) % MASK_MULTIPLE > 0,
-        accumulates_output=accumulates_output(layer.head_dim, compute),
+        accumulates_output=accumulates_output(max(layer.head_dims), compute),
         differentiated=plan.task is Task.TRAINING,
     )
 
@@ -311,6 +311,7 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
     return {
         "F": layer.intermediate_size,
         **(_expert_sizes(layer.experts) if layer.experts else {}),
+        **(_latent_sizes(layer, layer.latent) if layer.latent else {}),
         "N": layer.num_attention_heads,
         "K": layer.num_key_value_heads,
         "N+2K": layer.num_attention_heads + 2 * layer.num_key_value_heads,
@@ -325,7 +326,24 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
 
 
 def _expert_sizes(experts: Experts) -> dict[str, int]:
-    return {"X": experts.num_experts, "Y": experts.num_experts_per_tok, "G": experts.shared_intermediate_size}
+    return {
+        "X": experts.num_experts,
+        "Y": experts.num_experts_per_tok,
+        "G": experts.shared_intermediate_size,
+        "Xg": experts.num_groups,
+        "Yg": experts.num_groups_per_tok,
+    }
+
+
+def _latent_sizes(layer: Layer, latent: Latent) -> dict[str, int]:
+    left = layer.head_dim - layer.rotary_dim
+    return {
+        "Dv": latent.value_head_dim,
+        "D-Q+Dv": left + latent.value_head_dim,
+        "Rq": latent.query_rank,
+        "Rk": latent.key_value_rank,
+        "Rk+Q": latent.key_value_rank + layer.rotary_dim,
+    }
 
 
 def kernel_sizes(layer: Layer, common: dict[str, int], plan: Plan) -> dict[str, int]:
@@ -333,5 +351,5 @@ def kernel_sizes(layer: Layer, common: dict[str, int], plan: Plan) -> dict[str, 
     num_heads = common["B"] * layer.num_attention_heads
     length, compute = common["S"], plan.numerics.compute
     return {
-        "W": efficient_workspace_floats(length, length + layer.num_prefix_tokens, layer.head_dim, num_heads, compute)
+        "W": efficient_workspace_floats(length, length + layer.num_prefix_tokens, layer.head_dims, num_heads, compute)
     }

@@ -16,6 +16,11 @@ SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D",))
 VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D",), ("S",))
 
 
+def output_heads(v: Tensor) -> Shape:
+    """The attention output: for each query a sum of values."""
+    return (*HEADS[:-1], v.shape[-1])
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionCore:
     """The facts that decide which tensors the way from q, k, v to the attention output makes."""
@@ -97,9 +102,8 @@ class AttentionCore:
     def scores_product(self) -> Product:
         return replace(SCORES_PRODUCT, n=(self.keys,))
 
-    @property
-    def values_product(self) -> Product:
-        return replace(VALUES_PRODUCT, k=(self.keys,))
+    def values_product(self, v: Tensor) -> Product:
+        return replace(VALUES_PRODUCT, n=v.shape[-1:], k=(self.keys,))
 
     def mask(self, numerics: Numerics) -> Tensor:
         """What tells who sees whom, made once per forward for all layers of a kind: what eager attention adds to its
@@ -157,8 +161,9 @@ def weighted_values(
     rows_w, lower_weights = autocast_input(weights, numerics, "values")
     merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=bool(rows_v)))
     rows += [*rows_v, *rows_w, *merge_v]
-    heads, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
-    rows.append(matmul("values", lower_weights, value, heads, core.values_product))
+    names, shape = ("attention by head", "attention output"), output_heads(value)
+    heads, out = (Tensor(name, shape, numerics.compute) for name in names)
+    rows.append(matmul("values", lower_weights, value, heads, core.values_product(value)))
     rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
     return rows, out, weights
 

@@ -56,6 +56,9 @@ def _flash_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | N
         return "the flash kernel takes fp16 and bf16, not precision = fp32"
     if layer.head_dim > FLASH_LARGEST_HEAD:
         return f"the flash kernel takes head sizes up to {FLASH_LARGEST_HEAD}, not {layer.head_dim}"
+    query_dim, value_dim = layer.head_dims
+    if query_dim != value_dim:
+        return f"the flash kernel takes one head size for queries and values, not {query_dim} and {value_dim}"
     if layer.num_prefix_tokens:
         return "keys before the text's need a mask, which the flash kernel does not take"
     if needs_mask(layer, sequence_length):
@@ -65,9 +68,10 @@ def _flash_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | N
 
 def _efficient_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | None:
     multiple = EFFICIENT_HEAD_MULTIPLES[dtype]
-    if layer.head_dim % multiple:
-        sizes = f"head sizes that are multiples of {multiple} in {dtype.label}"
-        return f"the efficient kernel takes {sizes}, not {layer.head_dim}"
+    for head_dim in layer.head_dims:
+        if head_dim % multiple:
+            sizes = f"head sizes that are multiples of {multiple} in {dtype.label}"
+            return f"the efficient kernel takes {sizes}, not {head_dim}"
     if is_grouped(layer) and not repeats_heads(layer, sequence_length):
         return (
             f"the efficient kernel takes as many key/value heads as query heads, "
@@ -119,28 +123,31 @@ TILE_HEADER = 4
 """A lock, a counter and padding before each tile (GradQTempStorage), in floats."""
 
 
-def efficient_workspace_floats(num_queries: int, num_keys: int, head_dim: int, num_heads: int, dtype: DType) -> int:
-    """Room of one head in the workspace of the efficient kernel's backward; `num_heads` counts those of all sequences.
+def efficient_workspace_floats(
+    num_queries: int, num_keys: int, head_dims: tuple[int, int], num_heads: int, dtype: DType
+) -> int:
+    """Room of one head in the workspace of the efficient kernel's backward; `head_dims` are those of queries and
+    values, `num_heads` counts the heads of all sequences.
 
     mem_eff_attention/kernel_backward.h, workspace_strideBH: tiles that collect the gradient of q, and, where they do
     not fit into registers, those of k and v. The first tile sizes of kernels/cutlassB.h that fit a head, as on GPUs
     whose blocks have 163 KiB of shared memory (compute capability 8.0, 9.0, 10.0).
     """
-    queries, keys, in_registers = _efficient_tiles(head_dim, dtype)
-    tiles = _blocks(num_queries, queries) * _blocks(head_dim, keys)
+    queries, keys, in_registers = _efficient_tiles(max(head_dims), dtype)
+    tiles = _blocks(num_queries, queries) * _blocks(head_dims[0], keys)
     floats = tiles * (queries * keys + TILE_HEADER)
     if not in_registers:
         splits = _blocks(num_keys, keys)
         if num_heads >= MANY_HEADS and splits <= 2:
             splits = 1
         splits = max(min(splits, MOST_SPLITS // num_heads), 1)
-        floats += 2 * splits * keys * round_up(head_dim, queries)
+        floats += splits * keys * sum(round_up(head_dim, queries) for head_dim in head_dims)
     return floats
 
 
 def fewer_splits(layer: Layer) -> set[int]:
     """The numbers of sequences from which on that workspace may be split into fewer parts."""
-    if layer.head_dim <= ACCUMULATED_HEAD:
+    if max(layer.head_dims) <= ACCUMULATED_HEAD:
         return set()
     return {MOST_SPLITS // splits // layer.num_attention_heads + 1 for splits in range(1, MOST_SPLITS + 1)}
 

@@ -36,6 +36,8 @@ SYMBOLS = {
     "G": "shared_expert_intermediate_size",
     "X": "num_experts",
     "Y": "num_experts_per_tok",
+    "Xg": "n_group, of the experts",
+    "Yg": "topk_group",
     "N": "num_attention_heads",
     "K": "num_key_value_heads",
     "N+2K": "num_attention_heads + 2 num_key_value_heads",
@@ -44,6 +46,11 @@ SYMBOLS = {
     "Q": "elements of a head that positions turn",
     "Q/2": "half of them",
     "D-Q": "elements of a head that positions leave",
+    "Dv": "v_head_dim",
+    "D-Q+Dv": "elements of a head that positions leave + v_head_dim",
+    "Rq": "q_lora_rank",
+    "Rk": "kv_lora_rank",
+    "Rk+Q": "kv_lora_rank + elements of a head that positions turn",
     "R": "adapter.rank",
     "T": "adapter.num_virtual_tokens",
     "S-T": "sequence_length without virtual tokens",
@@ -186,8 +193,8 @@ class Row:
     backward_rerun: tuple[Product, ...] = ()
     """Products of forward that the backward kernel does again."""
     graph: tuple[Tensor, ...] = ()
-    """Kept until here by nodes no backward reaches: saved-tensor hooks see them, and where the row is checkpointed only
-    its second run keeps them."""
+    """Kept until here by nodes no backward reaches, where the row has no gradient or any is wanted: saved-tensor hooks
+    see them, and where the row is checkpointed only its second run keeps them."""
     hooks_see_gradients: bool = False
     """Gradients made in forward are kept as saved tensors, not as attributes of the node."""
     is_view: bool = False

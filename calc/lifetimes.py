@@ -175,8 +175,10 @@ class _Builder:
 
     def _made(self, row: Row) -> list[Tensor]:
         """Gradients that `row` makes in forward already."""
-        wanted = [gradient.of for gradient in row.gradients if gradient.in_forward and gradient.of in self.required]
-        return list(map(made_in_forward, wanted))
+        return [made_in_forward(gradient.of) for gradient in self._wanted(row) if gradient.in_forward]
+
+    def _wanted(self, row: Row) -> list[Gradient]:
+        return [gradient for gradient in row.gradients if gradient.of in self.required]
 
     # ---- The checkpointed region
 
@@ -241,7 +243,7 @@ class _Builder:
         inside, region = self._inside(), self.section.region
         for index, row in enumerate(self.section.rows):
             if index not in inside:
-                seen.update(self.saved[index], row.graph)
+                seen.update(self.saved[index], self._graph(row))
                 seen.update(each for each in saved_for_backward(row, self.required) if each.kind is Kind.BUFFERS)
                 seen.update(self._made(row) if row.hooks_see_gradients else ())
         if region and not region.offloaded:  # else hooks nearer to it see its tensors
@@ -263,12 +265,16 @@ class _Builder:
         row = self.section.rows[index]
         return replace(row, graph=()) if row.graph and index in self._inside() else row
 
+    def _graph(self, row: Row) -> tuple[Tensor, ...]:
+        """What nodes no backward reaches keep until `row`, if there are any: where its gradient might be wanted."""
+        return row.graph if not row.gradients or self._wanted(row) else ()
+
     def _run(self, rows: tuple[Row, ...], keep: Iterable[Tensor], taken: Collection[Tensor] = ()) -> None:
         """Allocate what `rows` write, unless it is `taken` from what was stored; free what no later row of them reads
         and `keep` does not hold."""
         last_use: dict[Tensor, int] = {}
         for index, row in enumerate(rows):
-            for tensor in (*row.writes, *row.reads, *row.graph):
+            for tensor in (*row.writes, *row.reads, *self._graph(row)):
                 last_use[self._storage(tensor)] = index
         dying: dict[int, list[Tensor]] = {}
         for tensor, index in last_use.items():
@@ -308,7 +314,7 @@ class _Builder:
             wanted.update((tensor, index) for tensor in self.saved[index] if tensor not in outside)
         cached = _cached(again)
         left = self.section.rows[self._inside().start + len(again) : self._inside().stop]
-        unread = {self._storage(tensor) for row in left for tensor in (*row.reads, *row.graph)}
+        unread = {self._storage(tensor) for row in left for tensor in (*row.reads, *self._graph(row))}
         local, self.local = self.local, self._made_again(again)
         self._run(again, keep=wanted.keys() | cached | unread, taken=self._taken(again))
         unread &= self.local
@@ -378,7 +384,7 @@ class _Builder:
             saved = ()
         if not received:
             return
-        wanted = [gradient for gradient in row.gradients if gradient.of in self.required]
+        wanted = self._wanted(row)
         made = [self._gradient(gradient, received) for gradient in wanted]
         self._moment(row.backward_prelude)
         self._moment(row.backward_temporaries)

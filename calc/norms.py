@@ -8,7 +8,7 @@ from .dtype import DType
 from .ledger import Component, Gradient, Row, Shape, Tensor
 from .liger import liger_rms_norm
 from .operators import Numerics, parameter, stamped
-from .primitives import cast, frame, like, multiply, power, scale, shift, unary, wider
+from .primitives import cast, frame, like, multiply, power, scale, shift, subtract, unary, wider
 
 NormRows = Callable[[str, Tensor, str, Shape, Numerics], tuple[list[Row], Tensor]]
 """Of a norm's name, its input, its output's name, its weight's shape and the types: the rows and the output."""
@@ -146,10 +146,10 @@ def cohere_layer_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics
     rows = [
         *casts,
         scale(x32, mean, name="mean"),
-        _minus(x32, mean, centred),
+        subtract(x32, mean, centred),
         power(centred, squares),
         scale(squares, variance, name="mean"),
-        _minus(x32, mean, centred_again),
+        subtract(x32, mean, centred_again),
         shift(variance, shifted),
         _rsqrt(shifted, rstd),
         multiply(centred_again, rstd, normed),
@@ -159,13 +159,6 @@ def cohere_layer_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics
         frame(x, mean, variance, weighted),
     ]
     return stamped(rows, Component.NORM, name), out
-
-
-def _minus(x: Tensor, mean: Tensor, out: Tensor) -> Row:
-    """`x - mean`: keeps nothing; the mean's gradient is made in the result's shape and then summed."""
-    unreduced = like(out, f"∂{mean.name} before its sum")
-    gradients = (Gradient(of=x, passes=True), Gradient(of=mean, unreduced=unreduced))
-    return Row(name="sub", reads=(x, mean), writes=(out,), gradients=gradients, elementwise_flops=1)
 
 
 NORMS: dict[Norm, NormRows] = {

@@ -92,6 +92,13 @@ def scale(x: Tensor, out: Tensor, *, name: str = "mul") -> Row:
     return Row(name=name, reads=(x,), writes=(out,), gradients=(Gradient(of=x),), elementwise_flops=1)
 
 
+def subtract(a: Tensor, b: Tensor, out: Tensor) -> Row:
+    """`a - b`: keeps nothing; the gradient of b is made in the result's shape and then summed to its own."""
+    unreduced = None if b.shape == out.shape else like(out, f"∂{b.name} before its sum")
+    gradients = (Gradient(of=a, passes=True), Gradient(of=b, unreduced=unreduced))
+    return Row(name="sub", reads=(a, b), writes=(out,), gradients=gradients, elementwise_flops=1)
+
+
 def soft_cap(x: Tensor, out: Tensor) -> list[Row]:
     """tanh(x / cap)·cap: three operations, of which tanh keeps its result."""
     divided, capped = like(x, f"{x.name} / cap"), like(x, f"tanh({x.name} / cap)")

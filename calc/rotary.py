@@ -3,11 +3,11 @@
 `apply_rotary_pos_emb` of models/llama and of its likes in olmo2, cohere, glm, phi3, stablelm and ernie4_5.
 """
 
-from .architecture import PositionTables, Rotary
+from .architecture import Pairs, PositionTables, Rotary
 from .dtype import DType
 from .ledger import Row, Shape, Tensor
 from .operators import POSITION_IDS, Numerics
-from .primitives import add, cast, cat, copy, frame, like, multiply, part, scale, wider
+from .primitives import add, cast, cat, copy, frame, like, multiply, part, scale, subtract, wider
 
 Pair = tuple[Tensor, Tensor]
 """cos and sin, or one of q and one of k."""
@@ -53,6 +53,44 @@ def turned(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row],
     rows_back, rounded = _rounded(results, given) if rotary.rounds else ([], results)
     rows += [*turning, *rows_back, frame(q, k, *results, *made)]
     return rows, rounded, (*given, *fronts) if rotary.parted_outside else ()
+
+
+def turned_fronts(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Pair]:
+    """Positions for what an attention has parted off itself, k for one head or all: the rows, and both turned."""
+    if rotary.pairs is Pairs.NEIGHBOURS:
+        slices, halves = [], []
+        for name, x in (("q", q), ("k", k)):
+            shape = (*x.shape[:-1], f"{x.shape[-1]}/2")
+            even, odd = (like(x, f"{name}.{which} elements", shape=shape) for which in ("even", "odd"))
+            slices += [part(x, (even,)), part(x, (odd,))]
+            halves.append((even, odd))
+        rows_q, out_q = _neighbours_turned("q", q, halves[0], made)
+        rows_k, out_k = _neighbours_turned("k", k, halves[1], made)
+        return [*slices, *rows_q, *rows_k], (out_q, out_k)
+    rows_q, out_q = _turned("q", q, made, rotary)
+    rows_k, out_k = _turned("k", k, made, rotary)
+    return [*rows_q, *rows_k], (out_q, out_k)
+
+
+def _neighbours_turned(name: str, x: Tensor, halves: Pair, made: Pair) -> tuple[list[Row], Tensor]:
+    """apply_rotary_pos_emb_interleave of models/deepseek_v3: even·cos - odd·sin, then odd·cos + even·sin."""
+    (even, odd), (cos, sin) = halves, made
+    dtype = wider(x.dtype, cos.dtype)
+    even_cos, odd_sin, first, odd_cos, even_sin, second = (
+        like(even, f"{name}.{what}", dtype=dtype)
+        for what in ("even·cos", "odd·sin", "first half", "odd·cos", "even·sin", "second half")
+    )
+    out = like(x, f"{name} with positions", dtype=dtype)
+    rows = [
+        multiply(even, cos, even_cos),
+        multiply(odd, sin, odd_sin),
+        subtract(even_cos, odd_sin, first),
+        multiply(odd, cos, odd_cos),
+        multiply(even, sin, even_sin),
+        add(odd_cos, even_sin, second),
+        cat((first, second), out),
+    ]
+    return rows, out
 
 
 def _partly_turned(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Pair, Pair]:

@@ -12,6 +12,7 @@ from .attention import (
     VALUES_PRODUCT,
     AttentionCore,
     merged,
+    output_heads,
     repeated,
 )
 from .dtype import DType
@@ -58,7 +59,7 @@ def flash_attention(
     the kernel chooses by the number of multiprocessors for short batches.
     """
     rows, lower = _lowered((q, k, v), numerics)
-    out = Tensor("attention output", HEADS, numerics.compute)
+    out = Tensor("attention output", output_heads(v), numerics.compute)
     if not core.pads_heads:
         if not core.output_by_head:
             return [*rows, _flash(lower, out, core, SCORES_PRODUCT, VALUES_PRODUCT)], out
@@ -135,12 +136,12 @@ def efficient_attention(
             rows.append(Row(name="pad", reads=(bias,), writes=(padded,)))
             bias = padded
         inputs = (*inputs, bias)
-    out = Tensor("attention output", HEADS, numerics.compute)
+    out = Tensor("attention output", output_heads(v), numerics.compute)
     statistics = Tensor("logsumexp", ("B", "N", "S⌈32⌉"), DType.FP32)
     delta = Tensor("delta", ("B", "N", "S"), DType.FP32)
     workspace = Tensor("efficient workspace", ("B", "N", "W"), DType.FP32)
     kept = (statistics,) if core.differentiated else ()
-    products = (core.scores_product, core.values_product)
+    products = (core.scores_product, core.values_product(v))
     row = _fused("efficient_attention", inputs, out, kept, *products, (delta, workspace))
     if numerics.compute is DType.FP32:
         # Kernels for half precision compute it themselves.
@@ -241,11 +242,12 @@ def _math_values(
     """The weighted values, back in the inputs' type, laid out by token."""
     written_out = repeated_in_fp32 or not core.repeats_heads
     merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=written_out))
-    product, by_head = (Tensor(f"{name} by head", HEADS, DType.FP32) for name in ("attention product", "attention"))
-    out = Tensor("attention output", HEADS, numerics.compute)
+    shape = output_heads(value)
+    product, by_head = (Tensor(f"{name} by head", shape, DType.FP32) for name in ("attention product", "attention"))
+    out = Tensor("attention output", shape, numerics.compute)
     rows = [
         *merge_v,
-        matmul("values", weights, value, product, core.values_product),
+        matmul("values", weights, value, product, core.values_product(value)),
         view(product, by_head, copies_gradient=core.merges_heads_by_copy),
     ]
     if numerics.compute is not DType.FP32:

@@ -91,9 +91,11 @@ def cross_entropy(
 IN_PLACE_WITHOUT_SUBCLASSES = {
     aten.index_put.default: aten.index_put_.default,
     aten.scatter.src: aten.scatter_.src,
+    aten.scatter_add.default: aten.scatter_add_.default,
 }
-"""What the gradients of indexing and topk fill their zeros with, unless they see a tensor subclass (index_backward,
-value_selecting_reduction_backward in FunctionsManual.cpp)."""
+"""What the gradients of indexing, topk and gather fill their zeros with, unless they see a tensor subclass
+(index_backward, value_selecting_reduction_backward in FunctionsManual.cpp, gather_backward in
+TensorAdvancedIndexing.cpp)."""
 READ_NUMBER = 1.0
 """What `item()` reads of a tensor that has no values: an optimizer scales its update with such numbers."""
 
@@ -187,10 +189,10 @@ def copies_by_token(*tensors: torch.Tensor) -> list[int]:
     return [x.nbytes for x in tensors if not x.transpose(1, 2).is_contiguous()]
 
 
-def in_efficient_forward(query: torch.Tensor, *rest: Any) -> list[list[int]]:
+def in_efficient_forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *rest: Any) -> list[list[int]]:
     """attention.cu: an fp32 output of large heads in half precision (kNeedsOutputAccumulatorBuffer)."""
-    accumulates = query.element_size() < 4 and query.shape[-1] > EFFICIENT_REGISTER_HEAD
-    return [[4 * query.numel()]] if accumulates else []
+    accumulates = query.element_size() < 4 and max(query.shape[-1], value.shape[-1]) > EFFICIENT_REGISTER_HEAD
+    return [[4 * value.shape[-1] * query[..., 0].numel()]] if accumulates else []
 
 
 def in_efficient_backward(
@@ -203,10 +205,11 @@ def in_efficient_backward(
     *rest: Any,
 ) -> list[list[int]]:
     """attention_backward.cu: delta, by other operations in fp32; then the kernel's workspace."""
-    batch, heads, sequence, head_size = query.shape
+    batch, heads, sequence, _ = query.shape
     delta = 4 * batch * heads * sequence
     copies = copies_by_token(grad_out)
-    workspace = 4 * batch * heads * workspace_floats(sequence, key.shape[2], head_size, batch * heads, query.dtype)
+    head_sizes = query.shape[3], value.shape[3]
+    workspace = 4 * batch * heads * workspace_floats(sequence, key.shape[2], head_sizes, batch * heads, query.dtype)
     moments = [[*copies, delta, workspace]]
     if query.dtype is torch.float32:
         turned = [delta] if heads > 1 and sequence > 1 else []
@@ -214,12 +217,15 @@ def in_efficient_backward(
     return moments
 
 
-def workspace_floats(num_queries: int, num_keys: int, head_size: int, num_heads: int, dtype: torch.dtype) -> int:
-    """kernel_backward.h, workspace_strideBH, of the first kernel in kernels/cutlassB.h that takes the head size."""
+def workspace_floats(
+    num_queries: int, num_keys: int, head_sizes: tuple[int, int], num_heads: int, dtype: torch.dtype
+) -> int:
+    """kernel_backward.h, workspace_strideBH, of the first kernel in kernels/cutlassB.h that takes both head sizes, of
+    queries and of values."""
     half = dtype is not torch.float32
-    largest, queries, keys = next(kernel for kernel in EFFICIENT_KERNELS[half] if head_size <= kernel[0])
+    largest, queries, keys = next(kernel for kernel in EFFICIENT_KERNELS[half] if max(head_sizes) <= kernel[0])
     blocks = round_up(num_queries, queries) // queries
-    columns = round_up(head_size, keys) // keys
+    columns = round_up(head_sizes[0], keys) // keys
     for_queries = blocks * columns * (queries * keys + GRADIENT_TILE_HEADER)
     if not half or largest <= queries:
         return for_queries
@@ -227,7 +233,7 @@ def workspace_floats(num_queries: int, num_keys: int, head_size: int, num_heads:
     if num_heads >= 256 and num_keys <= 2 * keys:
         splits = 1
     splits = max(1, min(splits, 200 // num_heads))
-    return for_queries + 2 * splits * keys * round_up(head_size, queries)
+    return for_queries + splits * keys * (round_up(head_sizes[0], queries) + round_up(head_sizes[1], queries))
 
 
 def in_safe_softmax(scores: torch.Tensor, dim: int, *rest: Any) -> list[list[int]]:

@@ -63,27 +63,28 @@ def attend(
 def chosen(asked: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Attention:
     """The kernel that takes the call (select_sdp_backend, without cuDNN's)."""
     takes = {
-        Attention.FLASH: takes_flash(query, mask),
-        Attention.EFFICIENT: takes_efficient(query, key),
+        Attention.FLASH: takes_flash(query, value, mask),
+        Attention.EFFICIENT: takes_efficient(query, key, value),
         Attention.MATH: True,
     }
     if asked is Attention.AUTO:
         return next(kernel for kernel in takes if takes[kernel])
     if not takes[asked]:
         masked = "without a mask" if mask is None else "with a mask"
-        call = f"{query.dtype}, q {list(query.shape)}, k {list(key.shape)}, {masked}"
+        call = f"{query.dtype}, q {list(query.shape)}, k {list(key.shape)}, v {list(value.shape)}, {masked}"
         raise ConfigError("attention", asked.value, f"the kernel does not take {call}; choose auto")
     return asked
 
 
-def takes_flash(query: Tensor, mask: Tensor | None) -> bool:
+def takes_flash(query: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """can_use_flash_attention."""
-    return mask is None and query.dtype in HALF and query.shape[-1] <= LARGEST_FLASH_HEAD
+    same_heads = query.shape[-1] == value.shape[-1] <= LARGEST_FLASH_HEAD
+    return mask is None and query.dtype in HALF and same_heads
 
 
-def takes_efficient(query: Tensor, key: Tensor) -> bool:
+def takes_efficient(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """can_use_mem_efficient_attention."""
-    aligned = query.shape[-1] * query.element_size() % EFFICIENT_HEAD_BYTES == 0
+    aligned = all(x.shape[-1] * x.element_size() % EFFICIENT_HEAD_BYTES == 0 for x in (query, value))
     return aligned and query.shape[1] == key.shape[1]
 
 

@@ -147,7 +147,7 @@ def _core(
         *softmax_rows,
         *dropping,
         *casts,
-        matmul("values", lower, value, by_head, core.values_product),
+        matmul("values", lower, value, by_head, core.values_product(value)),
         view(by_head, out) if core.one_head else copy(by_head, out, copies_gradient=core.merges_heads_by_copy),
     ]
     return rows, out, weights, (*heads, scores, masked)

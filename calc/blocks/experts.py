@@ -11,39 +11,30 @@ from dataclasses import replace
 
 from calc.architecture import Mixture
 from calc.dtype import DType
-from calc.ledger import Component, Gradient, Product, Row, Shape, Tensor
+from calc.ledger import Component, Gradient, Product, Row, Tensor
 from calc.operators import TOKENS, Numerics, activation, linear, parameter, stamped
-from calc.primitives import add, cast, frame, like, multiply, part, softmax, unary, wider
+from calc.primitives import add, cast, frame, like, multiply, part, unary, wider
 from calc.scenario import SavedOperator
 
 from .facts import LayerFacts
+from .routers import CHOSEN, GATE, router
 
 EXPERTS = "mlp.experts"
 """The module that holds the weights of all experts."""
-CHOSEN: Shape = (*TOKENS, "Y")
-"""Every token as often as it has experts."""
 
 
 def experts(
-    x: Tensor, shared: Tensor | None, mixture: Mixture, facts: LayerFacts, numerics: Numerics
-) -> tuple[list[Row], Tensor]:
-    """MixtralSparseMoeBlock.forward; with what a `shared` expert gave, Qwen2MoeSparseMoeBlock.forward."""
-    routing, held = _router(x, mixture, numerics)
+    x: Tensor, mixture: Mixture, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """MixtralSparseMoeBlock.forward: the rows, the output, and what the block holds until it returns."""
+    routing, held = router(x, mixture, numerics)
     weights, indices = held[:2]
     computing, out = _experts(x, weights, indices, mixture, facts, numerics)
-    rows = [
-        *stamped(routing, Component.MLP, "mlp.gate"),
-        *stamped(computing, Component.MLP, EXPERTS),
-    ]
-    if shared is not None:
-        adding, total = _with_shared(x, shared, out, numerics)
-        rows += [*adding, frame(out)]
-        out = total
-    return [*rows, frame(*held)], out
+    return [*stamped(routing, Component.MLP, GATE), *stamped(computing, Component.MLP, EXPERTS)], out, held
 
 
-def _with_shared(x: Tensor, shared: Tensor, out: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """The shared expert's output, gated for each token, added to the others'."""
+def with_gated(x: Tensor, shared: Tensor, out: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """The shared expert's output, gated for each token, added to the others' (Qwen2MoeSparseMoeBlock.forward)."""
     gate = Tensor("shared_expert_gate output", (*TOKENS, 1), numerics.linear)
     share = like(gate, "share of the shared expert")
     gated = like(shared, "shared expert, gated", dtype=wider(shared.dtype, share.dtype))
@@ -53,61 +44,9 @@ def _with_shared(x: Tensor, shared: Tensor, out: Tensor, numerics: Numerics) -> 
         unary("sigmoid", gate, share, saves_output=True),
         multiply(share, shared, gated),
         add(out, gated, total),
-        frame(gated),
+        frame(gated, out),
     ]
     return rows, total
-
-
-def _router(x: Tensor, mixture: Mixture, numerics: Numerics) -> tuple[list[Row], tuple[Tensor, ...]]:
-    """MixtralTopKRouter.forward: the rows; and what the block holds until it returns, first each token's weights of its
-    experts and their indices."""
-    logits = Tensor("router logits", (*TOKENS, "X"), numerics.compute)
-    product = linear("mlp.gate", x, logits, ("H",), ("X",), numerics)
-    rows = [replace(row, name="router") if row.products else row for row in product]
-    scores = logits
-    # One CUDA kernel takes fp16 to an fp32 softmax where the softmax itself is asked for it (SoftMax.cpp).
-    if logits.dtype is DType.BF16 or (logits.dtype is DType.FP16 and mixture.casts_logits):
-        scores = like(logits, "router logits in fp32", dtype=DType.FP32)
-        rows.append(cast(logits, scores))
-    shares = like(logits, "router probabilities", dtype=DType.FP32)
-    best = like(shares, "weights of experts", shape=CHOSEN)
-    indices = like(best, "indices of experts", dtype=DType.INT64)
-    rows += [softmax(scores, shares), _top(shares, best, indices)]
-    weights = best
-    if mixture.normalises_weights:
-        normalising, weights = _normalised(best)
-        rows += normalising
-    if mixture.rounds_weights and weights.dtype is not logits.dtype:
-        rounded = like(weights, f"{best.name}, rounded", dtype=logits.dtype)
-        rows.append(cast(weights, rounded))
-        weights = rounded
-    rows.append(frame(shares))
-    return rows, (weights, indices, logits)
-
-
-def _top(shares: Tensor, best: Tensor, indices: Tensor) -> Row:
-    """topk: keeps the indices; its gradient is zeros with the chosen ones filled in."""
-    return Row(name="topk", reads=(shares,), writes=(best, indices), gradients=(Gradient(of=shares),), saves=(indices,))
-
-
-def _normalised(best: Tensor) -> tuple[list[Row], Tensor]:
-    """`best /= best.sum(...)`: autograd keeps a copy of what is overwritten (div_tensor_other_grad)."""
-    total = like(best, f"{best.name}, summed", shape=TOKENS)
-    before = like(best, f"{best.name} before")
-    normalised = like(best, f"{best.name}, normalised")
-    inner = tuple(like(best, f"{name} in div_backward") for name in ("quotient", "quotient of it", "negated"))
-    division = Row(
-        name="div_",
-        reads=(best, total, before),
-        writes=(normalised,),
-        gradients=(Gradient(of=total, unreduced=like(best, f"∂{total.name} before sum")), Gradient(of=best)),
-        saves=(before, total),
-        is_view=True,
-        backward_temporaries=inner,
-        elementwise_flops=1,
-    )
-    summed = Row(name="sum", reads=(best,), writes=(total,), gradients=(Gradient(of=best, passes=True),))
-    return [summed, Row(name="clone", reads=(best,), writes=(before,)), division], normalised
 
 
 def _experts(

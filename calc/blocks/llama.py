@@ -15,6 +15,7 @@ from calc.wirings import Parts
 from .attention import attention
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 from .head import End
+from .latent import latent_heads
 from .mlp import mlp
 from .positions import made_tables, rotary_buffers
 
@@ -150,7 +151,7 @@ def _modules(facts: LayerFacts) -> tuple[str, ...]:
     mlp_modules = ("gate_proj", "up_proj", "gate_up_proj", "down_proj", "c_fc", "c_proj")
     if isinstance(facts.kind.mlp, Mixture):
         mlp_modules = facts.kind.mlp.modules
-    attention_modules = ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj", "q_norm", "k_norm")
+    attention_modules = (*PROJECTIONS, *LATENT_PROJECTIONS, "o_proj", "q_norm", "k_norm")
     return (
         *(f"self_attn.{name}" for name in attention_modules),
         *(f"mlp.{name}" for name in mlp_modules),
@@ -158,23 +159,38 @@ def _modules(facts: LayerFacts) -> tuple[str, ...]:
     )
 
 
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "qkv_proj")
+LATENT_PROJECTIONS = ("q_a_proj", "q_a_layernorm", "q_b_proj", "kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")
+
+
 def _llama_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """LlamaAttention.forward: q, k, v; their norms; rotary positions; core; output."""
-    rows, (q, k, v) = _projections(x, facts, numerics)
-    turning, (turned_q, turned_k), parts = _with_positions(q, k, facts, numerics)
-    turning.append(frame(q, k))
-    if facts.core.prefixed:
-        prefix_rows, turned_k, v = with_prefixes(turned_k, v, numerics)
-        turning += prefix_rows
-    core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
+    rotary = facts.kind.rotary
+    if facts.kind.latent is not None and rotary is not None:
+        rows, (q, k, v), parts = latent_heads(x, rotary, facts, numerics)
+    else:
+        rows, (q, k, v), parts = _heads(x, facts, numerics)
+    core_rows, out, held = attention(q, k, v, facts, numerics)
     projected = Tensor("o_proj output", ("B", "S", "H"), numerics.compute)
     rows += [
-        *turning,
         *core_rows,
-        *linear("self_attn.o_proj", out, projected, ("N", "D"), ("H",), numerics, bias=facts.kind.output_bias),
+        *linear("self_attn.o_proj", out, projected, out.shape[2:], ("H",), numerics, bias=facts.kind.output_bias),
     ]
     drop, result = dropped(projected, "attention output after dropout", on=_drops(facts, ResidualDropout.INSIDE))
-    return [*rows, *drop, frame(turned_q, turned_k, v, *parts)], result, held
+    return [*rows, *drop, frame(q, k, v, *parts)], result, held
+
+
+def _heads(
+    x: Tensor, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], tuple[Tensor, Tensor, Tensor], tuple[Tensor, ...]]:
+    """q, k and v as the core gets them, and what else the attention's frame holds."""
+    rows, (q, k, v) = _projections(x, facts, numerics)
+    turning, (turned_q, turned_k), parts = _with_positions(q, k, facts, numerics)
+    rows += [*turning, frame(q, k)]
+    if facts.core.prefixed:
+        prefix_rows, turned_k, v = with_prefixes(turned_k, v, numerics)
+        rows += prefix_rows
+    return rows, (turned_q, turned_k, v), parts
 
 
 def _with_positions(

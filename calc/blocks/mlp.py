@@ -1,12 +1,12 @@
 """The MLPs of layers (transformers 5.23.0)."""
 
-from calc.architecture import Mixture, Mlp
+from calc.architecture import Mixture, Mlp, SharedExpert
 from calc.ledger import Row, Tensor
 from calc.liger import liger_silu_mul
 from calc.operators import Numerics, activation, dropped, linear
-from calc.primitives import frame, multiply, part
+from calc.primitives import add, frame, like, multiply, part, wider
 
-from .experts import experts
+from .experts import experts, with_gated
 from .facts import LayerFacts
 
 
@@ -18,12 +18,18 @@ def mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Te
 
 
 def _mixture(x: Tensor, mixture: Mixture, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """Experts, after the one for all tokens where there is one."""
-    if not mixture.shared_expert:
-        return experts(x, None, mixture, facts, numerics)
-    rows, shared = _gated(x, facts, numerics, module="mlp.shared_expert", width="G")
-    others, out = experts(x, shared, mixture, facts, numerics)
-    return [*rows, *others], out
+    """Experts, and the one for all tokens where there is one: before them with a gate, after them without."""
+    rows, out, held = experts(x, mixture, facts, numerics)
+    if mixture.shared_expert is SharedExpert.GATED:
+        before, shared = _gated(x, facts, numerics, module="mlp.shared_expert", width="G")
+        adding, out = with_gated(x, shared, out, numerics)
+        rows = [*before, *rows, *adding]
+    elif mixture.shared_expert is SharedExpert.ADDED:
+        after, shared = _gated(x, facts, numerics, module="mlp.shared_experts", width="G")
+        total = like(out, "experts and shared expert", dtype=wider(out.dtype, shared.dtype))
+        rows += [*after, add(out, shared, total)]
+        out = total
+    return [*rows, frame(*held)], out
 
 
 def _gated(

@@ -14,6 +14,7 @@ from .fields import Fields
 
 FAMILIES = {
     "bloom": "bloom",
+    "deepseek_v3": "deepseek",
     "gpt2": "gpt",
     "gpt_bigcode": "gpt",
     "gpt_neo": "gpt_neo",

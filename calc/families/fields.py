@@ -139,6 +139,13 @@ def _whole_number(name: str, value: Any, smallest: int) -> int:
     return value
 
 
+def even(name: str, size: int) -> int:
+    """`size`, which rotary positions turn."""
+    if size % 2:
+        raise ConfigError(f"model.{name}", size, "should be even: rotary positions turn pairs of its elements")
+    return size
+
+
 def divides(small_name: str, small: int, large_name: str, large: int) -> None:
     if large % small:
         raise ConfigError(f"model.{small_name}", small, f"should divide {large_name} = {large}")

@@ -19,7 +19,7 @@ from calc.architecture import (
 )
 from calc.errors import ConfigError
 
-from .fields import MOST_RUNS, Fields, divides
+from .fields import MOST_RUNS, Fields, divides, even
 
 LLAMA_LAYER = LayerKind(wiring=Wiring.LLAMA, activation=Activation.SILU, norm=Norm.RMS, rotary=LLAMA_ROTARY)
 LLAMA_MODEL = ModelKind(wiring=Wiring.LLAMA, norm=Norm.RMS, rotary=LLAMA_ROTARY)
@@ -59,8 +59,10 @@ def llama_like(
     pattern: Pattern = lambda layer, num_layers: ((layer, num_layers),),
     activation: str = "hidden_act",
     dropouts: Dropouts | None = None,
+    head_dim: int | None = None,
 ) -> Architecture:
-    """Layers of one kind, or in a pattern, with a family's defaults. `activation` is the field that names it."""
+    """Layers of one kind, or in a pattern, with a family's defaults. `activation` is the field that names it;
+    `head_dim` is given where other fields say it."""
     hidden_size = fields.size("hidden_size", default=defaults.hidden_size)
     num_heads = fields.size("num_attention_heads", default=defaults.num_attention_heads)
     num_key_value_heads = defaults.num_key_value_heads
@@ -68,7 +70,7 @@ def llama_like(
         num_key_value_heads = num_heads
     num_key_value_heads = fields.size("num_key_value_heads", default=num_key_value_heads)
     divides("num_key_value_heads", num_key_value_heads, "num_attention_heads", num_heads)
-    head_dim = fields.optional_size("head_dim", default=None) or defaults.head_dim
+    head_dim = head_dim or fields.optional_size("head_dim", default=None) or defaults.head_dim
     if head_dim is None:
         divides("num_attention_heads", num_heads, "hidden_size", hidden_size)
         head_dim = hidden_size // num_heads
@@ -96,9 +98,7 @@ def _rotary_dim(fields: Fields, head_dim: int, layer: LayerKind, share: float) -
     """How many elements of a head positions turn: pairs of them."""
     if layer.rotary is not None and layer.rotary.partial:
         return fields.rotary_dim(head_dim, "partial_rotary_factor", default=share)
-    if head_dim % 2:
-        raise ConfigError("model.head_dim", head_dim, "should be even: rotary positions turn pairs of its elements")
-    return head_dim
+    return even("head_dim", head_dim)
 
 
 def runs(layers: Iterable[Layer]) -> Runs:

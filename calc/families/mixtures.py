@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from calc.architecture import Architecture, Experts, Layer, Mixture, QueryKeyNorm
+from calc.architecture import Architecture, Experts, Layer, Mixture, QueryKeyNorm, SharedExpert
 from calc.errors import ConfigError
 
 from .fields import Fields
@@ -30,7 +30,7 @@ def mixtral(fields: Fields) -> Architecture:
         "mixtral",
         Defaults(intermediate_size=14336, num_key_value_heads=8, max_position_embeddings=4096 * 32),
         pattern=lambda layer, num_layers: window(
-            _mixed(fields, layer, mixture, Experts(num_experts=8, num_experts_per_tok=2)), num_layers
+            with_experts(fields, layer, mixture, Experts(num_experts=8, num_experts_per_tok=2)), num_layers
         ),
     )
 
@@ -42,7 +42,7 @@ def qwen2_moe(fields: Fields) -> Architecture:
     """Qwen2MoeForCausalLM: an expert for all tokens beside the others."""
     mixture = Mixture(
         modules=("gate", "experts", *SHARED_EXPERT, "shared_expert_gate"),
-        shared_expert=True,
+        shared_expert=SharedExpert.GATED,
         normalises_weights=fields.flag("norm_topk_prob", default=False),
     )
     experts = Experts(
@@ -53,7 +53,7 @@ def qwen2_moe(fields: Fields) -> Architecture:
     width = fields.size("moe_intermediate_size", default=1408)
 
     def pattern(layer: Layer, num_layers: int) -> Runs:
-        mixed = _mixed(fields, replace(layer, intermediate_size=width), mixture, experts)
+        mixed = with_experts(fields, replace(layer, intermediate_size=width), mixture, experts)
         layers = zip(_sparse(fields, layer, mixed, num_layers), _windows(fields, num_layers), strict=True)
         return runs(replace(each, sliding_window=window) for each, window in layers)
 
@@ -88,7 +88,7 @@ def qwen3_moe(fields: Fields) -> Architecture:
 
     def pattern(layer: Layer, num_layers: int) -> Runs:
         layer = replace(layer, sliding_window=window)
-        mixed = _mixed(fields, replace(layer, intermediate_size=width), mixture, experts)
+        mixed = with_experts(fields, replace(layer, intermediate_size=width), mixture, experts)
         return runs(_sparse(fields, layer, mixed, num_layers))
 
     return llama_like(
@@ -118,7 +118,7 @@ def olmoe(fields: Fields) -> Architecture:
             max_position_embeddings=4096,
         ),
         layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, query_key_norm=QueryKeyNorm.PROJECTION),
-        pattern=lambda layer, num_layers: ((_mixed(fields, layer, mixture, experts), num_layers),),
+        pattern=lambda layer, num_layers: ((with_experts(fields, layer, mixture, experts), num_layers),),
     )
 
 
@@ -130,10 +130,10 @@ def _sparse(fields: Fields, dense: Layer, mixed: Layer, num_layers: int) -> Iter
         yield dense if index in only_mlp or (index + 1) % step else mixed
 
 
-def _mixed(fields: Fields, layer: Layer, mixture: Mixture, defaults: Experts) -> Layer:
+def with_experts(fields: Fields, layer: Layer, mixture: Mixture, defaults: Experts) -> Layer:
     """`layer` with experts."""
     fields.refuse("output_router_logits", "the routers' auxiliary loss is not supported yet")
-    count = fields.size("num_local_experts", "num_experts", default=defaults.num_experts)
+    count = fields.size("num_local_experts", "num_experts", "n_routed_experts", default=defaults.num_experts)
     chosen = fields.size("num_experts_per_tok", default=defaults.num_experts_per_tok)
     if chosen > count:
         raise ConfigError("model.num_experts_per_tok", chosen, f"should be at most {count}, the number of experts")

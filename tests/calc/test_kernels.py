@@ -94,7 +94,7 @@ def test_flash_rounds_heads_up(head_dim: int, rounded: int) -> None:
 def test_workspace_of_the_efficient_kernel(
     length: int, head_dim: int, num_heads: int, dtype: DType, floats: int
 ) -> None:
-    assert efficient_workspace_floats(length, length, head_dim, num_heads, dtype) == floats
+    assert efficient_workspace_floats(length, length, (head_dim, head_dim), num_heads, dtype) == floats
 
 
 def test_large_half_precision_outputs_are_collected_in_fp32() -> None:

@@ -37,8 +37,43 @@ QWEN_DRAWN = {
     "mlp_only_layers": ([], [0]),
     "use_sliding_window": FLAG,
 }
+LATENTS = {
+    "num_key_value_heads": None,
+    "q_lora_rank": 40,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 16,
+}
+LATENTS_DRAWN = {
+    "num_key_value_heads": (None,),
+    "attention_bias": FLAG,
+    "q_lora_rank": (None, 24),
+    "v_head_dim": (8, 24),
+}
+DEEPSEEK = {
+    **LATENTS,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 48,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+}
+DEEPSEEK_DRAWN = {
+    **LATENTS_DRAWN,
+    "n_group": (1, 2, 4),
+    "topk_group": (1,),
+    "num_experts_per_tok": (1, 2),
+    "n_shared_experts": (1, 3),
+    "first_k_dense_replace": (0, 2, 9),
+}
 FAMILIES: dict[str, Family] = {
     "bloom": Family(sizes=SIZES, lora_targets=("query_key_value", "mlp.dense_4h_to_h"), refuses=("selective",)),
+    "deepseek_v3": Family(
+        own=DEEPSEEK, drawn=DEEPSEEK_DRAWN, lora_targets=("q_a_proj", "kv_a_proj_with_mqa", "o_proj")
+    ),
     "gpt2": Family(
         sizes=SIZES | {"n_positions": 160, "n_inner": 104},
         drawn={"n_inner": (None, 7), "tie_word_embeddings": FLAG},

@@ -1,0 +1,105 @@
+"""DeepSeek-V3 (R1, Kimi-K2): queries, keys and values of low-rank latents, many small experts."""
+
+from dataclasses import replace
+
+from calc.architecture import (
+    Architecture,
+    Experts,
+    Latent,
+    LatentAttention,
+    Layer,
+    LayerKind,
+    Mixture,
+    Pairs,
+    Rotary,
+    Router,
+    SharedExpert,
+)
+from calc.errors import ConfigError
+
+from .fields import Fields, even
+from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, Runs, llama_like
+from .mixtures import with_experts
+
+ADDED_EXPERTS = tuple(f"shared_experts.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
+
+
+def deepseek_v3(fields: Fields) -> Architecture:
+    """DeepseekV3ForCausalLM."""
+    pairs = Pairs.NEIGHBOURS if fields.flag("rope_interleave", default=True) else Pairs.HALVES
+    rotary = Rotary(pairs=pairs, partial=True)
+    groups = fields.size("n_group", default=8)
+    mixture = Mixture(
+        modules=("experts", "gate", *ADDED_EXPERTS),
+        router=Router.SIGMOID_GROUPS,
+        shared_expert=SharedExpert.ADDED,
+        one_group=groups == 1,
+        normalises_weights=fields.flag("norm_topk_prob", default=True),
+    )
+    width = fields.size("moe_intermediate_size", default=2048)
+    experts = Experts(
+        num_experts=256,
+        num_experts_per_tok=8,
+        num_groups=groups,
+        num_groups_per_tok=fields.size("topk_group", default=4),
+        shared_intermediate_size=width * fields.size("n_shared_experts", default=1),
+    )
+    return llama_like(
+        fields,
+        "deepseek_v3",
+        Defaults(
+            vocab_size=129280,
+            hidden_size=7168,
+            intermediate_size=18432,
+            num_hidden_layers=61,
+            num_attention_heads=128,
+            max_position_embeddings=4096,
+        ),
+        layer=latent_layer(fields, rotary),
+        model=replace(LLAMA_MODEL, rotary=rotary),
+        pattern=lambda layer, num_layers: latent_layers(
+            fields, layer, num_layers, mixture, experts, width=width, first_dense=3
+        ),
+        head_dim=query_head_dim(fields),
+    )
+
+
+def latent_layer(fields: Fields, rotary: Rotary) -> LayerKind:
+    """Llama's layer with latent attention."""
+    bias = fields.flag("attention_bias", default=False)
+    compressed = fields.optional_size("q_lora_rank", default=1536) is not None
+    return replace(
+        LLAMA_LAYER,
+        rotary=rotary,
+        query_key_value_bias=bias,
+        output_bias=bias,
+        query_key_by_head=True,
+        latent=LatentAttention.ALL if compressed else LatentAttention.KEYS_AND_VALUES,
+    )
+
+
+def query_head_dim(fields: Fields) -> int:
+    return fields.size("qk_nope_head_dim", default=128) + _turned_dim(fields)
+
+
+def _turned_dim(fields: Fields) -> int:
+    return even("qk_rope_head_dim", fields.size("qk_rope_head_dim", default=64))
+
+
+def latent_layers(
+    fields: Fields, layer: Layer, num_layers: int, mixture: Mixture, experts: Experts, *, width: int, first_dense: int
+) -> Runs:
+    """Layers without experts, then layers with them; `width` is an expert's."""
+    heads = layer.num_attention_heads
+    if layer.num_key_value_heads != heads:
+        problem = f"should equal num_attention_heads = {heads}: each head has keys of its own"
+        raise ConfigError("model.num_key_value_heads", layer.num_key_value_heads, problem)
+    latent = Latent(
+        query_rank=fields.optional_size("q_lora_rank", default=1536) or 0,
+        key_value_rank=fields.size("kv_lora_rank", default=512),
+        value_head_dim=fields.size("v_head_dim", default=128),
+    )
+    dense = replace(layer, rotary_dim=_turned_dim(fields), latent=latent)
+    num_dense = min(fields.size("first_k_dense_replace", default=first_dense, smallest=0), num_layers)
+    mixed = with_experts(fields, replace(dense, intermediate_size=width), mixture, experts)
+    return tuple((each, count) for each, count in ((dense, num_dense), (mixed, num_layers - num_dense)) if count)
