@@ -64,8 +64,8 @@ def _logits_in_fp32(x: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
 
 
 def _sigmoid_groups_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
-    """DeepseekV3TopkRouter.forward: a correction decides who is chosen, not with what weight (from_pretrained keeps it in
-    fp32, from_config does not). What leads to the indices has a graph too, which no backward reaches."""
+    """DeepseekV3TopkRouter.forward: a correction decides who is chosen, not with what weight (from_pretrained keeps it
+    in fp32, from_config does not). What leads to the indices has a graph too, which no backward reaches."""
     rows, logits = _logits_in_fp32(x, numerics)
     scores = like(logits, "router scores")
     correction = Tensor(f"{GATE}.e_score_correction_bias", ("X",), numerics.weights, Kind.BUFFERS)

@@ -137,5 +137,16 @@ def with_experts(fields: Fields, layer: Layer, mixture: Mixture, defaults: Exper
     chosen = fields.size("num_experts_per_tok", default=defaults.num_experts_per_tok)
     if chosen > count:
         raise ConfigError("model.num_experts_per_tok", chosen, f"should be at most {count}, the number of experts")
+    _check_groups(defaults, count)
     kind = replace(layer.kind, mlp=replace(mixture, one_expert_per_token=chosen == 1))
     return replace(layer, kind=kind, experts=replace(defaults, num_experts=count, num_experts_per_tok=chosen))
+
+
+def _check_groups(experts: Experts, num_experts: int) -> None:
+    """Groups of equal size, of at least the two experts that stand for one, of which so many are chosen."""
+    groups = experts.num_groups
+    if groups > 1 and (num_experts % groups or num_experts < 2 * groups):
+        problem = f"should divide the number of experts, {num_experts}, into groups of at least 2"
+        raise ConfigError("model.n_group", groups, problem)
+    if experts.num_groups_per_tok > groups:
+        raise ConfigError("model.topk_group", experts.num_groups_per_tok, f"should be at most n_group = {groups}")

@@ -97,6 +97,22 @@ def test_what_is_not_built_is_refused(own: dict[str, Any], choices: dict[str, An
     assert refused.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("own", "field"),
+    [
+        ({"num_attention_heads": 4, "num_key_value_heads": 2}, "model.num_key_value_heads"),
+        ({"qk_rope_head_dim": 7}, "model.qk_rope_head_dim"),
+        ({"n_group": 3}, "model.n_group"),
+        ({"n_group": 256}, "model.n_group"),
+        ({"topk_group": 9}, "model.topk_group"),
+    ],
+)
+def test_what_latent_attention_and_groups_of_experts_cannot_be(own: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        answered({"model_type": "deepseek_v3"} | own)
+    assert refused.value.field == field
+
+
 @pytest.mark.parametrize("wrong", [7, ["a"], [True], [0.5]])
 def test_a_list_of_layers_is_checked(wrong: Any) -> None:
     with pytest.raises(ConfigError, match="mlp_only_layers"):

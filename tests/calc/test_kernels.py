@@ -97,5 +97,19 @@ def test_workspace_of_the_efficient_kernel(
     assert efficient_workspace_floats(length, length, (head_dim, head_dim), num_heads, dtype) == floats
 
 
+def test_values_with_heads_of_another_size() -> None:
+    config = {"model_type": "deepseek_v3", "num_attention_heads": 4, "v_head_dim": 128}
+    latent = architecture(config).layers[0][0]
+    assert latent.head_dims == (192, 128)
+    assert layer_kernel(AUTO, latent, LENGTH, BF16) is EFFICIENT
+    same = architecture(config | {"v_head_dim": 192}).layers[0][0]
+    assert layer_kernel(AUTO, same, LENGTH, BF16) is FLASH
+    odd = architecture(config | {"v_head_dim": 129}).layers[0][0]
+    assert layer_kernel(AUTO, odd, LENGTH, BF16) is MATH
+    # q's gradient by its own head, k's and v's each by theirs, 64 · head to 128, as often as keys are split in 64s
+    floats = 2 * 3 * (128 * 64 + 4) + 4 * 64 * (256 + 128)
+    assert efficient_workspace_floats(256, 256, latent.head_dims, 1, BF16) == floats
+
+
 def test_large_half_precision_outputs_are_collected_in_fp32() -> None:
     assert [accumulates_output(*case) for case in ((128, BF16), (136, BF16), (136, FP32))] == [False, True, False]
