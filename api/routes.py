@@ -15,6 +15,7 @@ from calc.accuracy import read_accuracy, read_points, read_verdict
 from calc.catalogue import find_model, unknown_model
 from calc.comparison import scenarios_from_objects
 from calc.listing import GpuListing, ModelListing, list_gpus, list_models, listing_from_strings
+from calc.quantisation import checkpoints_of
 from dashboards.address import answerable, scenario_from_query
 from dashboards.example import EXAMPLE
 
@@ -101,7 +102,7 @@ async def get_model(name: str) -> Response:
     if model is None:
         detail = str(unknown_model(name, "/v1/models lists them"))
         raise Problem("No such model", detail=detail, type_="unknown-model", status=404)
-    return json_response(model.to_dict())
+    return json_response(model.to_dict() | {"quantised_checkpoints": checkpoints_of(name)})
 
 
 @router.get("/v1/gpus", openapi_extra=listing_query(GPU_LISTING), summary="The GPUs of the catalogue")

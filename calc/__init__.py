@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from .hardware import gpus
     from .lengths import LengthReport, length_report
     from .model_source import load_model
+    from .quantisation import CheckpointWeights, checkpoint_weights, weight_bytes
     from .solution import Solution, solve
     from .tradeoff import Tradeoff, recompute_tradeoffs
 
 __all__ = [
     "Adapter",
     "Advice",
+    "CheckpointWeights",
     "Comparison",
     "ConfigError",
     "Estimate",
@@ -33,6 +35,7 @@ __all__ = [
     "Solution",
     "Tradeoff",
     "advise",
+    "checkpoint_weights",
     "closed_forms",
     "compare",
     "estimate",
@@ -43,16 +46,19 @@ __all__ = [
     "models",
     "recompute_tradeoffs",
     "solve",
+    "weight_bytes",
 ]
 
 _HOMES = {
     "Advice": ".advice",
+    "CheckpointWeights": ".quantisation",
     "Comparison": ".comparison",
     "Estimate": ".estimation",
     "LengthReport": ".lengths",
     "Solution": ".solution",
     "Tradeoff": ".tradeoff",
     "advise": ".advice",
+    "checkpoint_weights": ".quantisation",
     "compare": ".comparison",
     "estimate": ".estimation",
     "estimate_plan": ".estimation",
@@ -62,6 +68,7 @@ _HOMES = {
     "models": ".catalogue",
     "recompute_tradeoffs": ".tradeoff",
     "solve": ".solution",
+    "weight_bytes": ".quantisation",
 }
 
 

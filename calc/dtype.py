@@ -15,6 +15,8 @@ class DType(Enum):
     INT64 = "int64", 8
     BOOL = "bool", 1
     UINT8 = "uint8", 1
+    INT8 = "int8", 1
+    FP8 = "fp8", 1
     FOUR_BIT = "4-bit", Fraction(1, 2)
 
     def __init__(self, label: str, itemsize: int | Fraction) -> None:

@@ -65,12 +65,14 @@ def _check_not_quantised(quantisation: Any) -> None:
         raise ConfigError(
             "model.quantization_config.quant_method",
             method,
-            "quantized weights are not supported yet; for QLoRA leave quantization_config out: adapter.kind = qlora",
+            "quantised weights are not trained; for QLoRA leave quantization_config out: adapter.kind = qlora. "
+            "`gpucalc explain weights` says what they take",
         )
     raise ConfigError(
         "model.quantization_config.quant_method",
         method,
-        "quantized weights are not supported yet; leave quantization_config out to train them unquantized",
+        "quantised weights are not trained; leave quantization_config out to train them unquantised. "
+        "`gpucalc explain weights` says what they take",
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .architecture import Architecture
-from .catalogue import find_model, model_named, suggested_models
+from .catalogue import find_checkpoint, find_model, model_named, suggested_models
 from .errors import ConfigError
 from .hf_config import architecture
 from .hub import CONFIG_FILE, hub_config
@@ -21,6 +21,14 @@ def load_model(model: str | Mapping[str, Any]) -> Architecture:
     """
     if not isinstance(model, str):
         return architecture(model)
+    checkpoint = find_checkpoint(model)
+    if checkpoint is not None:
+        raise ConfigError(
+            "model",
+            model,
+            f"is a quantised checkpoint of {checkpoint.model}: train that one, or with adapter.kind = qlora; "
+            "`gpucalc explain weights` says what the checkpoint's weights take",
+        )
     return catalogue_architecture(model) if find_model(model) else architecture(load_config(model))
 
 
@@ -35,6 +43,9 @@ def load_config(model: str) -> Mapping[str, Any]:
     known = find_model(model)
     if known is not None:
         return known.config
+    checkpoint = find_checkpoint(model)
+    if checkpoint is not None:
+        return {**model_named(checkpoint.model).config, "quantization_config": checkpoint.quantization_config}
     if isdir(model):
         return read_json_object(Path(model) / CONFIG_FILE, "model")
     if isfile(model) or model.endswith(".json"):

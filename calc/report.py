@@ -17,6 +17,7 @@ from .hardware import Gpu
 from .inventory import TensorEntry
 from .lengths import LENGTH_NOTES, LengthReport
 from .listing import ListedModel
+from .quantisation import CheckpointWeights
 from .scenario import Scenario, Task
 from .solution import Minimise, Solution
 from .timeline import Phase
@@ -197,6 +198,27 @@ def print_formulas(formulas: Iterable[Formula]) -> None:
                 grid.add_row(f"  {name}", Text(text))
         console.print(grid)
         console.print()
+
+
+def print_weights(weights: CheckpointWeights) -> None:
+    """The total, then one line for equal tensors."""
+    console, published = Console(highlight=False), weights.published_bytes
+    method = f"{weights.quant_method}, the rest {weights.dtype}" if weights.quant_method else weights.dtype
+    console.print(Text(f"{format_bytes(weights.total_bytes)} of weights in {method}.", style="bold"))
+    console.print(f"{weights.total_bytes:,} bytes; all in {weights.dtype} {weights.unquantised_bytes:,}.")
+    if published:
+        console.print(f"Published: {published.total:,} bytes, {published.of} ({published.source}).", soft_wrap=True)
+    rows = (
+        (
+            row.name,
+            f"[{', '.join(f'{size:,}' for _, size in row.shape)}] {row.dtype}",
+            row.formula,
+            f"{row.count} ×" if row.count > 1 else "",
+            format_bytes(row.total_bytes),
+        )
+        for row in weights.tensors
+    )
+    console.print(_table("Tensors", ("", "shape", "formula", "", "together"), rows))
 
 
 def print_tensors(entries: Iterable[TensorEntry]) -> None:

@@ -56,7 +56,7 @@ def quantised(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
     rows.append(
         Row(
             name="linear",
-            reads=(x, packed, *_state(name, scales, facts), *bias),
+            reads=(x, packed, *quant_state(name, scales, double_quantisation=facts.double_quantisation), *bias),
             writes=(out,),
             gradients=(Gradient(of=x, products=(module.product,)),),
             products=(module.product,),
@@ -71,14 +71,14 @@ def quantised(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
     return [replace(row, component=module.rows[0].component, module=module.name) for row in rows]
 
 
-def _state(name: str, scales: Shape, facts: AdapterFacts) -> Iterator[Tensor]:
-    """What a QuantState holds (quantize_4bit)."""
+def quant_state(name: str, scales: Shape, *, double_quantisation: bool) -> Iterator[Tensor]:
+    """What the QuantState of a weight with so many `scales` holds (quantize_4bit)."""
 
     def state(part: str, shape: Shape, dtype: DType = DType.FP32) -> Tensor:
         return Tensor(f"{name} {part}", shape, dtype, Kind.BUFFERS)
 
     yield state("code", (FOUR_BIT_VALUES,))
-    if not facts.double_quantisation:
+    if not double_quantisation:
         yield state("scales", scales)
         return
     yield state("scales", scales, DType.UINT8)

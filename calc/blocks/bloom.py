@@ -161,5 +161,5 @@ def _lowered(tensors: tuple[Tensor, ...], use: str, numerics: Numerics) -> tuple
 PARTS = Parts(
     embeddings=bloom_embeddings,
     layer=bloom_layer,
-    end=End(embedding_weight="word_embeddings.weight", final_norm="ln_f"),
+    end=End(embedding_weight="word_embeddings.weight", final_norm="ln_f", layers="transformer.h"),
 )

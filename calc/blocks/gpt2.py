@@ -108,6 +108,6 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
     return [*rows, *dropping, frame(fused, q, k, v)], projected, held
 
 
-GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f")
+GPT2_END = End(embedding_weight="wte.weight", final_norm="ln_f", layers="transformer.h")
 
 PARTS = Parts(embeddings=gpt2_embeddings, layer=gpt2_layer, end=GPT2_END)

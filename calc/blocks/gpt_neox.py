@@ -80,7 +80,7 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     return rows, projected, held
 
 
-END = End(embedding_weight="embed_in.weight", final_norm="final_layer_norm")
+END = End(embedding_weight="embed_in.weight", final_norm="final_layer_norm", layers="gpt_neox.layers")
 
 PARTS = Parts(
     embeddings=partial(token_embeddings, END.embedding_weight, "gpt_neox"),

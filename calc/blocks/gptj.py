@@ -137,6 +137,6 @@ def _turned_by_pairs(name: str, x: Tensor, tables: Tables) -> tuple[list[Row], T
     return rows, out
 
 
-END = End(embedding_weight="wte.weight", final_norm="ln_f")
+END = End(embedding_weight="wte.weight", final_norm="ln_f", layers="transformer.h")
 
 PARTS = Parts(embeddings=partial(token_embeddings, END.embedding_weight, "transformer"), layer=gptj_layer, end=END)

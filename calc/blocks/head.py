@@ -18,6 +18,8 @@ class End:
 
     embedding_weight: str
     final_norm: str
+    layers: str = "model.layers"
+    """The list of layers, from the model down."""
 
 
 def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:

@@ -115,4 +115,8 @@ def _probabilities(
     return [*rows, cast(weights, rounded)], filled, rounded
 
 
-PARTS = Parts(embeddings=mpt_embeddings, layer=mpt_layer, end=End(embedding_weight="wte.weight", final_norm="norm_f"))
+PARTS = Parts(
+    embeddings=mpt_embeddings,
+    layer=mpt_layer,
+    end=End(embedding_weight="wte.weight", final_norm="norm_f", layers="transformer.blocks"),
+)

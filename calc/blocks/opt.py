@@ -113,5 +113,5 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
 PARTS = Parts(
     embeddings=opt_embeddings,
     layer=opt_layer,
-    end=End(embedding_weight="embed_tokens.weight", final_norm="final_layer_norm"),
+    end=End(embedding_weight="embed_tokens.weight", final_norm="final_layer_norm", layers="model.decoder.layers"),
 )

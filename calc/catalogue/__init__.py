@@ -53,6 +53,42 @@ class CatalogueModel:
         return asdict(self)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishedBytes:
+    """What the tensors of a checkpoint's files take, as published."""
+
+    total: int
+    of: str
+    """What was read."""
+    source: str
+    read_on: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """A repository with quantised weights of a model in the catalogue."""
+
+    hub_id: str
+    model: str
+    quantization_config: Mapping[str, Any]
+    """The fields that matter to its tensors."""
+    published_bytes: PublishedBytes
+
+
+@cache
+def checkpoints() -> tuple[Checkpoint, ...]:
+    """All quantised checkpoints of the catalogue."""
+    return tuple(_checkpoint(hub_id, **entry) for hub_id, entry in read_entries("checkpoints.json").items())
+
+
+def find_checkpoint(name: str) -> Checkpoint | None:
+    """The quantised checkpoint of this hub id, in any case."""
+    return next((each for each in checkpoints() if each.hub_id.lower() == name.lower()), None)
+
+
 @cache
 def models() -> tuple[CatalogueModel, ...]:
     """All models of the catalogue, families together."""
@@ -116,3 +152,7 @@ def _model(
     return CatalogueModel(
         name=name, hub_ids=tuple(hub_ids), aliases=tuple(aliases), published_parameters=count, **fields
     )
+
+
+def _checkpoint(hub_id: str, published_bytes: dict[str, Any], **fields: Any) -> Checkpoint:
+    return Checkpoint(hub_id=hub_id, published_bytes=PublishedBytes(**published_bytes), **fields)

@@ -12,6 +12,7 @@ from calc.explain import formulas
 from calc.flags import add_scenario_flags, scenario_from_options
 from calc.inventory import largest_at_peak
 from calc.lengths import LENGTHS_FILE, length_report, read_lengths
+from calc.quantisation import checkpoint_weights
 from calc.tradeoff import recompute_tradeoffs
 
 from .answer import ANSWERED, add_json_flag, write_json
@@ -58,6 +59,12 @@ TOPICS = {
         advise,
         _each(lambda advice: advice.to_dict()),
         "print_advice",
+    ),
+    "weights": _Topic(
+        "the tensors that hold the weights, as the checkpoint or its quantization_config stores them",
+        lambda scenario: checkpoint_weights(scenario.model),
+        lambda weights: weights.to_dict(),
+        "print_weights",
     ),
     "lengths": _Topic(
         "what padding wastes and packing spares, for samples of the --lengths in a file",

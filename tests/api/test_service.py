@@ -34,6 +34,8 @@ def test_one_model_is_found_by_every_name(client):
     assert client.get("/v1/models/gpt2").json()["config"]["n_embd"] == 768
     assert client.get("/v1/models/gpt2-124m").json()["name"] == "gpt2"
     assert client.get("/v1/models/openai-community/GPT2").json()["name"] == "gpt2"
+    [awq, fp8] = client.get("/v1/models/qwen3-32b").json()["quantised_checkpoints"]
+    assert (awq["hub_id"], fp8["total_bytes"]) == ("Qwen/Qwen3-32B-AWQ", fp8["published_bytes"]["total"])
 
 
 def test_no_such_model_is_answered_with_the_nearest(client):

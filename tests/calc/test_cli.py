@@ -306,6 +306,15 @@ def test_topics_of_explain(topic: str, keys: set[str], capsys: pytest.CaptureFix
     assert capsys.readouterr().out
 
 
+def test_weights_of_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["explain", "weights", "Qwen/Qwen3-32B-AWQ"]
+    assert main([*arguments, "--json"]) == 0
+    expected = calc.checkpoint_weights("Qwen/Qwen3-32B-AWQ").to_dict()
+    assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected))
+    assert main(arguments) == 0
+    assert f"{expected['total_bytes']:,} bytes" in capsys.readouterr().out
+
+
 def test_lengths_of_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "lengths.json"
     file.write_text("[100, 200, 300]")

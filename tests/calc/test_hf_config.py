@@ -257,16 +257,16 @@ def test_what_comes_later_is_refused(config: dict[str, Any], field: str) -> None
 @pytest.mark.parametrize(
     ("quantisation", "method", "advice"),
     [
-        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq", "to train them unquantized"),
-        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "awq", "to train them unquantized"),
-        ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}, "fp8", "to train them unquantized"),
-        ({"quant_method": "mxfp4", "modules_to_not_convert": []}, "mxfp4", "to train them unquantized"),
+        ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "gptq", "to train them unquantised"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemm"}, "awq", "to train them unquantised"),
+        ({"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}, "fp8", "to train them unquantised"),
+        ({"quant_method": "mxfp4", "modules_to_not_convert": []}, "mxfp4", "to train them unquantised"),
         (
             {"quant_method": "compressed-tensors", "format": "float-quantized"},
             "compressed-tensors",
-            "to train them unquantized",
+            "to train them unquantised",
         ),
-        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes", "to train them unquantized"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes", "to train them unquantised"),
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes", "adapter.kind = qlora"),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes", "adapter.kind = qlora"),
     ],

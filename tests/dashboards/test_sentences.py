@@ -15,7 +15,11 @@ from dashboards.sentences import _CHINESE, in_language
 from dashboards.words import Language
 
 CORE = Path(calc.__file__).parent
-NOT_ON_THE_PAGE = {"cli.py", "flags.py", "closed_forms.py", "recipes.py", "comparison.py", "lengths.py", "commands"}
+NOT_ON_THE_PAGE = {
+    *("cli.py", "flags.py", "closed_forms.py", "recipes.py", "comparison.py", "lengths.py"),
+    *("commands", "quantisation"),
+}
+"""Modules and folders."""
 SPOKEN_WHOLE = {"notes.py", "kernels.py", "liger.py"}
 """Modules whose yielded and returned texts are said to the user."""
 SAME_IN_BOTH = {"softmax", "FLOP"}

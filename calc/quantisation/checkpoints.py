@@ -1,0 +1,80 @@
+"""A config's weights as its checkpoint keeps them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from calc.catalogue import PublishedBytes, checkpoints, find_checkpoint, find_model
+from calc.dtype import DType
+from calc.errors import ConfigError
+from calc.hf_config import architecture
+from calc.model_source import load_config
+
+from .config import FIELD, read_quantisation
+from .weights import WeightRow, weight_bytes, weight_total_bytes
+
+DTYPES = {"bfloat16": DType.BF16, "float16": DType.FP16, "float32": DType.FP32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointWeights:
+    """What the weights of a checkpoint take, tensor by tensor."""
+
+    quant_method: str | None
+    """None: they are not quantised."""
+    dtype: str
+    """Of those that are not."""
+    total_bytes: int
+    unquantised_bytes: int
+    """The same weights all in `dtype`."""
+    published_bytes: PublishedBytes | None
+    """Of the checkpoint's files, where the catalogue has it."""
+    tensors: tuple[WeightRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        published = self.published_bytes
+        return {
+            "quant_method": self.quant_method,
+            "dtype": self.dtype,
+            "total_bytes": self.total_bytes,
+            "unquantised_bytes": self.unquantised_bytes,
+            "published_bytes": published.to_dict() if published else None,
+            "tensors": [row.to_dict() for row in self.tensors],
+        }
+
+
+def checkpoint_weights(model: str | Mapping[str, Any]) -> CheckpointWeights:
+    """Of a model named as a Scenario's, or of its config, quantised or not."""
+    config = load_config(model) if isinstance(model, str) else model
+    read = architecture({name: value for name, value in config.items() if name != FIELD})
+    quantisation, dtype = read_quantisation(config), _dtype(config)
+    tensors = weight_bytes(read, quantisation, dtype=dtype)
+    known = find_checkpoint(model) if isinstance(model, str) else None
+    return CheckpointWeights(
+        quant_method=quantisation.method if quantisation else None,
+        dtype=dtype.label,
+        total_bytes=weight_total_bytes(tensors),
+        unquantised_bytes=weight_total_bytes(weight_bytes(read, dtype=dtype)),
+        published_bytes=known.published_bytes if known else None,
+        tensors=tensors,
+    )
+
+
+def checkpoints_of(name: str) -> list[dict[str, Any]]:
+    """The catalogue's quantised checkpoints of one of its models, in short."""
+    model = find_model(name)
+    return [
+        {"hub_id": each.hub_id, "quant_method": weights.quant_method, "total_bytes": weights.total_bytes}
+        | {"published_bytes": each.published_bytes.to_dict()}
+        for each in checkpoints()
+        if model is not None and each.model == model.name
+        for weights in [checkpoint_weights(each.hub_id)]
+    ]
+
+
+def _dtype(config: Mapping[str, Any]) -> DType:
+    """Of weights that are not quantised; fp32, PyTorch's own, where the config does not say."""
+    name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    if name not in DTYPES:
+        raise ConfigError("model.dtype", name, f"should be one of {', '.join(DTYPES)}")
+    return DTYPES[name]

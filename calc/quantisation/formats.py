@@ -1,0 +1,182 @@
+"""How each format stores a matrix of [rows, columns], rows being what a product gives: its tensors, as named shapes.
+
+Left out: what a file holds beside tensors, and bitsandbytes' `quant_state`, some 150 bytes of JSON for each module.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from calc.adapters.quantised import WEIGHTS_PER_SCALE, quant_state
+from calc.dimensions import Blocks
+from calc.dtype import DType
+from calc.ledger import Dimension, Kind, Shape, Tensor
+
+WORD_BITS = 32
+"""Of the integers that weights are packed into."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matrix:
+    """The weight of a linear module, or those of all experts, each by itself."""
+
+    module: str
+    """Within its part of the model."""
+    rows: Shape
+    columns: Shape
+    dtype: DType
+    """Of the weight before, and of scales that have the model's type."""
+    batch: Shape = ()
+    """How many there are: experts, and gate and up that lie side by side."""
+    in_layer: bool = True
+    has_bias: bool = False
+
+    @property
+    def is_experts(self) -> bool:
+        return bool(self.batch)
+
+    def tensor(self, name: str, shape: Shape, dtype: DType) -> Tensor:
+        """A tensor of its own for each matrix."""
+        return Tensor(f"{self.module}.{name}", (*self.batch, *shape), dtype, Kind.PARAMETERS)
+
+    def groups(self, size: int) -> Dimension:
+        """Of `size` columns that share a scale; all of them where it is not positive."""
+        return Blocks(self.columns, size) if size > 0 else 1
+
+
+Stored = Callable[[Matrix], Iterable[Tensor]]
+"""The tensors a format stores a matrix as."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """A format, and what it is applied to."""
+
+    method: str
+    """As `quant_method` names it."""
+    stored: Stored
+    converts: Callable[[Matrix, str], bool]
+    """Whether a matrix is quantised in the module of this full name."""
+
+
+def _packed(bits: int, dimensions: Shape) -> Dimension:
+    """The words that hold `bits` for each of `dimensions`' elements."""
+    return Blocks((bits, *dimensions), WORD_BITS)
+
+
+def gptq(bits: int, group_size: int, *, always_biased: bool) -> Stored:
+    """QuantLinear (auto_gptq 0.7.1, nn_modules/qlinear/qlinear_cuda_old.py; gptqmodel 7.7.0 has the same buffers).
+    AutoGPTQ gives each module a bias, of zeros where it had none (modeling/_utils.py, make_quant)."""
+
+    def stored(matrix: Matrix) -> Iterator[Tensor]:
+        groups = matrix.groups(group_size)
+        yield matrix.tensor("qweight", (_packed(bits, matrix.columns), *matrix.rows), DType.INT32)
+        yield matrix.tensor("qzeros", (groups, _packed(bits, matrix.rows)), DType.INT32)
+        yield matrix.tensor("scales", (groups, *matrix.rows), DType.FP16)
+        yield matrix.tensor("g_idx", matrix.columns, DType.INT32)
+        if always_biased and not matrix.has_bias:
+            yield matrix.tensor("bias", matrix.rows, DType.FP16)
+
+    return stored
+
+
+def awq(bits: int, group_size: int) -> Stored:
+    """WQLinear_GEMM (autoawq 0.2.9, modules/linear/gemm.py)."""
+
+    def stored(matrix: Matrix) -> Iterator[Tensor]:
+        groups, packed = matrix.groups(group_size), _packed(bits, matrix.rows)
+        yield matrix.tensor("qweight", (*matrix.columns, packed), DType.INT32)
+        yield matrix.tensor("qzeros", (groups, packed), DType.INT32)
+        yield matrix.tensor("scales", (groups, *matrix.rows), DType.FP16)
+
+    return stored
+
+
+def bitsandbytes_4bit(*, double_quantisation: bool) -> Stored:
+    """Params4bit with its QuantState (bitsandbytes 0.50.2), the layout of a QLoRA base."""
+
+    def stored(matrix: Matrix) -> Iterator[Tensor]:
+        yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), DType.FOUR_BIT)
+        scales: Shape = (Blocks((*matrix.rows, *matrix.columns), WEIGHTS_PER_SCALE),)
+        for state in quant_state("weight", scales, double_quantisation=double_quantisation):
+            yield matrix.tensor(state.name, state.shape, state.dtype)
+
+    return stored
+
+
+def bitsandbytes_8bit(matrix: Matrix) -> Iterator[Tensor]:
+    """Linear8bitLt (bitsandbytes 0.50.2, nn/modules.py, _save_to_state_dict)."""
+    yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), DType.INT8)
+    yield matrix.tensor("SCB", matrix.rows, DType.FP32)
+    yield matrix.tensor("weight_format", (), DType.UINT8)
+
+
+def fp8(block: tuple[int, int] | None, scales: DType, *, static_activations: bool) -> Stored:
+    """FP8Linear (transformers 5.23.0, integrations/finegrained_fp8.py); DeepSeek-V3's README_WEIGHTS.md: fp32
+    scales."""
+
+    def stored(matrix: Matrix) -> Iterator[Tensor]:
+        yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), DType.FP8)
+        if block is None:
+            yield matrix.tensor("weight_scale_inv", (), DType.FP32)
+        else:
+            blocks = tuple(map(Blocks, (matrix.rows, matrix.columns), block))
+            yield matrix.tensor("weight_scale_inv", blocks, scales)
+        if static_activations:
+            yield matrix.tensor("activation_scale", (), DType.FP32)
+
+    return stored
+
+
+def fbgemm_fp8(matrix: Matrix) -> Iterator[Tensor]:
+    """FbgemmFp8Linear (transformers 5.23.0, integrations/fbgemm_fp8.py)."""
+    yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), DType.FP8)
+    yield matrix.tensor("weight_scale", (*matrix.rows, 1), DType.FP32)
+
+
+MXFP4_BLOCK = 32
+"""Elements that share a scale of one byte (OCP Microscaling Formats 1.0, table 1)."""
+
+
+def mxfp4(matrix: Matrix) -> Iterator[Tensor]:
+    """gpt-oss' experts, two values a byte (transformers 5.23.0, integrations/mxfp4.py, convert_moe_packed_tensors)."""
+    blocks = Blocks(matrix.columns, MXFP4_BLOCK)
+    yield matrix.tensor("blocks", (*matrix.rows, blocks, MXFP4_BLOCK // 2), DType.UINT8)
+    yield matrix.tensor("scales", (*matrix.rows, blocks), DType.UINT8)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompressedWeights:
+    """A scheme of compressed-tensors, as `config_groups` has it (compressed_tensors 0.20.0, quant_args.py)."""
+
+    element: DType
+    """What a weight is stored as; packed ones in words."""
+    packed_bits: int | None
+    """None: not packed."""
+    scales: Callable[[Matrix], Shape]
+    """The shape of its scales, by the strategy (quantization/lifecycle/initialize.py, initialize_qparams)."""
+    symmetric: bool
+    reordered: bool
+    """With the group of each column (`actorder` = group, of versions before 0.20)."""
+    static_inputs: bool
+
+
+def compressed_tensors(scheme: CompressedWeights) -> Stored:
+    """PackedQuantizationCompressor and NaiveQuantizationCompressor (compressed_tensors 0.20.0, compressors/)."""
+
+    def stored(matrix: Matrix) -> Iterator[Tensor]:
+        scales, bits = scheme.scales(matrix), scheme.packed_bits
+        if bits is None:
+            yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), scheme.element)
+        else:
+            yield matrix.tensor("weight_packed", (*matrix.rows, _packed(bits, matrix.columns)), DType.INT32)
+            yield matrix.tensor("weight_shape", (2,), DType.INT64)
+        yield matrix.tensor("weight_scale", scales, matrix.dtype)
+        if not scheme.symmetric:
+            zero_points = scales if bits is None else (_packed(bits, scales[:-1]), scales[-1])
+            yield matrix.tensor("weight_zero_point", zero_points, scheme.element if bits is None else DType.INT32)
+        if scheme.reordered:
+            yield matrix.tensor("weight_g_idx", matrix.columns, DType.INT32)
+        if scheme.static_inputs:
+            yield matrix.tensor("input_scale", (1,), matrix.dtype)
+
+    return stored
