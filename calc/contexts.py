@@ -54,6 +54,8 @@ class Context:
     """Tied parameters whose gradient meets the waiting one of a later section."""
     meets_view: bool = False
     """The waiting gradient is a view."""
+    sums_in_fp32: bool = False
+    """A parameter's gradient is added to its sum in fp32, and dropped."""
     returned_before: frozenset[Tensor] = frozenset()
     """What the section before returned beside its output, and no node keeps: freed when this one has returned."""
     cache_end: CacheEnd = CacheEnd.FORWARD

@@ -220,6 +220,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         recompute_group_size=plan.recompute_group_size,
         recompute_offload=plan.recompute_offload,
         adapter=plan.adapter,
+        accumulate_grads_in_fp32=plan.accumulate_grads_in_fp32,
         max_grad_norm=plan.max_grad_norm,
         zero_grad_set_to_none=plan.zero_grad_set_to_none,
         weight_ema=plan.weight_ema,

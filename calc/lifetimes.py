@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from .contexts import HIDDEN_STATES, NEXT, OWNED, CacheEnd, Context, Event, Lifetimes, Needs
+from .dtype import DType
 from .ledger import Gradient, Kind, Lent, Row, Section, Tensor, requires_gradient, saved_for_backward
 
 KEPT_NEEDS = 1024
@@ -440,7 +441,9 @@ class _Builder:
         if parameter in context.meeting:
             waiting = _Pending(_Storage(gradient_of(parameter)), context.meets_view)
             new = self._meet(waiting, new)
-        if context.gradients_exist:
+        if context.sums_in_fp32 and not context.gradients_exist:
+            self._allocate([summed_in_fp32(parameter)])
+        if context.sums_in_fp32 or context.gradients_exist:
             self._release(new.storage)
 
     def _release(self, storage: _Storage) -> None:
@@ -464,6 +467,12 @@ def gradient_of(tensor: Tensor) -> Tensor:
     """The gradient autograd makes of `tensor`: its shape, its type."""
     kind = Kind.GRADIENTS if tensor.kind is Kind.PARAMETERS else Kind.TEMPORARIES
     return replace(tensor, name=f"∂{tensor.name}", kind=kind, trainable=False)
+
+
+def summed_in_fp32(parameter: Tensor) -> Tensor:
+    """The `main_grad` of a parameter in half precision."""
+    gradient = gradient_of(parameter)
+    return replace(gradient, name=f"{gradient.name} in fp32", dtype=DType.FP32)
 
 
 def _from_host(tensor: Tensor) -> Tensor:

@@ -97,6 +97,11 @@ def _of_plan(plan: Plan) -> Iterator[str]:
             f"precision = {plan.precision} is a textbook recipe ({plan.recipe.source}); "
             "assumed, no framework's step was traced for it."
         )
+    if plan.accumulate_grads_in_fp32:
+        yield (
+            "accumulate_grads_in_fp32: a hook adds each gradient to an fp32 sum and drops it, and the optimizer gets "
+            "the sum in the weights' type; there are no fp32 master weights, which the recipes of precision count."
+        )
     if plan.adapter is not None and plan.adapter.kind in QUANTISED:
         yield (
             "The 4-bit base is derived from the source of bitsandbytes 0.50.2 (MatMul4Bit, QuantState) and traced only "

@@ -11,7 +11,7 @@ from . import grad_scaler
 from .dtype import DType
 from .frames import Frame
 from .ledger import Kind, Tensor
-from .lifetimes import Event, gradient_of
+from .lifetimes import Event, gradient_of, summed_in_fp32
 from .optimizer_loops import LOOPS, Update, temporary
 from .optimizers import QUANTISATION_MAPS, gradients_persist, optimizer_of, states
 from .plan import BITSANDBYTES, Plan
@@ -54,6 +54,7 @@ class OptimizerStep:
     """The optimizer phase."""
 
     clipping: tuple[Pass, ...]
+    """After the sums in fp32 were handed over, where there are any."""
     first_update: tuple[Pass, ...]
     """`step()` when it makes its states."""
     update: tuple[Pass, ...]
@@ -102,6 +103,8 @@ def _useful(passes: Iterable[Pass]) -> Iterator[Pass]:
 
 
 def _clipping(trained: Parts, shares: dict[Optimizer, Parts], plan: Plan) -> Iterator[Pass]:
+    if plan.accumulate_grads_in_fp32:
+        yield _every(trained, lambda tensor: [(gradient_of(tensor), True), (summed_in_fp32(tensor), False)])
     if plan.max_grad_norm is not None:
         yield _once(grad_scaler.unscale(shares, plan))
         yield from _clip(trained)

@@ -94,6 +94,7 @@ class Plan:
     """What a checkpointed layer keeps lies in host memory."""
     implementation: Implementation = Implementation.TRANSFORMERS
     adapter: Adapter | None = None
+    accumulate_grads_in_fp32: bool = False
     max_grad_norm: float | None = None
     zero_grad_set_to_none: bool = True
     weight_ema: bool = False
@@ -147,6 +148,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         recompute_offload=offload(scenario),
         implementation=scenario.implementation,
         adapter=scenario.adapter,
+        accumulate_grads_in_fp32=_fp32_sums(scenario),
         max_grad_norm=scenario.max_grad_norm,
         zero_grad_set_to_none=scenario.zero_grad_set_to_none,
         weight_ema=scenario.weight_ema,
@@ -181,6 +183,7 @@ AROUND_IT = {"task": Task.TRAINING, "eval_accumulation_steps": 0}
 EVALUATED = {
     "dropout": 0.0,
     "gradient_accumulation_steps": 1,
+    "accumulate_grads_in_fp32": False,
     "recompute": Recompute.NONE,
     "recompute_saved_operators": None,
     "recompute_interval": 1,
@@ -365,6 +368,21 @@ def _optimizer(scenario: Scenario) -> Optimizer:
                 f"should be {json.dumps(only)} with precision = {scenario.precision}, a count of bytes per parameter",
             )
     return scenario.optimizer
+
+
+PURE_HALF = frozenset({Precision.BF16, Precision.FP16})
+
+
+def _fp32_sums(scenario: Scenario) -> bool:
+    """Whether gradients are added up in fp32 beside weights in half precision."""
+    field = "accumulate_grads_in_fp32"
+    if scenario.accumulate_grads_in_fp32 and scenario.precision not in PURE_HALF:
+        raise ConfigError(field, True, f"should be false with precision = {scenario.precision}, which says it itself")
+    if scenario.accumulate_grads_in_fp32 and not scenario.zero_grad_set_to_none:
+        raise ConfigError(field, True, "should be false with zero_grad_set_to_none = false: gradients do not persist")
+    if scenario.accumulate_grads_in_fp32 and scenario.adapter is not None:
+        raise ConfigError(field, True, "is not supported yet with an adapter, whose weights peft makes fp32")
+    return scenario.accumulate_grads_in_fp32
 
 
 def _attention(scenario: Scenario, architecture: Architecture, sequence_length: int) -> Attention:

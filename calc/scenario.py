@@ -263,6 +263,9 @@ class Scenario(Question):
     """Tokens on the decoder's side of an encoder-decoder."""
     gradient_accumulation_steps: Size = 1
     """Micro-batches per optimizer step."""
+    accumulate_grads_in_fp32: Annotated[bool, Field(strict=True)] = False
+    """Weights in half precision: their gradients are added up in fp32 (a hook moves each into `main_grad`), and go to
+    the optimizer in the weights' type."""
     precision: Precision = Precision.BF16_AUTOCAST
     """Types of weights, gradients, states and arithmetic."""
     optimizer: Optimizer = Optimizer.ADAMW

@@ -144,7 +144,9 @@ def _regularised(section: Section, facts: StepFacts) -> Section | None:
 
 
 def _meeting(section: Section, context: Context, facts: StepFacts) -> Context:
-    """`context` where gradients of the regularisation wait for those of `section`."""
+    """`context` with where gradients go: those of the regularisation wait for those of `section`."""
+    if facts.plan.accumulate_grads_in_fp32:
+        return replace(context, sums_in_fp32=True)
     regularised = _regularised(section, facts)
     return replace(context, meeting=context.meeting | _trained(regularised)) if regularised else context
 

@@ -29,6 +29,7 @@ KNOB_WORDS = {
     "max_grad_norm": "max_grad_norm",
     "zero_grad_set_to_none": "zero_grad_set_to_none",
     "weight_ema": "weight_ema",
+    "accumulate_grads_in_fp32": "accumulate_grads_in_fp32",
     "frozen_layers": "frozen_layers",
     "loss": "loss",
     "hold_outputs": "hold_outputs",

@@ -27,6 +27,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "optimizer": tuple(Optimizer),
     "zero_grad_set_to_none": ("true", "false"),
     "weight_ema": YES_OR_NO,
+    "accumulate_grads_in_fp32": YES_OR_NO,
     "attention": tuple(kernel for kernel in Attention if kernel in SUPPORTED["attention"]),
     "loss": tuple(Loss),
     "hold_outputs": YES_OR_NO,

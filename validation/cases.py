@@ -23,6 +23,7 @@ STEP: dict[str, Any] = {
     "sequence_length": None,
     "num_labels": None,
     "gradient_accumulation_steps": 1,
+    "accumulate_grads_in_fp32": False,
     "precision": "bf16-autocast",
     "optimizer": "adamw",
     "max_grad_norm": None,

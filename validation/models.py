@@ -8,7 +8,6 @@ pydantic. There a scenario is a plain object of strings and numbers with the Sce
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -21,13 +20,12 @@ import peft
 import torch
 import transformers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts, noop_context_fn
+from torch.utils.checkpoint import noop_context_fn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 from transformers.integrations.liger import apply_liger_kernel
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from validation import liger
+from validation.checkpointing import ContextPair, checkpointed, contexts, group_layers
 from validation.emulated_4bit import quantise
 from validation.losses import LOSSES, with_loss
 
@@ -101,12 +99,6 @@ ONLY = {
 }
 """Fields of which one value is run here."""
 
-LINEAR_AND_FUSED_ATTENTION = (
-    *("mm", "addmm", "_grouped_mm"),
-    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_efficient_attention"),
-)
-"""The Scenario's default for `recompute_saved_operators`; a test holds them equal."""
-
 CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
@@ -148,9 +140,6 @@ class CannotRun(ValueError):
         super().__init__(f"{field} = {value!r}: cannot be run; known: {', '.join(map(str, known))}")
 
 
-ContextPair = Callable[[], tuple[AbstractContextManager[Any], AbstractContextManager[Any]]]
-
-
 def build_job(
     scenario: Scenario, config: dict[str, Any], device: str, kernel: str, context_fn: ContextPair = noop_context_fn
 ) -> Job:
@@ -160,9 +149,7 @@ def build_job(
     """
     for field, only in ONLY.items():
         supported(field, getattr(scenario, field), {only: None})
-    if scenario.recompute == "operators":
-        context_fn = partial(keeping, saved_operators(scenario), context_fn)
-    checkpoint_options = {"use_reentrant": False, "context_fn": context_fn}
+    checkpoint_options = {"use_reentrant": False, "context_fn": contexts(scenario, context_fn)}
     precision = supported("precision", scenario.precision, WEIGHT_DTYPE)
     optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     # A copy: transformers writes into nested fields (rope_scaling).
@@ -188,8 +175,7 @@ def build_job(
             with_loss(model, loss)
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter, AUTOCAST_DTYPE.get(scenario.precision))
-        if scenario.use_liger_kernel:
-            patch_with_liger(model, device)
+        patch(model, scenario, device)
         model.train()
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(scenario.micro_batch_size, sequence_length(scenario, hf_config), dtype=torch.int64)
@@ -209,6 +195,22 @@ def build_job(
         hold_outputs=scenario.hold_outputs,
         eval_accumulation_steps=scenario.eval_accumulation_steps,
     )
+
+
+def sum_in_fp32(model: torch.nn.Module) -> None:
+    """Gradients are added up in fp32, as Megatron's `main_grad`: each goes there as soon as it is there."""
+
+    def move(parameter: Any) -> None:
+        if parameter.main_grad is None:
+            parameter.main_grad = parameter.grad.float()
+        else:
+            parameter.main_grad.add_(parameter.grad)
+        parameter.grad = None
+
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.main_grad = None  # pyright: ignore[reportAttributeAccessIssue]
+            parameter.register_post_accumulate_grad_hook(move)
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
@@ -253,6 +255,14 @@ def freeze(model: Any, num_layers: int) -> None:
     embeddings = [child for child in children.values() if isinstance(child, torch.nn.Embedding)]
     for module in [*embeddings, *layers[:num_layers]] if num_layers else []:
         module.requires_grad_(False)
+
+
+def patch(model: torch.nn.Module, scenario: Scenario, device: str) -> None:
+    """What replaces or watches modules of the whole model."""
+    if scenario.use_liger_kernel:
+        patch_with_liger(model, device)
+    if scenario.accumulate_grads_in_fp32:
+        sum_in_fp32(model)
 
 
 def patch_with_liger(model: torch.nn.Module, device: str) -> None:
@@ -362,72 +372,3 @@ def targets(adapter: Adapter) -> list[str] | str | None:
     if names is None:
         return None
     return "all-linear" if "all-linear" in names else list(names)
-
-
-class Both(AbstractContextManager):
-    """Two contexts as one; like torch's own it lives as long as its region."""
-
-    def __init__(self, outer: AbstractContextManager[Any], inner: AbstractContextManager[Any]) -> None:
-        self.outer, self.inner = outer, inner
-
-    def __enter__(self) -> None:
-        self.outer.__enter__()
-        self.inner.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.inner.__exit__(*error)
-        self.outer.__exit__(*error)
-
-
-def keeping(operators: list[Any], contexts: ContextPair) -> tuple[Both, Both]:
-    """The contexts of a checkpointed region that keeps what `operators` give."""
-    pairs = zip(contexts(), create_selective_checkpoint_contexts(operators), strict=True)
-    first, again = (Both(*pair) for pair in pairs)
-    return first, again
-
-
-def saved_operators(scenario: Scenario) -> list[Any]:
-    """The overloads that a model's layers call."""
-    names = scenario.recompute_saved_operators or LINEAR_AND_FUSED_ATTENTION
-    return [getattr(torch.ops.aten, name).default for name in names]
-
-
-class CheckpointedGroup(torch.nn.ModuleList):
-    """Layers in a row that are one checkpointed region; the model calls it like one of them."""
-
-    def __init__(self, layers: Iterable[torch.nn.Module], options: dict[str, Any]) -> None:
-        super().__init__(layers)
-        self.options = options
-
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return checkpoint(partial(self.in_a_row, **kwargs), hidden_states, *args, **self.options)
-
-    def in_a_row(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        for layer in self:
-            hidden_states = layer(hidden_states, *args, **kwargs)
-        return hidden_states
-
-
-def group_layers(model: Any, size: int, options: dict[str, Any]) -> None:
-    """Put `size` layers in a row into one checkpointed group each; transformers has no such option."""
-    decoder = model.get_decoder()
-    name = "h" if hasattr(decoder, "h") else "layers"
-    layers = getattr(decoder, name)
-    groups = (layers[start : start + size] for start in range(0, len(layers), size))
-    setattr(decoder, name, torch.nn.ModuleList(CheckpointedGroup(group, options) for group in groups))
-
-
-def checkpointed(kernel: str, interval: int, options: dict[str, Any]) -> str:
-    """Registers attention `kernel`, checkpointed in every `interval`-th layer; returns its name."""
-    name = f"checkpointed_{kernel}_{interval}"
-
-    def attention(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        eager = sys.modules[type(module).__module__].eager_attention_forward
-        core = ALL_ATTENTION_FUNCTIONS.get_interface(kernel, eager)
-        if module.layer_idx % interval or not module.training:
-            return core(module, query, key, value, attention_mask, **kwargs)
-        return checkpoint(core, module, query, key, value, attention_mask, **options, **kwargs)
-
-    ALL_ATTENTION_FUNCTIONS.register(name, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(name, ALL_MASK_ATTENTION_FUNCTIONS[kernel])
-    return name

@@ -64,8 +64,18 @@ def forward(job: Job) -> Any:
         return job.model(input_ids=job.input_ids, labels=job.labels, use_cache=False)
 
 
+def hand_over_sums(model: torch.nn.Module) -> None:
+    """The optimizer gets the sums of gradients in fp32, where there are any, in the parameters' type."""
+    for parameter in model.parameters():
+        if (total := getattr(parameter, "main_grad", None)) is not None:
+            parameter.main_grad = None  # pyright: ignore[reportAttributeAccessIssue]
+            parameter.grad = total.to(parameter.dtype)
+            del total
+
+
 def update(job: Job) -> None:
     """Clipping, the optimizers' steps, the averaged weights, zero_grad; with the scaler as Trainer has it."""
+    hand_over_sums(job.model)
     if job.max_grad_norm is not None:
         if job.scaler is not None:
             for optimizer in job.optimizers:

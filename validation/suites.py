@@ -123,6 +123,7 @@ TRACES = [
     ),
     case("distilgpt2", 2, 128, max_grad_norm=1.0, precision="fp16-autocast"),
     case("distilgpt2", 2, 128, zero_grad_set_to_none=False, gradient_accumulation_steps=2),
+    case("distilgpt2", 2, 128, accumulate_grads_in_fp32=True, gradient_accumulation_steps=2, precision="bf16"),
     case(cut("qwen3-0.6b", 3), 2, 128, weight_ema=True, max_grad_norm=1.0, optimizer="adamw-fused"),
     # Losses, outputs, kernels of Liger, frozen layers.
     case(cut("qwen2.5-0.5b", 2), 2, 256, loss="chunked-cross-entropy"),
@@ -190,6 +191,7 @@ MORE_OPTIONS: list[dict[str, Any]] = [
     {"optimizer": "sgd-nesterov"},
     {"max_grad_norm": 1.0},
     {"zero_grad_set_to_none": False},
+    {"accumulate_grads_in_fp32": True, "precision": "bf16"},
     {"weight_ema": True},
     {"recompute": "full", "recompute_interval": 2},
     {"recompute": "full", "recompute_group_size": 2},

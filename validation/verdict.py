@@ -23,6 +23,7 @@ FIELDS = (
     "max_grad_norm",
     "zero_grad_set_to_none",
     "weight_ema",
+    "accumulate_grads_in_fp32",
     "frozen_layers",
     "loss",
     "hold_outputs",

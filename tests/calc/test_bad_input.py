@@ -66,6 +66,7 @@ READ_BY_THE_ENGINE = {
     "max_grad_norm": 1.0,
     "zero_grad_set_to_none": False,
     "weight_ema": True,
+    "accumulate_grads_in_fp32": True,
     "attention": "eager",
     "recompute": "none",
     "recompute_saved_operators": ("addmm",),

@@ -198,3 +198,52 @@ def test_a_frame_frees_what_no_name_holds() -> None:
 def told(frame: Frame) -> list[tuple[Tensor, int]]:
     program = frame.program()
     return list(zip(program.tensors, program.steps, strict=True))
+
+
+# --- gradients added up in fp32 -------------------------------------------------------------------------------------
+
+SMALL = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 512}
+
+
+def in_fp32(**choices: Any) -> tuple[Estimate, Estimate]:
+    """Without and with sums in fp32. All weights are multiples of 512 bytes but the norms', of 128."""
+    fields: dict[str, Any] = {"model": SMALL, "sequence_length": 16, "precision": "bf16", "optimizer": "sgd"}
+    plain, summed = (estimate(Scenario(**fields | choices, accumulate_grads_in_fp32=on)) for on in (False, True))
+    return plain, summed
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_sums_in_fp32_take_two_bytes_more_through_backward(steps: int) -> None:
+    plain, summed = in_fp32(gradient_accumulation_steps=steps)
+    parameters, norms = plain.parameters.total, (2 * 4 + 1) * 64
+    of_matrices = (4 - 2) * (parameters - norms)
+    ends = [[phase.end_allocated_bytes for phase in each.memory.phases] for each in (plain, summed)]
+    # A norm's gradient of 64 elements takes 512 bytes in both types.
+    assert [after - before for before, after in zip(*ends, strict=True)] == [
+        of_matrices if steps > 1 else 0,
+        of_matrices,
+        0,
+    ]
+    assert plain.flops == summed.flops
+
+
+def test_the_optimizer_gets_one_sum_after_another() -> None:
+    plain, summed = in_fp32()
+    largest = 2 * max(512 * 64, 64 * 11008)
+    optimizer = [each.memory.phases[-1].peak_allocated_bytes for each in (plain, summed)]
+    backward_end = summed.memory.phases[1].end_allocated_bytes
+    assert optimizer[0] < backward_end < optimizer[1] <= backward_end + largest
+
+
+@pytest.mark.parametrize(
+    ("choices", "expected"),
+    [
+        ({"precision": "bf16-autocast"}, "says it itself"),
+        ({"precision": "megatron-18", "optimizer": "adamw"}, "says it itself"),
+        ({"zero_grad_set_to_none": False}, "do not persist"),
+        ({"adapter": Adapter()}, "not supported yet"),
+    ],
+)
+def test_what_sums_in_fp32_do_not_go_with(choices: dict[str, Any], expected: str) -> None:
+    with pytest.raises(ConfigError, match=f"^accumulate_grads_in_fp32 = True: .*{expected}"):
+        in_fp32(**choices)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Scenario, estimate
 from calc.classification import CLASSIFIERS
-from calc.plan import SUPPORTED
+from calc.plan import PURE_HALF, SUPPORTED
 from calc.scenario import (
     ADAPTER_FIELDS,
     PREFIXED,
@@ -197,6 +197,8 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     classifies = loss is Loss.CROSS_ENTROPY and adapter is None and model_type in CLASSIFIERS
     only_trained = is_prefixed or (adapter is not None and adapter.kind is AdapterKind.ADALORA)
     evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY and not only_trained else {}
+    precision = draw(st.sampled_from(PRECISIONS))
+    sums = adapter is None and not evaluation and precision in PURE_HALF and draw(st.booleans())
     recomputation = draw(recomputations(config, adapter.kind if adapter else None))
     may_use_liger = config.get("hidden_act") == "silu" and recomputation.get("recompute") is not Recompute.OPERATORS
     return Scenario(
@@ -204,10 +206,11 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
         micro_batch_size=draw(st.integers(1, 5)),
         sequence_length=draw(st.integers(1 + is_prefixed, 128)),
         gradient_accumulation_steps=draw(st.sampled_from((1, 1, 2))),
-        precision=draw(st.sampled_from(PRECISIONS)),
+        accumulate_grads_in_fp32=sums,
+        precision=precision,
         optimizer=draw(st.sampled_from(OPTIMIZERS)),
         max_grad_norm=draw(st.sampled_from((None, None, 1.0))),
-        zero_grad_set_to_none=draw(st.sampled_from((True, True, False))),
+        zero_grad_set_to_none=draw(st.sampled_from((True, True, sums))),
         weight_ema=draw(st.sampled_from((False, False, not is_quantised))),
         attention=draw(st.sampled_from(sorted(SUPPORTED["attention"]))),
         **recomputation,

@@ -4,7 +4,7 @@ from copy import deepcopy
 
 from calc import Adapter, Scenario, estimate
 from calc.scenario import LINEAR_AND_FUSED_ATTENTION
-from validation import models
+from validation import checkpointing
 from validation.cases import (
     ADAPTER,
     STEP,
@@ -25,7 +25,7 @@ def test_left_out_fields_mean_the_scenarios_defaults() -> None:
 
 
 def test_left_out_operators_are_the_scenarios() -> None:
-    assert models.LINEAR_AND_FUSED_ATTENTION == LINEAR_AND_FUSED_ATTENTION
+    assert checkpointing.LINEAR_AND_FUSED_ATTENTION == LINEAR_AND_FUSED_ATTENTION
 
 
 def test_a_cut_model_says_so() -> None:

@@ -95,6 +95,7 @@ def test_held_out_cases_are_in_no_line_of_a_knob() -> None:
         "max_grad_norm": ["none"],
         "zero_grad_set_to_none": ["yes"],
         "weight_ema": ["no"],
+        "accumulate_grads_in_fp32": ["no"],
         "frozen_layers": ["0"],
         "loss": ["cross-entropy"],
         "hold_outputs": ["no"],
