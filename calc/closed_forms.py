@@ -2,7 +2,7 @@
 
     B  batch_size        L  num_layers     N  num_heads                  Φ  num_parameters
     S  sequence_length   V  vocab_size     d  size of a head, H = N·d    r  rank
-    H  hidden_size
+    H  hidden_size           M  elements that fit into on-chip memory
 
 They describe the GPT block: multi-head attention, an MLP of width 4H, biases, LayerNorm, dropout, one matrix for
 embedding and head. Python integers give exact integers; SymPy symbols and NumPy arrays work too (use float64: int64
@@ -121,6 +121,60 @@ def attention_flops(
         values=score_product,
         output_projection=projection,
     )
+
+
+def causal_attention_flops(*, batch_size: Number, sequence_length: Number, hidden_size: Number) -> Number:
+    """FLOPs of scores and values of one layer, forward, without those that a causal mask throws away.
+
+    2·B·H·S·(S + 1): of the S² pairs of tokens S·(S + 1)/2 are kept, of 4·H operations each; all pairs are 4·B·H·S².
+    Source: Dao 2023, "FlashAttention-2", section 4.1, where it divides by 2.
+    Note: half of what attention_flops counts, but for the diagonal. Of the answers model_flops_per_token_causal counts
+    so; forward, backward, recompute, total and model_flops_per_token count all pairs, as torch.utils.flop_counter does.
+    Leaves out: projections, scaling and softmax; a sliding window, which keeps fewer.
+    """
+    return 2 * batch_size * hidden_size * sequence_length * (sequence_length + 1)
+
+
+HALF_PRECISION_BYTES = 2
+
+
+def standard_attention_traffic_bytes(
+    *, batch_size: Number, sequence_length: Number, head_dim: Number, num_heads: Number
+) -> Number:
+    """Bytes that attention with a matrix of scores reads from and writes to the GPU's memory, one layer, forward.
+
+    2·B·N·(4·S·d + 4·S²), Θ(S·d + S²): Q, K, V read and the output written, S·d each; scores written and read,
+    probabilities written and read, S² each.
+    Source: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", algorithm 0
+    and theorem 2.
+    Leaves out: the mask, dropout and scaling, which eager PyTorch writes out too; what caches save.
+    """
+    return HALF_PRECISION_BYTES * batch_size * num_heads * (4 * sequence_length * head_dim + 4 * sequence_length**2)
+
+
+def flash_attention_traffic_bytes(
+    *, batch_size: Number, sequence_length: Number, head_dim: Number, num_heads: Number, sram_bytes: Number
+) -> Number:
+    """Bytes that FlashAttention reads from and writes to the GPU's memory, one layer, forward.
+
+    2·B·N·(3·S·d + 2·S + ⌈S / ⌈M / (4·d)⌉⌉·(3·S·d + 4·S)), Θ(S²·d²/M): K and V are read once, the output and two
+    statistics a row begin as zeros, S·d + 2·S; for each of the blocks of ⌈M / (4·d)⌉ keys Q, the output and the
+    statistics are read, the latter three written again. M counts half-precision elements of the on-chip memory.
+    Source: Dao et al. 2022, "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", algorithm 1
+    and theorem 2.
+    Note: the algorithm as published, for d ≤ M ≤ S·d. Today's kernels (FlashAttention-2, PyTorch's) go over the queries
+    outside and write the output once: they read K and V for each block of queries, the same order of traffic.
+    Leaves out: a causal mask, with which kernels skip about half of the blocks; dropout; backward.
+    """
+    sram_elements = sram_bytes // HALF_PRECISION_BYTES
+    num_key_blocks = _ceil_div(sequence_length, _ceil_div(sram_elements, 4 * head_dim))
+    outputs_and_queries = 3 * sequence_length * head_dim + 4 * sequence_length
+    once = 3 * sequence_length * head_dim + 2 * sequence_length
+    return HALF_PRECISION_BYTES * batch_size * num_heads * (once + num_key_blocks * outputs_and_queries)
+
+
+def _ceil_div(numerator: Number, denominator: Number) -> Number:
+    return -(-numerator // denominator)
 
 
 def lora_parameters(*, in_features: Number, out_features: Number, rank: Number) -> Number:

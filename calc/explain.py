@@ -12,12 +12,14 @@ from typing import Any
 
 from . import closed_forms
 from .estimation import Estimate
+from .flops import causal_flops
+from .hardware import gpu_named
 from .ledger import SYMBOLS, Component, Kind, Symbols, numel
 from .lifetimes import gradient_of
 from .optimizers import persistent_gradient
 from .plan import ADAMW
 from .recipes import RECIPES, State
-from .scenario import Adapter, Implementation, Precision, Recompute
+from .scenario import Adapter, Implementation, Precision, Recompute, num_prefix_tokens
 from .sizes import storage_bytes
 
 LETTERS = {
@@ -26,6 +28,8 @@ LETTERS = {
     "r": SYMBOLS["R"],
     "in": "in_features",
     "out": "out_features",
+    "d": SYMBOLS["D"],
+    "M": "half-precision elements of one multiprocessor's shared memory",
 }
 """What each letter of a statement stands for."""
 
@@ -111,6 +115,8 @@ def formulas(estimate: Estimate) -> tuple[Formula, ...]:
         *_recipes(estimate),
         *_activations(estimate, sizes),
         *_attention(estimate, sizes),
+        _causal(estimate, sizes),
+        *_traffic(estimate, sizes),
         _lora(estimate, sizes),
     )
 
@@ -242,6 +248,63 @@ def _attention(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
             ledger_value=ledger_value,
             difference=heads,
         )
+
+
+def _causal(estimate: Estimate, sizes: Symbols) -> Formula:
+    """Scores and values in the convention that counts what a mask keeps, beside the ledger's of all pairs."""
+    parts, prefix = estimate.flops.attention, num_prefix_tokens(estimate.scenario.adapter)
+    return _formula(
+        closed_forms.causal_attention_flops,
+        sizes,
+        key="causal-attention",
+        title="Attention of one layer, forward: scores and values that a causal mask keeps",
+        statement="2·B·H·S·(S + 1)",
+        value=closed_forms.causal_attention_flops(
+            batch_size=sizes["B"], sequence_length=sizes["S"], hidden_size=sizes["H"]
+        ),
+        unit="FLOP",
+        ledger_value=causal_flops(parts.scores + parts.values, sizes["S"], prefix),
+        difference=f"{sizes['N']} heads of size {sizes['D']}, and a prefix where there is one",
+    )
+
+
+PAPERS_SHARED_MEMORY_BYTES = 192 * 2**10
+"""Of the A100, as the FlashAttention paper counts it (section 2.1)."""
+
+
+def _traffic(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
+    """Both ways of attention's core, whichever the scenario runs."""
+    gpu = gpu_named(estimate.scenario.gpu) if estimate.scenario.gpu else None
+    shared_bytes = gpu.shared_memory_per_sm_bytes if gpu else None
+    whose = gpu.name if gpu and shared_bytes else "the FlashAttention paper's A100"
+    sram_bytes = shared_bytes or PAPERS_SHARED_MEMORY_BYTES
+    layer = {
+        "batch_size": sizes["B"],
+        "sequence_length": sizes["S"],
+        "head_dim": sizes["D"],
+        "num_heads": sizes["N"],
+    }
+    letters = {**sizes, "d": sizes["D"], "M": sram_bytes // closed_forms.HALF_PRECISION_BYTES}
+    yield _formula(
+        closed_forms.standard_attention_traffic_bytes,
+        letters,
+        key="traffic-standard",
+        title="Memory traffic of one layer's attention, forward: with a matrix of scores",
+        statement="2·B·N·(4·S·d + 4·S²)",
+        value=closed_forms.standard_attention_traffic_bytes(**layer),
+        unit="bytes",
+        ledger_value=None,
+    )
+    yield _formula(
+        closed_forms.flash_attention_traffic_bytes,
+        letters,
+        key="traffic-flash",
+        title=f"Memory traffic of one layer's attention, forward: FlashAttention in the shared memory of {whose}",
+        statement="2·B·N·(3·S·d + 2·S + ⌈S / ⌈M / (4·d)⌉⌉·(3·S·d + 4·S))",
+        value=closed_forms.flash_attention_traffic_bytes(**layer, sram_bytes=sram_bytes),
+        unit="bytes",
+        ledger_value=None,
+    )
 
 
 def _lora(estimate: Estimate, sizes: Symbols) -> Formula:

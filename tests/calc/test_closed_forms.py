@@ -1,10 +1,13 @@
 """The founding formulas against published numbers and tiny sums done by hand."""
 
+import math
 from typing import Any
 
 import numpy as np
 import pytest
 import sympy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from calc import closed_forms
 from calc.errors import ConfigError
@@ -95,3 +98,54 @@ def test_symbols_and_arrays_give_what_integers_give():
     symbolic = closed_forms.activation_bytes_per_layer(**symbols)
     assert symbolic.subs({symbols[name]: size for name, size in sizes.items()}) == exact
     assert closed_forms.activation_bytes_per_layer(**arrays)[0] == exact
+
+
+def accesses_of_flash_attention(num_rows: int, width: int, sram: int) -> int:
+    """Elements that algorithm 1 of the FlashAttention paper moves, loop by loop (N, d and M there)."""
+    block_columns = math.ceil(sram / (4 * width))
+    block_rows = min(block_columns, width)
+    moved = num_rows * width + 2 * num_rows  # line 2: O, l and m begin in HBM
+    for column in range(0, num_rows, block_columns):
+        keys = min(block_columns, num_rows - column)
+        moved += 2 * keys * width  # line 6: K_j and V_j
+        for row in range(0, num_rows, block_rows):
+            queries = min(block_rows, num_rows - row)
+            moved += 2 * queries * width + 2 * queries  # line 8: Q_i, O_i, l_i and m_i
+            moved += queries * width + 2 * queries  # lines 12 and 13: O_i, l_i and m_i
+    return moved
+
+
+@given(num_rows=st.integers(1, 80), width=st.integers(1, 24), sram=st.integers(1, 2000))
+def test_flash_attention_moves_what_its_loops_move(num_rows: int, width: int, sram: int):
+    traffic = closed_forms.flash_attention_traffic_bytes(
+        batch_size=3, sequence_length=num_rows, head_dim=width, num_heads=5, sram_bytes=2 * sram
+    )
+    assert traffic == 2 * 3 * 5 * accesses_of_flash_attention(num_rows, width, sram)
+
+
+def test_standard_attention_moves_its_matrices():
+    num_rows, width = 10, 4
+    scores = [num_rows * width, num_rows * width, num_rows**2]  # Q and K read, S written
+    softmax = [num_rows**2, num_rows**2]  # S read, P written
+    values = [num_rows**2, num_rows * width, num_rows * width]  # P and V read, O written
+    traffic = closed_forms.standard_attention_traffic_bytes(
+        batch_size=1, sequence_length=num_rows, head_dim=width, num_heads=1
+    )
+    assert traffic == 2 * sum(scores + softmax + values)
+
+
+def test_the_orders_of_theorem_2():
+    """For long sequences: 4 accesses a pair with scores, 12 + 16/d for each of S²·d²/M with FlashAttention."""
+    width, blocks, keys = sympy.symbols("d n b", positive=True, integer=True)
+    length, sram = blocks * keys, 4 * width * keys  # blocks of b keys fill M
+    sizes: dict[str, Any] = {"batch_size": 1, "sequence_length": length, "head_dim": width, "num_heads": 1}
+    flash = closed_forms.flash_attention_traffic_bytes(**sizes, sram_bytes=2 * sram) / 2
+    standard = closed_forms.standard_attention_traffic_bytes(**sizes) / 2
+    assert sympy.limit(flash / (length**2 * width**2 / sram), blocks, sympy.oo).equals(12 + 16 / width)
+    assert sympy.limit(standard / (length * width + length**2), blocks, sympy.oo) == 4
+
+
+def test_causal_pairs_are_the_triangle_with_its_diagonal():
+    pairs = [(query, key) for query in range(7) for key in range(query + 1)]
+    flops = closed_forms.causal_attention_flops(batch_size=2, sequence_length=7, hidden_size=6)
+    assert flops == 2 * len(pairs) * 4 * 6

@@ -26,6 +26,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 }
 
 
+ARITHMETIC = {"·": "*", "²": "**2", "⌈": "-(-(", " / ": ") // (", "⌉": "))"}
+"""How Python writes what a statement does; ⌈a / b⌉ is rounded up."""
+
+
 def explained(name: str) -> dict[str, Formula]:
     return {formula.key: formula for formula in formulas(calc.estimate(calc.Scenario(**SCENARIOS[name])))}
 
@@ -33,8 +37,10 @@ def explained(name: str) -> dict[str, Formula]:
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_numbers_put_in_compute_to_the_value(name: str) -> None:
     for formula in explained(name).values():
-        arithmetic = formula.substituted.replace("·", "*").replace("²", "**2")
-        assert re.fullmatch(r"[\d+* ()]+", arithmetic)
+        arithmetic = formula.substituted
+        for sign, operators in ARITHMETIC.items():
+            arithmetic = arithmetic.replace(sign, operators)
+        assert re.fullmatch(r"[-\d+*/ ()]+", arithmetic)
         assert eval(arithmetic) == formula.value
 
 
@@ -66,9 +72,12 @@ def test_statements_are_those_of_the_docstrings() -> None:
         "weights": closed_forms.half_precision_bytes,
         "activations": closed_forms.activation_bytes_per_layer,
         "attention": closed_forms.attention_flops,
+        "causal": closed_forms.causal_attention_flops,
+        "traffic-standard": closed_forms.standard_attention_traffic_bytes,
+        "traffic-flash": closed_forms.flash_attention_traffic_bytes,
     }
     for key, formula in explained("gpt2").items():
-        function = functions.get(key.split("-")[0])
+        function = functions.get(key, functions.get(key.split("-")[0]))
         if function is not None:
             assert formula.statement in (getdoc(function) or "")
 
@@ -103,3 +112,21 @@ def test_gpt3_shows_the_textbook_figures() -> None:
     assert round(96 * by_key["activations-none"].value / 1e9, 1) == 89.4
     assert round(by_key["weights"].value / 1e9) == 349
     assert "counts twice" in by_key["activations-none"].note
+
+
+def test_causal_flops_are_what_the_ledger_counts_without_the_mask() -> None:
+    causal = explained("gpt2")["causal-attention"]
+    assert causal.ledger_value == causal.value
+    assert "model_flops_per_token_causal" in causal.note
+
+
+@pytest.mark.parametrize(
+    ("gpu", "kilobytes", "whose"), [("h100-sxm-80gb", 228, "h100-sxm-80gb"), (None, 192, "the FlashAttention paper")]
+)
+def test_traffic_is_for_the_shared_memory_of_the_gpu(gpu: str | None, kilobytes: int, whose: str) -> None:
+    answer = calc.estimate(calc.Scenario(model="llama-3.1-8b", gpu=gpu, sequence_length=2048))
+    traffic = {formula.key: formula for formula in formulas(answer) if formula.key.startswith("traffic")}
+    flash = traffic["traffic-flash"]
+    assert whose in flash.title
+    assert flash.symbols["M"][1] == kilobytes * 1024 // 2
+    assert flash.value < traffic["traffic-standard"].value
