@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .estimation import Estimate, estimate, estimate_plan
     from .hardware import gpus
     from .lengths import LengthReport, length_report
+    from .mixture_designs import ExpertDesign, expert_designs
     from .model_source import load_model
     from .quantisation import CheckpointWeights, checkpoint_weights, weight_bytes
     from .solution import Solution, solve
@@ -29,6 +30,7 @@ __all__ = [
     "Comparison",
     "ConfigError",
     "Estimate",
+    "ExpertDesign",
     "LengthReport",
     "Parallel",
     "Scenario",
@@ -40,6 +42,7 @@ __all__ = [
     "compare",
     "estimate",
     "estimate_plan",
+    "expert_designs",
     "gpus",
     "length_report",
     "load_model",
@@ -54,6 +57,7 @@ _HOMES = {
     "CheckpointWeights": ".quantisation",
     "Comparison": ".comparison",
     "Estimate": ".estimation",
+    "ExpertDesign": ".mixture_designs",
     "LengthReport": ".lengths",
     "Solution": ".solution",
     "Tradeoff": ".tradeoff",
@@ -62,6 +66,7 @@ _HOMES = {
     "compare": ".comparison",
     "estimate": ".estimation",
     "estimate_plan": ".estimation",
+    "expert_designs": ".mixture_designs",
     "gpus": ".hardware",
     "length_report": ".lengths",
     "load_model": ".model_source",

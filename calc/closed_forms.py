@@ -10,6 +10,7 @@ overflows silently beyond 9.2e18). Tests prove each equal to the ledger, minus e
 """
 
 from dataclasses import dataclass
+from math import comb
 from typing import Any
 
 from .errors import ConfigError
@@ -175,6 +176,31 @@ def flash_attention_traffic_bytes(
 
 def _ceil_div(numerator: Number, denominator: Number) -> Number:
     return -(-numerator // denominator)
+
+
+def expert_capacity(
+    *, num_tokens: Number, num_experts: Number, experts_per_token: Number = 2, capacity_factor: Number = 1
+) -> Number:
+    """Tokens that one expert takes at most, so that all experts can be computed at once and of one size.
+
+    ⌈c·k·N / E⌉ for N tokens of which each is sent to k of E experts: k·N/E come to each when they are spread evenly,
+    2·N/E with two experts a token; the capacity factor c leaves room for more.
+    Source: Lepikhin et al. 2020, "GShard", section 2.2 (k = 2); Fedus et al. 2021, "Switch Transformers", eq. 3 (c).
+    Note: tokens beyond it are dropped, they go around the expert by the residual stream. transformers has no capacity:
+    its experts take what comes, so no tensor's size depends on where tokens go.
+    Leaves out: nothing; places that no token takes are computed all the same.
+    """
+    return _ceil_div(capacity_factor * experts_per_token * num_tokens, num_experts)
+
+
+def expert_combinations(*, num_experts: int, experts_per_token: int) -> int:
+    """Ways to choose a token's experts.
+
+    C(E, k): 2 of 16 are 120, 8 of 64 are 4,426,165,368.
+    Source: Dai et al. 2024, "DeepSeekMoE: Towards Ultimate Expert Specialization", section 3.1.
+    Leaves out: groups of experts, which allow fewer; shared experts, which are not chosen.
+    """
+    return comb(num_experts, experts_per_token)
 
 
 def lora_parameters(*, in_features: Number, out_features: Number, rank: Number) -> Number:

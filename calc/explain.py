@@ -29,6 +29,8 @@ LETTERS = {
     "in": "in_features",
     "out": "out_features",
     "d": SYMBOLS["D"],
+    "E": SYMBOLS["X"],
+    "k": SYMBOLS["Y"],
     "M": "half-precision elements of one multiprocessor's shared memory",
 }
 """What each letter of a statement stands for."""
@@ -117,6 +119,7 @@ def formulas(estimate: Estimate) -> tuple[Formula, ...]:
         *_attention(estimate, sizes),
         _causal(estimate, sizes),
         *_traffic(estimate, sizes),
+        *_experts(estimate),
         _lora(estimate, sizes),
     )
 
@@ -303,6 +306,26 @@ def _traffic(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
         statement="2·B·N·(3·S·d + 2·S + ⌈S / ⌈M / (4·d)⌉⌉·(3·S·d + 4·S))",
         value=closed_forms.flash_attention_traffic_bytes(**layer, sram_bytes=sram_bytes),
         unit="bytes",
+        ledger_value=None,
+    )
+
+
+def _experts(estimate: Estimate) -> Iterator[Formula]:
+    """Of the first layer with experts, where there is one."""
+    mixed = next((run.sizes for run in estimate.step.runs if "X" in run.sizes), None)
+    if mixed is None:
+        return
+    letters = {**mixed, "E": mixed["X"], "k": mixed["Y"]}
+    yield _formula(
+        closed_forms.expert_capacity,
+        letters,
+        key="expert-capacity",
+        title="Tokens of a micro-batch that come to each expert, spread evenly",
+        statement="⌈k·B·S / E⌉",
+        value=closed_forms.expert_capacity(
+            num_tokens=mixed["B"] * mixed["S"], num_experts=mixed["X"], experts_per_token=mixed["Y"]
+        ),
+        unit="tokens",
         ledger_value=None,
     )
 

@@ -17,6 +17,7 @@ from .hardware import Gpu
 from .inventory import TensorEntry
 from .lengths import LENGTH_NOTES, LengthReport
 from .listing import ListedModel
+from .mixture_designs import ExpertDesign
 from .quantisation import CheckpointWeights
 from .scenario import Scenario, Task
 from .solution import Minimise, Solution
@@ -252,6 +253,30 @@ def print_tradeoffs(tradeoffs: Iterable[Tradeoff]) -> None:
     )
     columns = ("recompute", "kept for backward", "peak", "FLOPs", "fits")
     Console(highlight=False).print(_table("Recomputation", columns, rows))
+
+
+def print_expert_designs(designs: Iterable[ExpertDesign]) -> None:
+    """One line per way to cut the experts."""
+    rows = (
+        (
+            f"{each.num_experts_per_tok} of {each.num_experts}{', as asked' if each.is_asked else ''}",
+            f"{each.expert_size:,}",
+            f"{each.combinations:,}" if each.combinations < FEW_COMBINATIONS else f"{each.combinations:.2e}",
+            f"{each.capacity:,}",
+            format_count(each.estimate.parameters.total),
+            format_count(each.estimate.parameters.active_per_token),
+            format_flops(each.estimate.flops.model_flops_per_token),
+            format_bytes(each.estimate.memory.saved_activation_bytes),
+            format_gib(each.estimate.memory.peak_allocated_bytes),
+        )
+        for each in designs
+    )
+    columns = ("experts", "width", "combinations", "tokens each", "parameters", "active", "FLOPs/token", "kept", "peak")
+    Console(highlight=False).print(_table("Mixtures", columns, rows))
+
+
+FEW_COMBINATIONS = 10**12
+"""As many are written out."""
 
 
 def _way(scenario: Scenario) -> str:

@@ -12,6 +12,7 @@ from calc.explain import formulas
 from calc.flags import add_scenario_flags, scenario_from_options
 from calc.inventory import largest_at_peak
 from calc.lengths import LENGTHS_FILE, length_report, read_lengths
+from calc.mixture_designs import expert_designs
 from calc.quantisation import checkpoint_weights
 from calc.tradeoff import recompute_tradeoffs
 
@@ -59,6 +60,12 @@ TOPICS = {
         advise,
         _each(lambda advice: advice.to_dict()),
         "print_advice",
+    ),
+    "experts": _Topic(
+        "a mixture's experts cut finer and coarser: parameters, FLOPs, activations, combinations",
+        expert_designs,
+        _each(lambda design: design.to_dict()),
+        "print_expert_designs",
     ),
     "weights": _Topic(
         "the tensors that hold the weights, as the checkpoint or its quantization_config stores them",

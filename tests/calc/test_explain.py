@@ -22,6 +22,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     },
     "llama": {"model": "llama-3.1-8b", "recompute": "full", "gradient_accumulation_steps": 2},
     "llama with lora": {"model": "llama-3.1-8b", "precision": "bf16", "adapter": {"rank": 16}},
+    "mixture": {"model": "mixtral-8x7b", "micro_batch_size": 3, "sequence_length": 1001},
     "untied and grouped": {"model": "qwen3-8b", "optimizer": "sgd"},
 }
 
@@ -130,3 +131,8 @@ def test_traffic_is_for_the_shared_memory_of_the_gpu(gpu: str | None, kilobytes:
     assert whose in flash.title
     assert flash.symbols["M"][1] == kilobytes * 1024 // 2
     assert flash.value < traffic["traffic-standard"].value
+
+
+def test_capacity_is_explained_where_there_are_experts() -> None:
+    assert explained("mixture")["expert-capacity"].value == 751  # 2 · 3 · 1001 / 8, rounded up
+    assert "expert-capacity" not in explained("gpt2")

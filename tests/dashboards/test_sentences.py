@@ -55,6 +55,7 @@ def test_every_sentence_of_the_core_has_a_translation() -> None:
     "choices",
     [
         {"model": "gpt2", "optimizer": "muon", "weight_ema": True},
+        {"model": "mixtral-8x7b"},
         {"model": "llama-3.1-8b", "adapter": Adapter(), "gpu": "rtx-4090", "loss": "fused-linear-cross-entropy"},
         {"model": "gpt2", "precision": "megatron-18", "implementation": "megatron", "recompute": "selective"},
     ],
