@@ -10,6 +10,7 @@ class Wiring(StrEnum):
     """How a layer's operations are put together."""
 
     GPT2 = "gpt2"
+    BERT = "bert"
     BLOOM = "bloom"
     GPT_BIGCODE = "gpt_bigcode"
     GPT_NEO = "gpt_neo"
@@ -21,6 +22,14 @@ class Wiring(StrEnum):
     PHI = "phi"
     MEGATRON = "megatron"
     """The fused GPT block of Megatron-LM, as the paper counts it."""
+
+
+class Head(StrEnum):
+    """What a model is trained for; how the names of transformers' classes end."""
+
+    CAUSAL_LM = "ForCausalLM"
+    MASKED_LM = "ForMaskedLM"
+    SEQUENCE_CLASSIFICATION = "ForSequenceClassification"
 
 
 class Activation(StrEnum):
@@ -164,6 +173,17 @@ class ResidualDropout(StrEnum):
     MLP_ALONE = "MLP alone"
 
 
+class Softmax(StrEnum):
+    """In which type probabilities are computed, and given."""
+
+    IN_FP32 = "in fp32"
+    """And rounded to the queries' type, as Llama's."""
+    ROUNDED = "rounded"
+    """In the type of the scores, and cast to the values', as GPT-2's."""
+    PLAIN = "plain"
+    """In the type of the scores, as BERT's."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Norms:
     """What a layer's norms are called, by their place; none where it has none."""
@@ -216,10 +236,12 @@ class LayerKind:
     """Its frame holds the first norm's output and what attention and MLP gave until it returns."""
     residual_scaled: bool = False
     """What is added to the residual stream is multiplied by a number."""
+    bidirectional: bool = False
+    """A token attends to those behind it, too."""
     returns_weights: bool = False
     """A layer returns its attention's probabilities to the model, which nothing reads."""
-    fp32_softmax: bool = True
-    """Eager attention's softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
+    softmax: Softmax = Softmax.IN_FP32
+    """Of eager attention."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,6 +315,9 @@ class ModelKind:
     wiring: Wiring
     norm: Norm
     """Of the last layer's output."""
+    head: Head = Head.CAUSAL_LM
+    head_activation: Activation = Activation.GELU
+    """Of a head that has a layer of its own."""
     writes_attention_out: bool = False
     """Its attention calls no kernel."""
     head_bias: bool = False
@@ -320,6 +345,8 @@ class Dropouts:
     embedding: float | None = None
     attention: float | None = None
     residual: float | None = None
+    classifier: float | None = None
+    """Of what a classification head reads."""
 
     def all_at(self, probability: float) -> "Dropouts":
         """One probability for all that there are."""
@@ -329,7 +356,7 @@ class Dropouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A decoder-only language model: embeddings, runs of equal layers, final norm, head."""
+    """A model of one stack: embeddings, runs of equal layers, head."""
 
     model_type: str
     kind: ModelKind
@@ -340,6 +367,8 @@ class Architecture:
     layers: tuple[tuple[Layer, int], ...]
     """Runs of equal layers, in order: (layer, how many)."""
     dropouts: Dropouts = Dropouts()
+    type_vocab_size: int | None = None
+    """Kinds of tokens, each with an embedding."""
     num_labels: int | None = None
     """Of a classification head; none = a language-model head."""
 
@@ -350,6 +379,10 @@ class Architecture:
     @property
     def wiring(self) -> Wiring:
         return self.kind.wiring
+
+    @property
+    def head(self) -> Head:
+        return self.kind.head if self.num_labels is None else Head.SEQUENCE_CLASSIFICATION
 
     def with_frozen_layers(self, num_frozen: int) -> "Architecture":
         """The same with the first `num_frozen` layers' weights not trained."""

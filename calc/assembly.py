@@ -3,11 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from .adapters.facts import OUTPUT_LAYER, TEXT_IDS, adapter_facts
+from .adapters.facts import OUTPUT_LAYER, adapter_facts
 from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer
 from .attention import AttentionCore
-from .blocks.facts import INPUT_IDS, LayerFacts, ModelFacts
-from .classification import LABELS
+from .blocks.facts import LayerFacts, ModelFacts
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
@@ -68,12 +67,11 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     built = step(facts)
     runs = tuple(_runs(built, sections, common_sizes(architecture, workload, plan), plan))
     _count_trained(runs, plan)
-    prompted = num_prompt_tokens(plan.adapter) > 0
     return StepMemory(
         step=built,
         runs=runs,
         buffers=tuple(_buffers(facts.model, plan)),
-        inputs=(TEXT_IDS if prompted else INPUT_IDS, *((LABELS,) if architecture.num_labels else ())),
+        inputs=built.inputs,
         workload=asked,
         plan=plan,
     )
@@ -175,6 +173,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
         masks=tuple(_masks(architecture, workload, plan)),
         layer_windows=tuple(sorted({layer.sliding_window is not None for layer, _ in architecture.layers})),
         embedding_dropout=bool(architecture.dropouts.embedding),
+        classifier_dropout=bool(architecture.dropouts.classifier),
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
         classifies=architecture.num_labels is not None,
@@ -188,7 +187,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
 def _masks(architecture: Architecture, workload: Workload, plan: Plan) -> Iterator[Tensor]:
     """The masks the model makes, in their order."""
     cores = {_core(layer, architecture.dropouts, workload, plan) for layer, _ in architecture.layers}
-    masked = {core.sliding: core for core in cores if core.masked or core.kernel is Attention.EAGER}
+    masked = {core.sliding: core for core in cores if core.masked}
     causal = {replace(core, sliding=False) for core in cores if core.prefixed or core.kernel is Attention.EAGER}
     if causal and architecture.kind.always_makes_causal_mask:
         masked.setdefault(False, causal.pop())
@@ -238,13 +237,13 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
 def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> AttentionCore:
     length, compute = workload.sequence_length, plan.numerics.compute
     kernel = layer_kernel(plan.attention, layer, length, compute)
-    masked = kernel is not Attention.EAGER and needs_mask(layer, length)
+    masked = needs_mask(layer, length) or (kernel is Attention.EAGER and not layer.kind.bidirectional)
     return AttentionCore(
         kernel=kernel,
         dropout=bool(dropouts.attention),
         sliding=layer.sliding_window is not None,
         prefixed=layer.num_prefix_tokens > 0,
-        fp32_softmax=layer.kind.fp32_softmax,
+        softmax=layer.kind.softmax,
         soft_capped=layer.kind.soft_capped,
         grouped=is_grouped(layer),
         one_sequence=workload.micro_batch_size == 1,
@@ -252,10 +251,11 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         one_key_value_head=layer.num_key_value_heads == 1,
         one_token=length == 1,
         query_key_by_head=layer.kind.query_key_by_head,
+        bidirectional=layer.kind.bidirectional,
         masked=masked,
         repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),
         pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
-        pads_mask=masked and (length + layer.num_prefix_tokens) % MASK_MULTIPLE > 0,
+        pads_mask=masked and kernel is Attention.EFFICIENT and (length + layer.num_prefix_tokens) % MASK_MULTIPLE > 0,
         accumulates_output=accumulates_output(max(layer.head_dims), compute),
         differentiated=plan.task is Task.TRAINING,
     )
@@ -289,6 +289,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "P": architecture.max_position_embeddings,
         "P+2": architecture.max_position_embeddings + 2,
         "H": architecture.hidden_size,
+        **({"J": architecture.type_vocab_size} if architecture.type_vocab_size else {}),
         **({"U": architecture.num_labels} if architecture.num_labels else {}),
         **({"A": kept, "A-1": kept - 1} if kept else {}),
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),

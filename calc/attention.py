@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from .architecture import Softmax
 from .dtype import DType
 from .ledger import Dimension, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input
@@ -12,8 +13,8 @@ SLIDING_MASK = "sliding_mask"
 HEADS: Shape = ("B", "S", "N", "D")
 KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")
 SCORES: Shape = ("B", "N", "S", "S")
-SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D",))
-VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D",), ("S",))
+SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D",), causal=True)
+VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D",), ("S",), causal=True)
 
 
 def output_heads(v: Tensor) -> Shape:
@@ -27,8 +28,7 @@ class AttentionCore:
 
     kernel: Attention
     dropout: bool
-    fp32_softmax: bool
-    """softmax(dtype=float32), as Llama's; GPT-2's keeps the type it gets."""
+    softmax: Softmax
     soft_capped: bool = False
     """Scores go through tanh."""
     grouped: bool
@@ -43,8 +43,10 @@ class AttentionCore:
     """Its mask is the sliding window's."""
     prefixed: bool = False
     """There are keys and values before the text's, which lie head by head with them."""
+    bidirectional: bool = False
+    """A token attends to those behind it, too."""
     masked: bool = False
-    """scaled_dot_product_attention gets a mask."""
+    """It gets a mask."""
     repeats_heads: bool = False
     """transformers repeats keys and values before it calls scaled_dot_product_attention."""
     pads_heads: bool = False
@@ -100,10 +102,10 @@ class AttentionCore:
 
     @property
     def scores_product(self) -> Product:
-        return replace(SCORES_PRODUCT, n=(self.keys,))
+        return replace(SCORES_PRODUCT, n=(self.keys,), causal=not self.bidirectional)
 
     def values_product(self, v: Tensor) -> Product:
-        return replace(VALUES_PRODUCT, n=v.shape[-1:], k=(self.keys,))
+        return replace(VALUES_PRODUCT, n=v.shape[-1:], k=(self.keys,), causal=not self.bidirectional)
 
     def mask(self, numerics: Numerics) -> Tensor:
         """What tells who sees whom, made once per forward for all layers of a kind: what eager attention adds to its
@@ -114,7 +116,7 @@ class AttentionCore:
 
 
 def eager_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, core: AttentionCore, numerics: Numerics
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
 ) -> tuple[list[Row], Tensor, Tensor]:
     """eager_attention_forward: softmax(q·kᵀ/√d + mask)·v with every intermediate in memory.
 
@@ -133,16 +135,18 @@ def eager_attention(
     merge_k, key = merged(key, by_copy)
     rows += [*merge_q, *merge_k]
     products, scaled = (Tensor(f"scores{suffix}", core.scores, numerics.compute) for suffix in ("", " scaled"))
-    masked = like(scaled, "scores masked", dtype=wider(scaled.dtype, mask.dtype))
     rows += [matmul("scores", query, key, products, core.scores_product), scale(products, scaled)]
     if core.soft_capped:
         capped = like(scaled, "scores capped")
         rows += soft_cap(scaled, capped)
         scaled = capped
-    rows.append(add(scaled, mask, masked, name="mask"))
-    # Llama casts back to the queries' type, which positions make fp32 under autocast; GPT-2 to the values'.
-    result_dtype = q.dtype if core.fp32_softmax else v.dtype
-    rows_softmax, weights = probabilities(masked, result_dtype, core, numerics)
+    if core.masked:
+        mask, unmasked = core.mask(numerics), scaled
+        scaled = like(unmasked, "scores masked", dtype=wider(unmasked.dtype, mask.dtype))
+        rows.append(add(unmasked, mask, scaled, name="mask"))
+    # The queries' type positions make fp32 under autocast.
+    result_dtype = {Softmax.IN_FP32: q.dtype, Softmax.ROUNDED: v.dtype, Softmax.PLAIN: None}[core.softmax]
+    rows_softmax, weights = probabilities(scaled, result_dtype, core, numerics)
     rows += rows_softmax
     value_rows, out, weights = weighted_values(weights, value, core, numerics)
     return [*rows, *value_rows, frame(*given)], out, weights
@@ -185,25 +189,24 @@ def merged(x: Tensor, by_copy: bool) -> tuple[list[Row], Tensor]:
 
 
 def probabilities(
-    masked: Tensor, result_dtype: DType, core: AttentionCore, numerics: Numerics
+    masked: Tensor, result_dtype: DType | None, core: AttentionCore, numerics: Numerics
 ) -> tuple[list[Row], Tensor]:
-    """The probabilities in `result_dtype`; through fp32 where the code or autocast says so."""
+    """The probabilities in `result_dtype`, none: as computed; through fp32 where the code or autocast says so."""
     rows: list[Row] = []
     scores = masked
-    through_fp32 = core.fp32_softmax or numerics.autocast
+    through_fp32 = core.softmax is Softmax.IN_FP32 or numerics.autocast
     dtype = DType.FP32 if through_fp32 else masked.dtype
     # One CUDA kernel takes fp16 to an fp32 softmax (aten/src/ATen/native/SoftMax.cpp); for bf16 there is an fp32 copy.
-    fused = masked.dtype is DType.FP16 and core.fp32_softmax
-    if masked.dtype is not dtype and not fused:
+    if masked.dtype not in (dtype, DType.FP16):
         upcast = like(masked, "scores in fp32", dtype=dtype)
         rows.append(cast(masked, upcast))
         masked = upcast
     weights = like(masked, "attention weights", dtype=dtype)
     rows.append(softmax(masked, weights))
-    if dtype is not result_dtype:
+    if result_dtype not in (None, dtype):
         rounded = like(weights, f"attention weights in {result_dtype.label}", dtype=result_dtype)
         rows.append(cast(weights, rounded))
         weights = rounded
-    if core.fp32_softmax:
-        rows.append(frame(scores))  # one statement: its variable holds the old value until both calls are done
+    if core.softmax is not Softmax.ROUNDED:
+        rows.append(frame(scores))  # one statement: its variable holds the old value until all of it is done
     return rows, weights

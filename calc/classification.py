@@ -1,26 +1,27 @@
-"""Classification heads: one label for a whole sequence, read off its last token.
+"""Classification heads: one label for a whole sequence, read off its last token or, in an encoder, its first.
 
 GenericForSequenceClassification in modeling_layers.py and GPT2ForSequenceClassification (transformers 5.23.0), whose
-loss is a cross-entropy of int64 labels. The config is taken to name a padding token, without which these models refuse
-more than one sequence.
+loss is a cross-entropy of int64 labels. Of decoders the config is taken to name a padding token, without which these
+models refuse more than one sequence.
 """
 
 from dataclasses import replace
 
-from .architecture import Architecture
+from .architecture import Architecture, Head
 from .dtype import DType
 from .errors import ConfigError
 from .ledger import Component, Gradient, Kind, Row, Tensor
-from .operators import TOKENS, Numerics, linear, stamped
-from .primitives import cast, frame, like, softmax
+from .losses import unshifted_cross_entropy
+from .operators import TOKENS, Numerics, dropped, linear, stamped
+from .primitives import frame, like
 from .scenario import AdapterKind, Implementation, Loss, Scenario
 
-CLASSIFIERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
-"""The model types whose head is built."""
+SCORE = "score"
+"""The head of decoders."""
+CLASSIFIERS = {**dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), (SCORE,)), "bert": ("classifier",)}
+"""The model types whose head is built, and its linear modules."""
 FEWEST_LABELS = 2
 """Of one label transformers makes a regression."""
-SCORE = "score"
-"""The head's name."""
 LABELS = Tensor("labels", ("B",), DType.INT64, Kind.INPUTS)
 
 
@@ -43,25 +44,34 @@ def with_classifier(architecture: Architecture, num_labels: int, field: str) -> 
     return replace(architecture, num_labels=num_labels, tied_embeddings=False)
 
 
-ADAPTERS_OF_CLASSIFIERS = frozenset({AdapterKind.LORA, AdapterKind.IA3})
-"""Those whose rows with such a head are traced."""
+ADAPTERS_OF_OTHER_HEADS = frozenset({AdapterKind.LORA, AdapterKind.IA3})
+"""Those whose rows with another head than a causal language model's are traced."""
 
 
-def check_classification(scenario: Scenario) -> None:
-    """Raise ConfigError for what is not built with such a head."""
+def check_head(scenario: Scenario, architecture: Architecture) -> None:
+    """Raise ConfigError for what is not built with another head than a causal language model's."""
+    head = architecture.head
+    if head is Head.CAUSAL_LM:
+        return
     if scenario.implementation is not Implementation.TRANSFORMERS:
-        raise ConfigError(
-            "implementation", scenario.implementation.value, "should be transformers with a classification head"
-        )
+        raise ConfigError("implementation", scenario.implementation.value, f"should be transformers with a {head} head")
     if scenario.loss is not Loss.CROSS_ENTROPY:
-        raise ConfigError("loss", scenario.loss.value, "should be cross-entropy with a classification head")
+        raise ConfigError("loss", scenario.loss.value, f"should be cross-entropy with a {head} head")
     adapter = scenario.adapter
-    if adapter is not None and adapter.kind not in ADAPTERS_OF_CLASSIFIERS:
+    if adapter is not None and adapter.kind not in ADAPTERS_OF_OTHER_HEADS:
+        supported = ", ".join(sorted(ADAPTERS_OF_OTHER_HEADS))
         raise ConfigError(
-            "adapter.kind",
-            adapter.kind.value,
-            f"is not supported yet with a classification head; supported: {', '.join(sorted(ADAPTERS_OF_CLASSIFIERS))}",
+            "adapter.kind", adapter.kind.value, f"is not supported yet with a {head} head; supported: {supported}"
         )
+
+
+def labelled(x: Tensor, module: str, numerics: Numerics, *, drops: bool) -> tuple[list[Row], Tensor]:
+    """The rows from what stands for a sequence, [B, H], to the mean loss: dropout, a linear with bias."""
+    logits = Tensor("logits", ("B", "U"), numerics.compute)
+    dropping, given = dropped(x, f"{x.name} after dropout", on=drops)
+    projecting = [*dropping, *linear(module, given, logits, ("H",), ("U",), numerics, bias=True)]
+    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
+    return [*stamped(projecting, Component.HEAD, module), *loss_rows, frame(x, given)], loss
 
 
 def classifier(x: Tensor, token_ids: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -89,31 +99,11 @@ def classifier(x: Tensor, token_ids: Tensor, numerics: Numerics) -> tuple[list[R
             saves=(sequences, last),
         ),
     ]
-    loss_rows, loss = _loss(logits, numerics)
+    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
     rows = [
         *stamped(linear(SCORE, x, scores, ("H",), ("U",), numerics), Component.HEAD, SCORE),
         *stamped(picking, Component.HEAD, SCORE),
-        *stamped(loss_rows, Component.LOSS, "loss_function"),
+        *loss_rows,
         frame(x, scores, is_text, positions, last),
     ]
-    return rows, loss
-
-
-def _loss(logits: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """F.cross_entropy of logits in their own type; under autocast nll_loss alone is computed in fp32."""
-    log_probabilities = like(logits, "log probabilities")
-    rows = [softmax(logits, log_probabilities, name="log_softmax")]
-    if numerics.autocast:
-        lower, log_probabilities = log_probabilities, like(logits, "log probabilities in fp32", dtype=DType.FP32)
-        rows.append(cast(lower, log_probabilities))
-    loss, weight = (Tensor(name, (), log_probabilities.dtype) for name in ("loss", "number of targets"))
-    rows.append(
-        Row(
-            name="nll_loss",
-            reads=(log_probabilities, LABELS),
-            writes=(loss, weight),
-            gradients=(Gradient(of=log_probabilities),),
-            saves=(log_probabilities, LABELS, weight),
-        )
-    )
     return rows, loss

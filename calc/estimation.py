@@ -342,7 +342,7 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
     tokens = workload.micro_batch_size * workload.sequence_length
     done = step.sums(Sum.PRODUCTS)
     forward, backward, recompute, needed, core = (
-        FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_core")
+        FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_causal")
     )
     layer, length, prefix = step.runs[1], step.sizes[0]["S"], num_prefix_tokens(step.plan.adapter)
     return Flops(

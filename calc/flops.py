@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .ledger import Product, Row, Shape
+from .ledger import Component, Product, Row, Shape
 from .lifetimes import Lifetimes
 from .sizes import Counts, Sizes, counted, weighted
 
@@ -23,9 +23,10 @@ class Products:
     backward: Counts
     recompute: Counts
     needed: Counts
-    """Forward and backward of all but the attention core, without what a kernel computes again of its own forward."""
-    needed_core: Counts
-    """The same of the attention core."""
+    """Forward and backward of all but causal attention cores, without what a kernel computes again of its own
+    forward."""
+    needed_causal: Counts
+    """The same of those cores."""
     elementwise: Counts
     """Element-wise operations of forward: shapes with operations per element."""
 
@@ -51,8 +52,8 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
         forward=_counts(forward),
         backward=_counts(backward),
         recompute=_counts(Counter(product for row in life.rows_run_again for product in row.products)),
-        needed=_counts({product: count for product, count in needed.items() if not product.batch}),
-        needed_core=_counts({product: count for product, count in needed.items() if product.batch}),
+        needed=_counts({product: count for product, count in needed.items() if not product.causal}),
+        needed_causal=_counts({product: count for product, count in needed.items() if product.causal}),
         elementwise=weighted(elementwise),
     )
 
@@ -85,10 +86,6 @@ class AttentionFlops:
     output_projection: int
 
 
-QKV_MODULES = ("c_attn", "q_proj", "k_proj", "v_proj", "query_key_value")
-OUTPUT_MODULES = ("attn.c_proj", "o_proj", "dense")
-
-
 @dataclass(frozen=True, slots=True)
 class AttentionProducts:
     """The products of one layer's attention, by part, adapters left out."""
@@ -102,19 +99,19 @@ class AttentionProducts:
 
 def attention_products(rows: Iterable[Row]) -> AttentionProducts:
     """The parts of the attention that `rows` hold."""
-    linears: dict[tuple[str, ...], Counter[Product]] = {QKV_MODULES: Counter(), OUTPUT_MODULES: Counter()}
+    before: Counter[Product] = Counter()
     core: list[Product] = []
+    after: Counter[Product] = Counter()
     for row in rows:
-        core += (product for product in row.products if product.batch)
-        for modules, counter in linears.items():
-            if row.module.endswith(modules):
-                counter.update(row.products)
+        if row.component is Component.ATTENTION:
+            core += (product for product in row.products if product.batch)
+            (after if core else before).update(product for product in row.products if not product.batch)
     return AttentionProducts(
-        qkv_projection=_counts(linears[QKV_MODULES]),
+        qkv_projection=_counts(before),
         scores=_counts(Counter(core[:1])),
         scores_shape=(*core[0].batch, *core[0].m, *core[0].n),
         values=_counts(Counter(core[1:])),
-        output_projection=_counts(linears[OUTPUT_MODULES]),
+        output_projection=_counts(after),
     )
 
 

@@ -4,16 +4,15 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from .architecture import Architecture
+from .architecture import Architecture, Head
 from .classification import with_classifier
 from .errors import ConfigError
 from .families import FAMILIES, family
 from .families.fields import Fields
 
 BITSANDBYTES = "bitsandbytes"
-LANGUAGE_MODELS = ("ForCausalLM", "LMHeadModel")
-CLASSIFIER = "ForSequenceClassification"
-"""How the classes of heads end."""
+CAUSAL_LMS = (Head.CAUSAL_LM, "LMHeadModel")
+"""How the classes of causal language models end."""
 SINGLE_LABEL = "single_label_classification"
 DEFAULT_LABELS = 2
 """PreTrainedConfig's."""
@@ -38,14 +37,14 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     heads = config.get("architectures")
     if heads is not None and not (isinstance(heads, list) and all(isinstance(head, str) for head in heads)):
         raise ConfigError("model.architectures", heads, "should be a list of class names")
-    for head in heads or ():
-        if not head.endswith((*LANGUAGE_MODELS, CLASSIFIER)):
-            raise ConfigError(
-                "model.architectures", head, "supported are language-model and sequence-classification heads"
-            )
     _check_not_quantised(config.get("quantization_config"))
     read = family(model_type)(Fields(config))
-    if not any(head.endswith(CLASSIFIER) for head in heads or ()):
+    own = CAUSAL_LMS if read.head is Head.CAUSAL_LM else (read.head,)
+    for head in heads or ():
+        if not head.endswith((*own, Head.SEQUENCE_CLASSIFICATION)):
+            known = f"{read.head}, {Head.SEQUENCE_CLASSIFICATION}"
+            raise ConfigError("model.architectures", head, f"is not supported yet; supported: {known}")
+    if not any(head.endswith(Head.SEQUENCE_CLASSIFICATION) for head in heads or ()):
         return read
     problem = config.get("problem_type")
     if problem not in (None, SINGLE_LABEL):

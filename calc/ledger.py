@@ -29,6 +29,7 @@ SYMBOLS = {
     "L": "num_hidden_layers",
     "V": "vocab_size",
     "U": "num_labels",
+    "J": "type_vocab_size",
     "P": "max_position_embeddings",
     "P+2": "max_position_embeddings + 2",
     "H": "hidden_size",
@@ -140,6 +141,8 @@ class Product:
     m: Shape
     n: Shape
     k: Shape
+    causal: bool = False
+    """Of queries and keys where a query needs only those up to its own: about half is computed in vain."""
 
     @property
     def shape(self) -> Shape:

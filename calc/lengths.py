@@ -12,6 +12,7 @@ from math import ceil
 from numbers import Integral
 from typing import Any
 
+from .architecture import Head
 from .assembly import step_memory
 from .batching import Histogram, first_fit_decreasing, random_epoch, sorted_epoch
 from .errors import ConfigError
@@ -117,6 +118,9 @@ def length_report(scenario: Scenario, lengths: Iterable[int] | Mapping[int, int]
         problem = "puts virtual tokens before every row: lengths of samples are not supported with it yet"
         raise ConfigError("adapter.kind", scenario.adapter.kind.value, problem)
     full = estimate(scenario)
+    if full.architecture.head is not Head.CAUSAL_LM:
+        problem = "is no causal language model: padding needs a mask in it, lengths of samples come later"
+        raise ConfigError("model.model_type", full.architecture.model_type, problem)
     histogram = _histogram(lengths, full.scenario)
 
     @cache

@@ -92,6 +92,31 @@ def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Ten
     return stamped(rows, Component.LOSS, "loss_function"), loss
 
 
+LABELS = Tensor("labels", TOKENS, DType.INT64, Kind.INPUTS)
+"""One for each token; those of -100 change no tensor."""
+
+
+def unshifted_cross_entropy(logits: Tensor, labels: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """F.cross_entropy of logits in their own type; under autocast nll_loss alone is computed in fp32."""
+    given = like(logits, "log probabilities")
+    rows, log_probabilities = [softmax(logits, given, name="log_softmax")], given
+    if numerics.autocast:
+        log_probabilities = like(given, "log probabilities in fp32", dtype=DType.FP32)
+        rows.append(cast(given, log_probabilities))
+    loss, weight = (Tensor(name, (), log_probabilities.dtype) for name in ("loss", "number of targets"))
+    rows.append(
+        Row(
+            name="nll_loss",
+            reads=(log_probabilities, labels),
+            writes=(loss, weight),
+            gradients=(Gradient(of=log_probabilities),),
+            saves=(log_probabilities, labels, weight),
+        )
+    )
+    rows.append(frame(given))
+    return stamped(rows, Component.LOSS, "loss_function"), loss
+
+
 def linear_loss(x: Tensor, weight: Tensor, facts: LinearLoss, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """The mean loss of hidden states `x` and head `weight`, called as Liger's lce_forward calls it."""
     padded = Tensor("labels padded", ("B", "S+1"), DType.INT64)

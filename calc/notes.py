@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from .architecture import LLAMA_ROTARY, Architecture
+from .architecture import LLAMA_ROTARY, Architecture, Head
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
@@ -133,11 +133,21 @@ def _of_plan(plan: Plan) -> Iterator[str]:
 
 
 def _of_head(architecture: Architecture) -> Iterator[str]:
+    is_encoder = architecture.kind.head is Head.MASKED_LM
     if architecture.num_labels is not None:
         yield (
-            f"A classification head of {architecture.num_labels} labels, one int64 label a sequence: all tokens are "
-            "scored and the last that is no padding is picked, as ForSequenceClassification does; the config is taken "
-            "to name a padding token. An adapter trains the head as a whole, as PEFT does for the task SEQ_CLS."
+            f"A classification head of {architecture.num_labels} labels, one int64 label a sequence, as "
+            "ForSequenceClassification has it. An adapter trains the head as a whole, as PEFT does for the task "
+            "SEQ_CLS."
+        )
+        if not is_encoder:
+            yield "All tokens are scored, and the last that is no padding is picked: the config names a padding token."
+    elif is_encoder:
+        yield "Labels are a tensor of their own, one int64 for each token; those of -100 change no tensor."
+    if is_encoder:
+        yield (
+            "The encoder gets token ids alone, without padding: of a padded batch's mask transformers makes one of "
+            "each sequence's square, which flash does not take."
         )
 
 

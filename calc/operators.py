@@ -91,7 +91,7 @@ def linear(
     weight: Tensor | None = None,
     conv1d: bool = False,
 ) -> list[Row]:
-    """nn.Linear, or GPT-2's Conv1D: [B, S, in] -> [B, S, out], weight out·in, 2·B·S·in·out FLOPs."""
+    """nn.Linear, or GPT-2's Conv1D: [..., in] -> [..., out], weight out·in, 2·out·in FLOPs for each of the others."""
     cast_x, lower_x = autocast_input(x, numerics, name)
     weight = weight or parameter(f"{name}.weight", (*out_dims, *in_dims), numerics, num_columns=len(in_dims))
     cast_weight, weight = autocast_weight(weight, numerics)
@@ -99,7 +99,7 @@ def linear(
     b = None
     if bias:
         cast_bias, b = autocast_weight(parameter(f"{name}.bias", out_dims, numerics), numerics)
-    product = Product((), TOKENS, out_dims, in_dims)
+    product = Product((), out.shape[: -len(out_dims)], out_dims, in_dims)
     # autocast casts a call's last argument first: nn.Linear's is the bias, addmm's (Conv1D) the weight.
     casts = [*cast_weight, *cast_x, *cast_bias] if conv1d else [*cast_bias, *cast_weight, *cast_x]
     row = matmul("linear", lower_x, weight, out, product, bias=b, transposed=not conv1d)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from .architecture import Architecture
-from .classification import check_classification, with_classifier
+from .classification import check_head, with_classifier
 from .dtype import DType
 from .errors import ConfigError, listed
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
@@ -126,8 +126,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         scenario = _evaluated(scenario)
     if scenario.num_labels is not None:
         architecture = with_classifier(architecture, scenario.num_labels, "num_labels")
-    if architecture.num_labels is not None:
-        check_classification(scenario)
+    check_head(scenario, architecture)
     if scenario.dropout is not None:
         architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))
     architecture = _with_adapted_layers(scenario, _with_prefix(scenario, architecture))

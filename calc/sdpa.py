@@ -8,8 +8,6 @@ from dataclasses import replace
 
 from .attention import (
     HEADS,
-    SCORES_PRODUCT,
-    VALUES_PRODUCT,
     AttentionCore,
     merged,
     output_heads,
@@ -22,8 +20,6 @@ from .primitives import cast, copy, dropout, frame, like, matmul, part, scale, s
 from .scenario import Attention
 
 PADDED_HEADS: Shape = ("B", "S", "N", "D⌈8⌉")
-PADDED_SCORES_PRODUCT = Product(("B", "N"), ("S",), ("S",), ("D⌈8⌉",))
-PADDED_VALUES_PRODUCT = Product(("B", "N"), ("S",), ("D⌈8⌉",), ("S",))
 
 IN_PLACE_ADDITION = "add_"
 KERNEL_FLOPS = 4
@@ -62,9 +58,9 @@ def flash_attention(
     out = Tensor("attention output", output_heads(v), numerics.compute)
     if not core.pads_heads:
         if not core.output_by_head:
-            return [*rows, _flash(lower, out, core, SCORES_PRODUCT, VALUES_PRODUCT)], out
+            return [*rows, _flash(lower, out, core)], out
         by_head = like(out, "attention output by head")
-        return [*rows, _flash(lower, by_head, core, SCORES_PRODUCT, VALUES_PRODUCT), copy(by_head, out)], out
+        return [*rows, _flash(lower, by_head, core), copy(by_head, out)], out
     padded = tuple(like(x, f"{x.name}, padded", shape=(*x.shape[:-1], "D⌈8⌉")) for x in lower)
     rows += [
         Row(name="pad", reads=(x,), writes=(wide,), gradients=(Gradient(of=x),))
@@ -72,7 +68,7 @@ def flash_attention(
     ]
     wide_out, cut = like(out, "attention output, padded", shape=PADDED_HEADS), like(out, "attention output, cut")
     rows += [
-        _flash(padded, wide_out, core, PADDED_SCORES_PRODUCT, PADDED_VALUES_PRODUCT),
+        _flash(padded, wide_out, core),
         part(wide_out, (cut,)),
         frame(*lower, *padded),
         copy(cut, out),
@@ -80,7 +76,8 @@ def flash_attention(
     return rows, out
 
 
-def _flash(inputs: tuple[Tensor, ...], out: Tensor, core: AttentionCore, scores: Product, values: Product) -> Row:
+def _flash(inputs: tuple[Tensor, ...], out: Tensor, core: AttentionCore) -> Row:
+    scores, values = replace(core.scores_product, k=out.shape[-1:]), core.values_product(out)
     statistics = Tensor("logsumexp", ("B", "N", "S"), DType.FP32)
     generator = (Tensor("generator state", (2,), DType.INT64), Tensor("generator offset", (), DType.INT64))
     temporaries = [
@@ -177,7 +174,7 @@ def math_attention(
     held += [query, key, value]
     scaled = like(query, "q scaled")
     rows.append(scale(query, scaled))
-    if bias is None and not core.one_token:
+    if bias is None and not (core.one_token or core.bidirectional):
         causal_rows, bias = _causal_bias()
         rows += causal_rows
     if core.grouped and not core.repeats_heads:

@@ -14,10 +14,9 @@ from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
 from .adapters.freezing import frozen_section, with_frozen
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
-from .blocks.head import head
 from .evaluation import Batches, batches, without_gradients
 from .grad_scaler import uses_grad_scaler
-from .ledger import Section, Tensor, requires_gradient, saved_for_backward
+from .ledger import Kind, Row, Section, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import NEXT, CacheEnd, Context, Event, Needs, gradient_of, needs
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
@@ -72,10 +71,19 @@ class Step:
     """What saved-tensor hooks see once, though several parts keep it and none of them alone makes it its own."""
 
     @cached_property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the model is given."""
+        reads = (tensor for row in self._rows() for tensor in row.reads if tensor.kind is Kind.INPUTS)
+        return tuple(dict.fromkeys(reads))
+
+    def _rows(self) -> Iterator[Row]:
+        return (row for part in self.parts for each, _ in part.pieces for row in each.section.rows)
+
+    @cached_property
     def origins(self) -> dict[str, str]:
         """What makes each tensor, by its name: the operation and its module."""
         origins: dict[str, str] = {}
-        for row in (row for part in self.parts for each, _ in part.pieces for row in each.section.rows):
+        for row in self._rows():
             place = f"{row.module}: {row.name}" if row.module else row.name
             for tensor in (*row.writes, *row.temporaries, *row.backward_temporaries):
                 origins.setdefault(tensor.name.removeprefix(NEXT), place)
@@ -232,7 +240,7 @@ def _ends(
     """Embedding and head; `returned` by the last layer."""
     wiring = parts_of(model.kind.wiring)
     embedding = wiring.embeddings(model, numerics)
-    last = head(model, wiring.end, numerics_of_head, (*embedding.held, *returned))
+    last = wiring.head(model, wiring.end, numerics_of_head, (*embedding.held, *returned))
     if model.frozen_embedding:
         return frozen_section(embedding), with_frozen(last, embedding.parameters())
     return embedding, last

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
-from .blocks.head import End
+from .blocks.head import End, head
 from .ledger import Section, Tensor
 from .operators import Numerics
 
@@ -19,6 +19,8 @@ class Parts:
     embeddings: Callable[[ModelFacts, Numerics], Section]
     layer: Callable[[LayerFacts, Numerics], Section]
     end: End
+    head: Callable[[ModelFacts, End, Numerics, tuple[Tensor, ...]], Section] = head
+    """Also of what the model's own frame holds until its last layer has returned."""
     buffers: Callable[[ModelFacts], Iterable[Tensor]] = lambda facts: ()
     """What the model owns that no part of it reads."""
 

@@ -77,13 +77,21 @@ class CheckpointedGroup(torch.nn.ModuleList):
         return hidden_states
 
 
+def layers_of(model: Any) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
+    """The list of layers: the module that holds it, its name there, and itself."""
+    return next(
+        (owner, name, child)
+        for owner in model.get_decoder().modules()
+        for name, child in owner.named_children()
+        if isinstance(child, torch.nn.ModuleList)
+    )
+
+
 def group_layers(model: Any, size: int, options: dict[str, Any]) -> None:
     """Put `size` layers in a row into one checkpointed group each; transformers has no such option."""
-    decoder = model.get_decoder()
-    name = "h" if hasattr(decoder, "h") else "layers"
-    layers = getattr(decoder, name)
+    owner, name, layers = layers_of(model)
     groups = (layers[start : start + size] for start in range(0, len(layers), size))
-    setattr(decoder, name, torch.nn.ModuleList(CheckpointedGroup(group, options) for group in groups))
+    setattr(owner, name, torch.nn.ModuleList(CheckpointedGroup(group, options) for group in groups))
 
 
 def checkpointed(kernel: str, interval: int, options: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ pydantic. There a scenario is a plain object of strings and numbers with the Sce
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
@@ -21,11 +22,11 @@ import torch
 import transformers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import noop_context_fn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.integrations.liger import apply_liger_kernel
 
 from validation import liger
-from validation.checkpointing import ContextPair, checkpointed, contexts, group_layers
+from validation.checkpointing import ContextPair, checkpointed, contexts, group_layers, layers_of
 from validation.emulated_4bit import quantise
 from validation.losses import LOSSES, with_loss
 
@@ -77,7 +78,7 @@ def lion(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
     return of_all(Lion)(model)
 
 
-IN_LAYER = re.compile(r"\.(h|layers|blocks)\.\d+\.")
+IN_LAYER = re.compile(r"\.(h|layers?|blocks)\.\d+\.")
 """Names of the parameters of a model's layers."""
 
 OPTIMIZERS: dict[str, Optimizers] = {
@@ -99,9 +100,12 @@ ONLY = {
 }
 """Fields of which one value is run here."""
 
+LANGUAGE_MODELS: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, bert=AutoModelForMaskedLM)
+"""The class that a family's language models are of."""
 CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
     *("attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "resid_dropout", "embed_dropout"),
     *(f"{part}_dropout" for part in ("attention", "hidden", "residual", "embedding")),
 )
@@ -154,14 +158,14 @@ def build_job(
     optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     # A copy: transformers writes into nested fields (rope_scaling).
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
-    model_class: Any = AutoModelForCausalLM._model_mapping[type(hf_config)]
+    classifies = with_labels(hf_config, scenario.num_labels)
+    auto_class = AutoModelForSequenceClassification if classifies else LANGUAGE_MODELS[config["model_type"]]
+    model_class: Any = auto_class._model_mapping[type(hf_config)]
     if not model_class._supports_sdpa:  # Gemma 2 caps its scores, GPT-J writes its attention out
         kernel = "eager"
     if scenario.recompute == "selective":
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):
-        classifies = with_labels(hf_config, scenario.num_labels)
-        auto_class = AutoModelForSequenceClassification if classifies else AutoModelForCausalLM
         model = auto_class.from_config(hf_config, dtype=precision, attn_implementation=kernel)
         freeze(model, scenario.frozen_layers)
         if scenario.recompute_group_size > 1 and scenario.task == "training":
@@ -179,7 +183,7 @@ def build_job(
         model.train()
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(scenario.micro_batch_size, sequence_length(scenario, hf_config), dtype=torch.int64)
-        labels = torch.zeros(scenario.micro_batch_size, dtype=torch.int64) if classifies else input_ids
+        labels = labels_of(input_ids, auto_class)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
         model=model,
@@ -211,6 +215,13 @@ def sum_in_fp32(model: torch.nn.Module) -> None:
         if parameter.requires_grad:
             parameter.main_grad = None  # pyright: ignore[reportAttributeAccessIssue]
             parameter.register_post_accumulate_grad_hook(move)
+
+
+def labels_of(input_ids: torch.Tensor, auto_class: Any) -> torch.Tensor:
+    """A causal language model's are its tokens; a masked one's another tensor; a classifier's one for each sequence."""
+    if auto_class is AutoModelForCausalLM:
+        return input_ids
+    return torch.zeros_like(input_ids if auto_class is AutoModelForMaskedLM else input_ids[:, 0])
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
@@ -249,11 +260,12 @@ def with_labels(hf_config: Any, num_labels: int | None) -> bool:
 
 def freeze(model: Any, num_layers: int) -> None:
     """Stop training the embeddings and the first `num_layers` layers; 0 freezes nothing."""
-    decoder = model.get_decoder()
-    children = dict(decoder.named_children())
-    layers = next(child for child in children.values() if isinstance(child, torch.nn.ModuleList))
-    embeddings = [child for child in children.values() if isinstance(child, torch.nn.Embedding)]
-    for module in [*embeddings, *layers[:num_layers]] if num_layers else []:
+    if not num_layers:
+        return
+    children = model.get_decoder().named_children()
+    embeddings = [each for name, each in children if name == "embeddings" or isinstance(each, torch.nn.Embedding)]
+    _, _, layers = layers_of(model)
+    for module in [*embeddings, *layers[:num_layers]]:
         module.requires_grad_(False)
 
 

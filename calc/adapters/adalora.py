@@ -9,7 +9,7 @@ from dataclasses import replace
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Product, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
-from calc.operators import TOKENS, Numerics, autocast_input, autocast_weight, parameter, stamped
+from calc.operators import Numerics, autocast_input, autocast_weight, parameter, stamped
 from calc.primitives import add, cast, dropout, frame, like, matmul, multiply, scale, wider
 
 from .facts import REGULARISATION, AdapterFacts
@@ -53,7 +53,7 @@ def _branch(adapted: LinearModule, x: Tensor, types: Numerics) -> tuple[list[Row
     left = parameter(f"{name}{LEFT}", (*outside, *RANK), types, num_columns=len(RANK))
     values = parameter(f"{name}.lora_E", (*RANK, 1), types, num_columns=1)
     weighted = like(right, f"{name}.A·E")
-    inner = Tensor(f"{name}.lora_A output", (*TOKENS, *RANK), types.compute)
+    inner = Tensor(f"{name}.lora_A output", (*adapted.product.m, *RANK), types.compute)
     outer, scaled = (
         Tensor(f"{name}.lora_B {part}", adapted.result.shape, types.compute) for part in ("output", "output scaled")
     )
@@ -65,9 +65,9 @@ def _branch(adapted: LinearModule, x: Tensor, types: Numerics) -> tuple[list[Row
         multiply(right, values, weighted),
         *casts_weighted,
         *casts_x,
-        matmul("linear", low_x, low_weighted, inner, Product((), TOKENS, RANK, inside)),
+        matmul("linear", low_x, low_weighted, inner, Product((), adapted.product.m, RANK, inside)),
         *casts_left,
-        matmul("linear", inner, low_left, outer, Product((), TOKENS, outside, RANK)),
+        matmul("linear", inner, low_left, outer, Product((), adapted.product.m, outside, RANK)),
         scale(outer, scaled),
     ]
     return rows, scaled

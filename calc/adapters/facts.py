@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from calc.architecture import Architecture, Wiring
-from calc.classification import SCORE
+from calc.classification import CLASSIFIERS
 from calc.dtype import DType
 from calc.errors import ConfigError
 from calc.ledger import Kind, Section, Shape, Tensor
@@ -17,6 +17,7 @@ from .modules import is_linear
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
+    "bert": ("query", "value"),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     **dict.fromkeys(("bloom", "gpt_neox"), ("query_key_value",)),
     "mpt": ("Wqkv",),
@@ -24,6 +25,7 @@ LORA_TARGETS = {
     **dict.fromkeys((*LLAMA_LIKE, "gpt_neo", "gptj", "opt", "stablelm"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
+    "bert": ("key", "value", "output.dense"),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
     "bloom": ("query_key_value", "mlp.dense_4h_to_h"),
     "gpt_neox": ("query_key_value", "dense_4h_to_h"),
@@ -35,6 +37,7 @@ IA3_TARGETS = {
     **dict.fromkeys(("qwen2", "qwen3", *GEMMAS), ("q_proj", "v_proj", "down_proj")),
 }
 IA3_FEEDFORWARD = {
+    "bert": ("output.dense",),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
     "bloom": ("mlp.dense_4h_to_h",),
     "gpt_neox": ("dense_4h_to_h",),
@@ -62,7 +65,7 @@ CONVERTED_TARGETS = {
 peft/utils/transformers_weight_conversion.py); all-linear names them too."""
 
 OUTPUT_LAYER = "lm_head"
-OUTPUT_LAYERS = frozenset({OUTPUT_LAYER, SCORE})
+OUTPUT_LAYERS = frozenset({OUTPUT_LAYER, "cls.predictions.decoder"}.union(*CLASSIFIERS.values()))
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
 
 TEXT: Shape = ("B", "S-T")
@@ -148,7 +151,8 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
 def _modules_to_save(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:
     """With a classification head that too (PeftModelForSequenceClassification.__init__)."""
     own = adapter.modules_to_save or ()
-    return own if architecture.num_labels is None or SCORE in own else (*own, SCORE)
+    head = () if architecture.num_labels is None else CLASSIFIERS[architecture.model_type]
+    return tuple(dict.fromkeys((*own, *head)))
 
 
 def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:

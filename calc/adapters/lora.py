@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Product, Row, Shape, Tensor
-from calc.operators import TOKENS, Numerics, autocast_input, autocast_weight, linear, parameter, stamped
+from calc.operators import Numerics, autocast_input, autocast_weight, linear, parameter, stamped
 from calc.primitives import add, cast, dropout, frame, like, matmul, multiply, scale, shift, wider
 
 from .facts import AdapterFacts
@@ -46,7 +46,7 @@ def _branch(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> I
 def lora_branch(adapted: LinearModule, x: Tensor, types: Numerics) -> tuple[list[Row], Tensor]:
     """B(A(x))·scaling."""
     name = adapted.name
-    inner = Tensor(f"{name}.lora_A output", (*TOKENS, *RANK), types.compute)
+    inner = Tensor(f"{name}.lora_A output", (*adapted.product.m, *RANK), types.compute)
     outer, scaled = (
         Tensor(f"{name}.lora_B {part}", adapted.result.shape, types.compute) for part in ("output", "output scaled")
     )
@@ -85,11 +85,11 @@ def _dora(adapted: LinearModule, x: Tensor, facts: AdapterFacts, types: Numerics
         )
     )
     casts_x, low_x = autocast_input(x, types, f"{adapted.name}.lora_A")
-    inner = Tensor(f"{adapted.name}.lora_A output", (*TOKENS, *RANK), types.compute)
+    inner = Tensor(f"{adapted.name}.lora_A output", (*adapted.product.m, *RANK), types.compute)
     outer = Tensor(f"{adapted.name}.lora_B output", adapted.result.shape, types.compute)
     rows += casts_x
-    rows.append(matmul("linear", low_x, a, inner, Product((), TOKENS, RANK, adapted.product.k)))
-    rows.append(matmul("linear", inner, b, outer, Product((), TOKENS, adapted.product.n, RANK)))
+    rows.append(matmul("linear", low_x, a, inner, Product((), adapted.product.m, RANK, adapted.product.k)))
+    rows.append(matmul("linear", inner, b, outer, Product((), adapted.product.m, adapted.product.n, RANK)))
     base_rows, base = _base_result(name, adapted, x, until_return[1], facts, types)
     of_base, of_branch = (
         like(outer, f"{name}.{part.name} · ratio", dtype=wider(part.dtype, ratio.dtype)) for part in (base, outer)

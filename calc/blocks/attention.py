@@ -19,7 +19,7 @@ def attention(
     """
     passed = [] if positions is None else [frame(positions)]
     if facts.core.kernel is Attention.EAGER:
-        rows, out, weights = eager_attention(q, k, v, facts.core.mask(numerics), facts.core, numerics)
+        rows, out, weights = eager_attention(q, k, v, facts.core, numerics)
         return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, (weights,)
     rows, out = sdpa_attention(q, k, v, facts.core, numerics)
     return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, ()

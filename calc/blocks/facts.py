@@ -35,6 +35,7 @@ class ModelFacts:
     layer_windows: tuple[bool, ...]
     """Whether there are layers without a sliding window (False), with one (True), or both."""
     embedding_dropout: bool
+    classifier_dropout: bool
     one_sequence: bool
     tied_embeddings: bool
     frozen_embedding: bool

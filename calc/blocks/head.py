@@ -17,7 +17,8 @@ class End:
     """What the parts outside of the layers are called."""
 
     embedding_weight: str
-    final_norm: str
+    final_norm: str = ""
+    """Empty where there is none."""
     layers: str = "model.layers"
     """The list of layers, from the model down."""
 

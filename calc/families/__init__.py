@@ -13,6 +13,7 @@ from calc.architecture import Architecture
 from .fields import Fields
 
 FAMILIES = {
+    "bert": "bert",
     "bloom": "bloom",
     "deepseek_v3": "deepseek",
     "gpt2": "gpt",

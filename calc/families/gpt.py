@@ -12,6 +12,7 @@ from calc.architecture import (
     ModelKind,
     Norm,
     Norms,
+    Softmax,
     Wiring,
 )
 
@@ -25,7 +26,7 @@ def gpt2(fields: Fields) -> Architecture:
     kind = LayerKind(
         wiring=Wiring.GPT2,
         activation=fields.activation("activation_function", default=Activation.GELU_NEW),
-        fp32_softmax=False,
+        softmax=Softmax.ROUNDED,
         **GPT2_LAYER,
     )
     return gpt2_like(fields, "gpt2", kind, cache_holder=CacheHolder.NOBODY)

@@ -1,9 +1,11 @@
 """The attention core row by row, by each kernel: what is kept, shapes, types and temporaries, counted by hand."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 
+from calc.architecture import Softmax
 from calc.attention import HEADS, KEY_VALUE_HEADS, AttentionCore, eager_attention
 from calc.dtype import DType
 from calc.ledger import Row, Tensor, requires_gradient, saved_for_backward
@@ -37,8 +39,9 @@ def written(rows: Iterable[Row]) -> dict[str, int]:
     return {tensor.name: tensor.nbytes(SIZES) for row in rows if not row.is_view for tensor in row.writes}
 
 
-def core(kernel: Attention = Attention.FLASH, *, grouped: bool = False, **facts: bool) -> AttentionCore:
-    defaults = dict.fromkeys(("dropout", "fp32_softmax", "one_sequence", "one_head", "one_key_value_head"), False)
+def core(kernel: Attention = Attention.FLASH, *, grouped: bool = False, **facts: Any) -> AttentionCore:
+    defaults: dict[str, Any] = dict.fromkeys(("dropout", "one_sequence", "one_head", "one_key_value_head"), False)
+    defaults |= {"masked": kernel is Attention.EAGER, "softmax": Softmax.ROUNDED}
     return AttentionCore(kernel=kernel, grouped=grouped, **defaults | facts)
 
 
@@ -52,8 +55,7 @@ EAGER = core(Attention.EAGER)
 
 def eager_saved(facts: AttentionCore, dtype: DType, numerics: Numerics, *, grouped: bool = False) -> dict[str, DType]:
     q, k, v = queries_keys_values(dtype, grouped=grouped)
-    mask = Tensor("causal_mask", ("B", "S", "S"), numerics.weights)
-    rows, _, _ = eager_attention(q, k, v, mask, facts, numerics)
+    rows, _, _ = eager_attention(q, k, v, facts, numerics)
     return saved(rows, q, k, v)
 
 
@@ -65,7 +67,7 @@ def test_eager_attention_of_gpt2() -> None:
 
 
 def test_eager_attention_of_llama_keeps_softmax_in_fp32_and_its_cast() -> None:
-    facts = core(Attention.EAGER, grouped=True, fp32_softmax=True)
+    facts = core(Attention.EAGER, grouped=True, softmax=Softmax.IN_FP32)
     kept = eager_saved(facts, BF16, HALF, grouped=True)
     # Repeated keys and values lie by head already.
     assert kept == {
@@ -90,8 +92,7 @@ def test_fp16_scores_go_to_an_fp32_softmax_without_a_copy() -> None:
     def upcasts(dtype: DType) -> list[str]:
         q, k, v = queries_keys_values(dtype)
         numerics = Numerics(weights=dtype, compute=dtype)
-        mask = Tensor("causal_mask", ("B", "S", "S"), dtype)
-        rows, _, _ = eager_attention(q, k, v, mask, core(Attention.EAGER, fp32_softmax=True), numerics)
+        rows, _, _ = eager_attention(q, k, v, core(Attention.EAGER, softmax=Softmax.IN_FP32), numerics)
         return [tensor.name for row in rows for tensor in row.writes if tensor.name == "scores in fp32"]
 
     assert (upcasts(FP16), upcasts(BF16), upcasts(FP32)) == ([], ["scores in fp32"], [])

@@ -19,7 +19,7 @@ def flops_of(*rows: Row, input_required: bool = True, checkpointed: bool = False
     region = Region(start=0, stop=len(rows)) if checkpointed else None
     section = Section(name="section", rows=rows, input=X, output=Y, region=region)
     done = products(rows, lifetimes(section, Context(input_required=input_required)))
-    names = ("forward", "backward", "recompute", "needed", "needed_core")
+    names = ("forward", "backward", "recompute", "needed", "needed_causal")
     return {name: total_flops(getattr(done, name), SIZES) for name in names} | {
         "elementwise": done.elementwise.summed(SIZES)
     }
@@ -28,7 +28,7 @@ def flops_of(*rows: Row, input_required: bool = True, checkpointed: bool = False
 def test_a_product_and_its_two_gradients() -> None:
     done = flops_of(matmul("mm", X, W, Y, PRODUCT))
     assert (done["forward"], done["backward"], done["needed"]) == (FLOPS, 2 * FLOPS, 3 * FLOPS)
-    assert (done["recompute"], done["needed_core"], done["elementwise"]) == (0, 0, 0)
+    assert (done["recompute"], done["needed_causal"], done["elementwise"]) == (0, 0, 0)
 
 
 def test_a_gradient_nobody_wants_is_not_computed() -> None:
@@ -42,9 +42,9 @@ def test_what_a_checkpoint_computes_again() -> None:
     assert (done["forward"], done["recompute"], done["needed"]) == (2 * FLOPS, FLOPS, 6 * FLOPS)
 
 
-def test_batched_products_are_the_attention_core() -> None:
+def test_products_of_causal_attention_stand_apart() -> None:
     done = flops_of(matmul("scores", X, W, Y, SCORES_PRODUCT))
-    assert (done["needed"], done["needed_core"]) == (0, 3 * 2 * 3 * 2 * 5 * 5 * 13)
+    assert (done["needed"], done["needed_causal"]) == (0, 3 * 2 * 3 * 2 * 5 * 5 * 13)
 
 
 def test_what_a_kernel_computes_again_is_not_needed() -> None:
@@ -54,7 +54,7 @@ def test_what_a_kernel_computes_again_is_not_needed() -> None:
     )  # fmt: skip
     scores = 2 * 3 * 2 * 5 * 5 * 13
     done = flops_of(row)
-    assert (done["backward"], done["needed_core"]) == (FLOPS + 2 * scores, 2 * scores)
+    assert (done["backward"], done["needed_causal"]) == (FLOPS + 2 * scores, 2 * scores)
 
 
 def test_elementwise_operations() -> None:

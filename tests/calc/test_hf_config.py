@@ -290,7 +290,13 @@ def test_the_language_model_head(heads: Any) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "hint"),
-    [("lama", "did you mean llama"), ("qwen", "did you mean qwen3 or qwen2"), ("bert", ""), (None, ""), (["gpt2"], "")],
+    [
+        ("lama", "did you mean llama"),
+        ("qwen", "did you mean qwen3 or qwen2"),
+        ("xlnet", ""),
+        (None, ""),
+        (["gpt2"], ""),
+    ],
 )
 def test_unknown_model_types(model_type: Any, hint: str) -> None:
     refusal = refused(model_type=model_type)

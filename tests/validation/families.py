@@ -70,6 +70,11 @@ DEEPSEEK_DRAWN = {
     "first_k_dense_replace": (0, 2, 9),
 }
 FAMILIES: dict[str, Family] = {
+    "bert": Family(
+        sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
+        drawn={"tie_word_embeddings": (True,), "type_vocab_size": (1, 2)},
+        lora_targets=("query", "value", "output.dense"),
+    ),
     "bloom": Family(sizes=SIZES, lora_targets=("query_key_value", "mlp.dense_4h_to_h"), refuses=("selective",)),
     "deepseek_v3": Family(
         own=DEEPSEEK, drawn=DEEPSEEK_DRAWN, lora_targets=("q_a_proj", "kv_a_proj_with_mqa", "o_proj")

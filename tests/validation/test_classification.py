@@ -17,7 +17,22 @@ LLAMA = {
     "num_hidden_layers": 2,
     "vocab_size": 777,
 }
-SIZES: dict[str, dict[str, Any]] = {"gpt2": GPT2, "llama": LLAMA, "mistral": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA}
+BERT = {
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 150,
+    "max_position_embeddings": 160,
+    "vocab_size": 777,
+}
+SIZES: dict[str, dict[str, Any]] = {
+    "gpt2": GPT2,
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "bert": BERT,
+}
 MANY_LABELS = 300
 """So many that the scores of all tokens are the peak."""
 PRECISIONS = ("fp32", "bf16", "fp16", "bf16-autocast")
@@ -32,6 +47,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "evaluated": ("llama", {"task": "evaluation", "eval_accumulation_steps": 3}),
     "LoRA": ("llama", {"adapter": {"target_modules": ["all-linear"], "dropout": 0.1}}),
     "DoRA": ("qwen2", {"adapter": {"use_dora": True}}),
+    **{f"BERT, {name}": ("bert", {"precision": name}) for name in PRECISIONS},
+    "BERT, no dropout, recomputed": ("bert", {"dropout": 0.0, "recompute": "full", "attention": "eager"}),
+    "BERT, LoRA": ("bert", {"adapter": {"target_modules": ["all-linear"], "dropout": 0.1}}),
+    "BERT, frozen": ("bert", {"frozen_layers": 1}),
+    "BERT, evaluated": ("bert", {"task": "evaluation", "eval_accumulation_steps": 3}),
     "IA³": ("gpt2", {"adapter": {"kind": "ia3"}}),
     "Liger's kernels": ("mistral", {"use_liger_kernel": True}),
 }
