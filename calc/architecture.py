@@ -86,6 +86,10 @@ class Router(StrEnum):
     SOFTMAX = "the best of all probabilities"
     SIGMOID_GROUPS = "the best of the best groups, by sigmoids and a correction"
     """DeepseekV3TopkRouter."""
+    SCALED_SOFTMAX = "the best of all probabilities in fp32, scaled"
+    """DeepseekV2TopkRouter, greedy."""
+    SOFTMAX_GROUPS = "the best of the best groups' probabilities"
+    """The same, group_limited_greedy."""
 
 
 class SharedExpert(StrEnum):
@@ -134,6 +138,8 @@ class Pairs(StrEnum):
     """The first with the one in the middle: x·cos + rotate_half(x)·sin."""
     NEIGHBOURS = "neighbours"
     """Each even one with the next, by slices."""
+    COMPLEX = "complex"
+    """Neighbours as complex numbers, times a table of such."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,12 +5,14 @@
 
 from .architecture import Pairs, PositionTables, Rotary
 from .dtype import DType
-from .ledger import Row, Shape, Tensor
+from .ledger import Gradient, Row, Shape, Tensor
 from .operators import POSITION_IDS, Numerics
 from .primitives import add, cast, cat, copy, frame, like, multiply, part, scale, subtract, wider
 
 Pair = tuple[Tensor, Tensor]
-"""cos and sin, or one of q and one of k."""
+"""One of q and one of k, or two halves."""
+Tables = tuple[Tensor, ...]
+"""cos and sin, or one of complex numbers."""
 
 
 def turned_dim(rotary: Rotary) -> tuple[str, str]:
@@ -18,22 +20,31 @@ def turned_dim(rotary: Rotary) -> tuple[str, str]:
     return ("Q", "Q/2") if rotary.partial else ("D", "D/2")
 
 
-def rotary_tables(rotary: Rotary, numerics: Numerics, *, sliding: bool) -> Pair:
-    """cos and sin of the positions: one pair for the whole model, or for all layers of a kind."""
+def rotary_tables(rotary: Rotary, numerics: Numerics, *, sliding: bool) -> Tables:
+    """What turns each position: one set of tables for the whole model, or for all layers of a kind."""
+    if rotary.pairs is Pairs.COMPLEX:
+        return (Tensor("rotary.freqs_cis", ("S", turned_dim(rotary)[1], *COMPLEX), DType.FP32),)
     shape = ("S", turned_dim(rotary)[0])
     dtype = DType.FP32 if rotary.tables is PositionTables.FP32 else numerics.weights
     of = ".sliding" if sliding and rotary.tables is PositionTables.BY_WINDOW else ""
     return Tensor(f"rotary{of}.cos", shape, dtype), Tensor(f"rotary{of}.sin", shape, dtype)
 
 
-def tables_row(made: Pair) -> Row:
-    """LlamaRotaryEmbedding.forward."""
+COMPLEX: Shape = (2,)
+"""The two fp32 numbers of a complex one."""
+
+
+def tables_row(made: Tables) -> Row:
+    """LlamaRotaryEmbedding.forward; DeepseekV2RotaryEmbedding.forward of one table."""
+    if len(made) == 1:
+        angles, unscaled = like(made[0], "rotary.angles", shape=made[0].shape[:-1]), like(made[0], "rotary.unscaled")
+        return Row(name="rotary_emb", reads=(POSITION_IDS,), writes=made, temporaries=(angles, unscaled))
     in_fp32 = ("angles",) if made[0].dtype is DType.FP32 else ("angles", "cos in fp32", "sin in fp32")
     temporaries = tuple(Tensor(f"rotary.{name}", made[0].shape, DType.FP32) for name in in_fp32)
     return Row(name="rotary_emb", reads=(POSITION_IDS,), writes=made, temporaries=temporaries)
 
 
-def turned(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Pair, tuple[Tensor, ...]]:
+def turned(q: Tensor, k: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Row], Pair, tuple[Tensor, ...]]:
     """apply_rotary_pos_emb: the rows, q and k with their positions, and what else the caller goes on holding."""
     rows: list[Row] = []
     given = q, k
@@ -55,8 +66,10 @@ def turned(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row],
     return rows, rounded, (*given, *fronts) if rotary.parted_outside else ()
 
 
-def turned_fronts(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Pair]:
+def turned_fronts(q: Tensor, k: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Row], Pair]:
     """Positions for what an attention has parted off itself, k for one head or all: the rows, and both turned."""
+    if rotary.pairs is Pairs.COMPLEX:
+        return complex_turned(q, k, made)
     if rotary.pairs is Pairs.NEIGHBOURS:
         slices, halves = [], []
         for name, x in (("q", q), ("k", k)):
@@ -72,7 +85,39 @@ def turned_fronts(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[lis
     return [*rows_q, *rows_k], (out_q, out_k)
 
 
-def _neighbours_turned(name: str, x: Tensor, halves: Pair, made: Pair) -> tuple[list[Row], Tensor]:
+def complex_turned(q: Tensor, k: Tensor, made: Tables) -> tuple[list[Row], Pair]:
+    """apply_rotary_emb of models/deepseek_v2: both in fp32, seen as complex numbers, times those of the table."""
+    wide = [x if x.dtype is DType.FP32 else like(x, f"{x.name} in fp32", dtype=DType.FP32) for x in (q, k)]
+    rows = [cast(x, factor) for x, factor in zip((q, k), wide, strict=True) if factor is not x]
+    turned: list[Tensor] = []
+    for name, x, factor in (("q", q, wide[0]), ("k", k, wide[1])):
+        product = like(factor, f"{name} with positions")
+        rows.append(_complex_product(factor, made[0], product))
+        if factor is not x:
+            rounded = like(x, f"{name} with positions, rounded")
+            rows.append(cast(product, rounded))
+            product = rounded
+        turned.append(product)
+    return [*rows, frame(*wide)], (turned[0], turned[1])
+
+
+def _complex_product(x: Tensor, table: Tensor, out: Tensor) -> Row:
+    """The gradient is a product with the conjugate, which is written out."""
+    return Row(
+        name="mul",
+        reads=(x, table),
+        writes=(out,),
+        gradients=(Gradient(of=x, needs=(table,)),),
+        backward_temporaries=(like(table, "conjugate"),),
+        elementwise_flops=COMPLEX_FLOPS,
+    )
+
+
+COMPLEX_FLOPS = 3
+"""Of a complex product four multiplications and two additions, for two elements."""
+
+
+def _neighbours_turned(name: str, x: Tensor, halves: Pair, made: Tables) -> tuple[list[Row], Tensor]:
     """apply_rotary_pos_emb_interleave of models/deepseek_v3: even·cos - odd·sin, then odd·cos + even·sin."""
     (even, odd), (cos, sin) = halves, made
     dtype = wider(x.dtype, cos.dtype)
@@ -93,7 +138,7 @@ def _neighbours_turned(name: str, x: Tensor, halves: Pair, made: Pair) -> tuple[
     return rows, out
 
 
-def _partly_turned(q: Tensor, k: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Pair, Pair]:
+def _partly_turned(q: Tensor, k: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Row], Pair, Pair]:
     """The first elements of each head turned, the others behind them: the rows, the results, what was turned."""
     slices: list[Row] = []
     turning: list[list[Row]] = []
@@ -124,7 +169,7 @@ def _rounded(results: Pair, given: Pair) -> tuple[list[Row], Pair]:
     return [cast(out, rounded) for out, rounded in zip(results, lower, strict=True)], lower
 
 
-def _turned(name: str, x: Tensor, made: Pair, rotary: Rotary) -> tuple[list[Row], Tensor]:
+def _turned(name: str, x: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Row], Tensor]:
     """x·cos + rotate_half(x)·sin."""
     cos, sin = made
     *outer, dim = x.shape

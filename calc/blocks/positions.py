@@ -4,12 +4,12 @@ from calc.architecture import PositionTables, Rotary
 from calc.dtype import DType
 from calc.ledger import Kind, Tensor
 from calc.operators import Numerics
-from calc.rotary import Pair, rotary_tables, turned_dim
+from calc.rotary import Tables, rotary_tables, turned_dim
 
 from .facts import ModelFacts
 
 
-def made_tables(facts: ModelFacts, numerics: Numerics) -> list[Pair]:
+def made_tables(facts: ModelFacts, numerics: Numerics) -> list[Tables]:
     """cos and sin, once or for each kind of layer."""
     return [rotary_tables(rotary, numerics, sliding=sliding) for rotary, sliding in _kinds(facts)]
 

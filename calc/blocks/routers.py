@@ -1,7 +1,7 @@
 """Routers of mixtures of experts: each token's experts and their weights (transformers 5.23.0)."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from calc.architecture import Mixture, Router
 from calc.dtype import DType
@@ -24,15 +24,10 @@ def router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
 def _softmax_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
     """MixtralTopKRouter.forward."""
     rows, logits = _logits(x, numerics)
-    scores = logits
-    # One CUDA kernel takes fp16 to an fp32 softmax where the softmax itself is asked for it (SoftMax.cpp).
-    if logits.dtype is DType.BF16 or (logits.dtype is DType.FP16 and mixture.casts_logits):
-        scores = like(logits, "router logits in fp32", dtype=DType.FP32)
-        rows.append(cast(logits, scores))
-    shares = like(logits, "router probabilities", dtype=DType.FP32)
+    softmax_rows, shares = _probabilities(logits, casts=mixture.casts_logits)
     best = like(shares, "weights of experts", shape=CHOSEN)
-    indices = like(best, "indices of experts", dtype=DType.INT64)
-    rows += [softmax(scores, shares), _top(shares, best, indices)]
+    indices = like(best, INDICES, dtype=DType.INT64)
+    rows += [*softmax_rows, _top(shares, best, indices)]
     weights = best
     if mixture.normalises_weights:
         normalising, weights = _normalised(best, numerics)
@@ -43,6 +38,17 @@ def _softmax_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
         weights = rounded
     rows.append(frame(shares))
     return rows, (weights, indices, logits)
+
+
+def _probabilities(logits: Tensor, *, casts: bool = False) -> tuple[list[Row], Tensor]:
+    """A softmax in fp32, of logits that are cast first, or that it is to cast itself."""
+    scores, rows = logits, list[Row]()
+    # One CUDA kernel takes fp16 to an fp32 softmax where the softmax itself is asked for it (SoftMax.cpp).
+    if logits.dtype is DType.BF16 or (logits.dtype is DType.FP16 and casts):
+        scores = like(logits, "router logits in fp32", dtype=DType.FP32)
+        rows.append(cast(logits, scores))
+    shares = like(logits, "router probabilities", dtype=DType.FP32)
+    return [*rows, softmax(scores, shares)], shares
 
 
 def _logits(x: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -65,22 +71,24 @@ def _logits_in_fp32(x: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
 
 def _sigmoid_groups_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
     """DeepseekV3TopkRouter.forward: a correction decides who is chosen, not with what weight (from_pretrained keeps it
-    in fp32, from_config does not). What leads to the indices has a graph too, which no backward reaches."""
+    in fp32, from_config does not). A group is as good as its best two."""
     rows, logits = _logits_in_fp32(x, numerics)
     scores = like(logits, "router scores")
     correction = Tensor(f"{GATE}.e_score_correction_bias", ("X",), numerics.weights, Kind.BUFFERS)
     corrected, allowed = (like(logits, f"router scores, {what}", dtype=DType.FP32) for what in ("corrected", "allowed"))
+    of_groups = like(corrected, "scores of groups", shape=(*TOKENS, "Xg"))
+    best_two = like(of_groups, "best two of each group", shape=(*of_groups.shape, 2))
+    of_two = like(best_two, "indices of the best two", dtype=DType.INT64)
+    groups = _best_groups(of_groups, corrected, mixture)
+    best = like(scores, "weights of experts", shape=CHOSEN)
+    values, indices = like(best, "scores of experts", dtype=DType.FP32), like(best, INDICES, dtype=DType.INT64)
     rows += [
         unary("sigmoid", logits, scores, saves_output=True),
         Row(name="add", reads=(scores, correction), writes=(corrected,), elementwise_flops=1),
-    ]
-    group_rows, excluded, held, saved = _best_groups(corrected, mixture)
-    best = like(scores, "weights of experts", shape=CHOSEN)
-    values = like(allowed, "scores of experts", shape=CHOSEN)
-    indices = like(best, "indices of experts", dtype=DType.INT64)
-    rows += [
-        *group_rows,
-        Row(name="masked_fill", reads=(corrected, excluded), writes=(allowed,)),
+        Row(name="topk", reads=(corrected,), writes=(best_two, of_two)),
+        Row(name="sum", reads=(best_two,), writes=(of_groups,)),
+        *groups.rows,
+        Row(name="masked_fill", reads=(corrected, groups.excluded), writes=(allowed,)),
         Row(name="topk", reads=(allowed,), writes=(values, indices)),
         _gathered(scores, indices, best),
     ]
@@ -88,34 +96,70 @@ def _sigmoid_groups_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> R
     if mixture.normalises_weights:
         normalising, weights = _normalised(best, numerics, above_zero=True)
         rows += normalising
-    scaled = like(weights, "weights of experts, scaled")
-    end = replace(frame(scores, allowed, *held), gradients=(Gradient(of=scores),), graph=(excluded, *saved))
-    rows += [scale(weights, scaled), end]
+    scaled = like(weights, f"{best.name}, scaled")
+    rows += [scale(weights, scaled), *_end(scores, allowed, groups, saved=(of_two, groups.excluded))]
     return rows, (scaled, indices, logits)
 
 
-def _best_groups(scores: Tensor, mixture: Mixture) -> tuple[list[Row], Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Which experts are in none of the best groups: the rows, those experts, what the function holds until it returns,
-    and what the graph of the groups' scores saves."""
-    grouped = like(scores, "scores of groups", shape=(*TOKENS, "Xg"))
-    best_two = like(scores, "best of each group", shape=(*grouped.shape, 2))
-    best_groups = like(scores, "scores of the best groups", shape=(*TOKENS, "Yg"))
-    of_two, of_groups = (
-        like(best, f"indices of the {best.name}", dtype=DType.INT64) for best in (best_two, best_groups)
-    )
-    mask, in_best = like(grouped, "best groups"), like(scores, "experts of the best groups")
+def _scaled_softmax_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
+    """DeepseekV2TopkRouter.forward: the best of all experts, or of those of the groups with the best of them."""
+    rows, logits = _logits_in_fp32(x, numerics)
+    softmax_rows, shares = _probabilities(logits)
+    rows += softmax_rows
+    allowed, end = shares, [frame(shares)]
+    if mixture.router is Router.SOFTMAX_GROUPS:
+        of_groups = like(shares, "scores of groups", shape=(*TOKENS, "Xg"))
+        index = like(of_groups, "indices of the best of each group", dtype=DType.INT64)
+        groups = _best_groups(of_groups, shares, mixture)
+        allowed = like(shares, "router probabilities, allowed")
+        filled = Row(name="masked_fill", reads=(shares, groups.excluded), writes=(allowed,))
+        rows += [
+            Row(name="max", reads=(shares,), writes=(of_groups, index)),
+            *groups.rows,
+            replace(filled, gradients=(Gradient(of=shares),), saves=(groups.excluded,)),
+        ]
+        end = _end(shares, allowed, groups, saved=(index,))
+    best = like(shares, "weights of experts", shape=CHOSEN)
+    indices, scaled = like(best, INDICES, dtype=DType.INT64), like(best, f"{best.name}, scaled")
+    return [*rows, _top(allowed, best, indices), scale(best, scaled), *end], (scaled, indices, logits)
+
+
+INDICES = "indices of experts"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Groups:
+    """How the experts of the best groups are found."""
+
+    rows: list[Row]
+    excluded: Tensor
+    """The experts of the others."""
+    held: tuple[Tensor, ...]
+    """By the router until it returns."""
+    saved: Tensor
+    """By the node of the choice, of which nothing comes back."""
+
+
+def _best_groups(of_groups: Tensor, scores: Tensor, mixture: Mixture) -> _Groups:
+    """The groups' scores to a mask of `scores`."""
+    best = like(of_groups, "scores of the best groups", shape=(*TOKENS, "Yg"))
+    indices = like(best, "indices of the best groups", dtype=DType.INT64)
+    mask, in_best = like(of_groups, "best groups"), like(scores, "experts of the best groups")
     booleans, excluded = (like(scores, f"experts {what}", dtype=DType.BOOL) for what in ("allowed", "excluded"))
-    spread = Row(name="reshape", reads=(mask,), writes=(in_best,))
     rows = [
-        Row(name="topk", reads=(scores,), writes=(best_two, of_two)),
-        Row(name="sum", reads=(best_two,), writes=(grouped,)),
-        Row(name="topk", reads=(grouped,), writes=(best_groups, of_groups)),
-        Row(name="zeros_like", reads=(grouped,), writes=(mask,)),
-        view(mask, in_best) if mixture.one_group else spread,
+        Row(name="topk", reads=(of_groups,), writes=(best, indices)),
+        Row(name="zeros_like", reads=(of_groups,), writes=(mask,)),
+        view(mask, in_best) if mixture.one_group else Row(name="reshape", reads=(mask,), writes=(in_best,)),
         Row(name="to", reads=(in_best,), writes=(booleans,)),
         Row(name="bitwise_not", reads=(booleans,), writes=(excluded,)),
     ]
-    return rows, excluded, (grouped, mask, in_best), (of_two, of_groups)
+    return _Groups(rows=rows, excluded=excluded, held=(of_groups, mask, in_best), saved=indices)
+
+
+def _end(scores: Tensor, allowed: Tensor, groups: _Groups, *, saved: tuple[Tensor, ...]) -> list[Row]:
+    """The router returns; what led to the groups has a graph too, which no backward reaches."""
+    end = frame(scores, allowed, *groups.held)
+    return [replace(end, gradients=(Gradient(of=scores),), graph=(*saved, groups.saved))]
 
 
 def _top(shares: Tensor, best: Tensor, indices: Tensor) -> Row:
@@ -162,4 +206,6 @@ def _normalised(best: Tensor, numerics: Numerics, *, above_zero: bool = False) -
 ROUTERS: dict[Router, Callable[[Tensor, Mixture, Numerics], Routed]] = {
     Router.SOFTMAX: _softmax_router,
     Router.SIGMOID_GROUPS: _sigmoid_groups_router,
+    Router.SCALED_SOFTMAX: _scaled_softmax_router,
+    Router.SOFTMAX_GROUPS: _scaled_softmax_router,
 }

@@ -15,6 +15,7 @@ from .fields import Fields
 FAMILIES = {
     "bert": "bert",
     "bloom": "bloom",
+    "deepseek_v2": "deepseek",
     "deepseek_v3": "deepseek",
     "gpt2": "gpt",
     "gpt_bigcode": "gpt",

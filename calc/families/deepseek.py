@@ -1,4 +1,4 @@
-"""DeepSeek-V3 (R1, Kimi-K2): queries, keys and values of low-rank latents, many small experts."""
+"""DeepSeek-V2 and V3 (R1, Kimi-K2): queries, keys and values of low-rank latents, many small experts."""
 
 from dataclasses import replace
 
@@ -62,6 +62,50 @@ def deepseek_v3(fields: Fields) -> Architecture:
         ),
         head_dim=query_head_dim(fields),
     )
+
+
+def deepseek_v2(fields: Fields) -> Architecture:
+    """DeepseekV2ForCausalLM: positions as complex numbers, experts chosen by softmax. Its configuration class leaves
+    num_experts_per_tok open."""
+    method = fields.value("topk_method", default="greedy")
+    if method not in V2_ROUTERS:
+        raise ConfigError("model.topk_method", method, f"should be one of {', '.join(V2_ROUTERS)}")
+    if fields.value("num_experts_per_tok", default=None) is None:
+        raise ConfigError("model.num_experts_per_tok", None, "should be given: the family has no default")
+    router = V2_ROUTERS[method]
+    groups, chosen = 1, 1
+    if router is Router.SOFTMAX_GROUPS:
+        groups, chosen = fields.size("n_group", default=1), fields.size("topk_group", default=1)
+    rotary = Rotary(pairs=Pairs.COMPLEX, partial=True)
+    mixture = Mixture(
+        modules=("experts", "gate", *ADDED_EXPERTS),
+        router=router,
+        shared_expert=SharedExpert.ADDED,
+        one_group=groups == 1,
+    )
+    width = fields.size("moe_intermediate_size", default=1407)
+    experts = Experts(
+        num_experts=64,
+        num_experts_per_tok=0,
+        num_groups=groups,
+        num_groups_per_tok=chosen,
+        shared_intermediate_size=width * fields.size("n_shared_experts", default=2),
+    )
+    mlp_bias = fields.flag("mlp_bias", default=False)
+    return llama_like(
+        fields,
+        "deepseek_v2",
+        Defaults(vocab_size=102400),
+        layer=replace(latent_layer(fields, rotary), mlp_bias=mlp_bias),
+        model=replace(LLAMA_MODEL, rotary=rotary),
+        pattern=lambda layer, num_layers: latent_layers(
+            fields, layer, num_layers, mixture, experts, width=width, first_dense=0
+        ),
+        head_dim=query_head_dim(fields),
+    )
+
+
+V2_ROUTERS = {"greedy": Router.SCALED_SOFTMAX, "group_limited_greedy": Router.SOFTMAX_GROUPS}
 
 
 def latent_layer(fields: Fields, rotary: Rotary) -> LayerKind:

@@ -22,6 +22,8 @@ class Family:
     width_multiple: int = 1
     """Of the intermediate size."""
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")
+    needs: Mapping[str, Any] = field(default_factory=dict)
+    """Fields without which the default config does not run."""
     refuses: tuple[str, ...] = ()
     """Choices of a step that it does not allow."""
 
@@ -76,6 +78,12 @@ FAMILIES: dict[str, Family] = {
         lora_targets=("query", "value", "output.dense"),
     ),
     "bloom": Family(sizes=SIZES, lora_targets=("query_key_value", "mlp.dense_4h_to_h"), refuses=("selective",)),
+    "deepseek_v2": Family(
+        own=DEEPSEEK | {"topk_method": "group_limited_greedy", "q_lora_rank": None},
+        drawn=DEEPSEEK_DRAWN | {"topk_method": ("greedy", "group_limited_greedy"), "mlp_bias": FLAG},
+        lora_targets=("q_proj", "kv_a_proj_with_mqa", "o_proj"),
+        needs={"num_experts_per_tok": 6, "moe_intermediate_size": 1408},
+    ),
     "deepseek_v3": Family(
         own=DEEPSEEK, drawn=DEEPSEEK_DRAWN, lora_targets=("q_a_proj", "kv_a_proj_with_mqa", "o_proj")
     ),

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from calc.architecture import Architecture
 from calc.families import FAMILIES
 from calc.hf_config import architecture
+from tests.validation import families
 
 COMMON_NAMES = ("vocab_size", "hidden_size", "max_position_embeddings")
 LAYER_NAMES = ("num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size")
@@ -36,7 +37,8 @@ def assert_read_as_meant(config: PreTrainedConfig, written: dict[str, Any]) -> A
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_file_with_nothing_but_its_type(family: str) -> None:
-    assert_read_as_meant(AutoConfig.for_model(family), {"model_type": family})
+    config = {"model_type": family, **families.FAMILIES[family].needs}
+    assert_read_as_meant(AutoConfig.for_model(**config), config)
 
 
 @st.composite

@@ -60,7 +60,7 @@ def test_there_is_a_line_for_every_family() -> None:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_parameters_of_the_default_config(model_type: str) -> None:
-    config = {"model_type": model_type}
+    config = {"model_type": model_type, **FAMILIES[model_type].needs}
     assert estimate(Scenario(model=config, sequence_length=8)).parameters.total == counted(config | TOKENS)
 
 
