@@ -90,6 +90,17 @@ class Router(StrEnum):
     """DeepseekV2TopkRouter, greedy."""
     SOFTMAX_GROUPS = "the best of the best groups' probabilities"
     """The same, group_limited_greedy."""
+    SOFTMAX_OF_BEST = "probabilities of the best logits alone"
+    """GptOssTopKRouter."""
+
+
+class Expert(StrEnum):
+    """How the experts are put together."""
+
+    GATED = "gated"
+    """As GATED_FUSED."""
+    CLAMPED = "clamped"
+    """With biases and clamped halves, which alternate (GptOssExperts)."""
 
 
 class SharedExpert(StrEnum):
@@ -104,11 +115,14 @@ class SharedExpert(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mixture:
-    """A mixture of experts in an MLP's place; each expert is GATED_FUSED."""
+    """A mixture of experts in an MLP's place."""
 
     modules: tuple[str, ...] = ("gate", "experts")
     """Those with weights of their own, in the order of their registration."""
+    gate: str = "gate"
+    """The router's module."""
     router: Router = Router.SOFTMAX
+    expert: Expert = Expert.GATED
     shared_expert: SharedExpert = SharedExpert.NONE
     one_group: bool = False
     """Where the router has groups."""
@@ -140,6 +154,8 @@ class Pairs(StrEnum):
     """Each even one with the next, by slices."""
     COMPLEX = "complex"
     """Neighbours as complex numbers, times a table of such."""
+    SPLIT_HALVES = "split halves"
+    """As HALVES, each half by itself with half of a table."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,6 +253,8 @@ class LayerKind:
     latent: LatentAttention | None = None
     soft_capped: bool = False
     """Scores go through tanh, which no fused kernel does."""
+    sinks: bool = False
+    """Each head has one more score, for no token, which no fused kernel has."""
     residual_dropout: ResidualDropout = ResidualDropout.INSIDE
     holds_results: bool = False
     """Its frame holds the first norm's output and what attention and MLP gave until it returns."""

@@ -245,6 +245,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         prefixed=layer.num_prefix_tokens > 0,
         softmax=layer.kind.softmax,
         soft_capped=layer.kind.soft_capped,
+        sinks=layer.kind.sinks,
         grouped=is_grouped(layer),
         one_sequence=workload.micro_batch_size == 1,
         one_head=layer.num_attention_heads == 1,

@@ -4,9 +4,25 @@ from dataclasses import dataclass, replace
 
 from .architecture import Softmax
 from .dtype import DType
-from .ledger import Dimension, Product, Row, Shape, Tensor
-from .operators import Numerics, autocast_input
-from .primitives import add, cast, copy, dropout, frame, like, matmul, scale, soft_cap, softmax, view, wider
+from .ledger import Dimension, Gradient, Product, Row, Shape, Tensor
+from .operators import Numerics, autocast_input, parameter
+from .primitives import (
+    add,
+    cast,
+    cat,
+    copy,
+    dropout,
+    frame,
+    like,
+    matmul,
+    part,
+    scale,
+    soft_cap,
+    softmax,
+    subtract,
+    view,
+    wider,
+)
 from .scenario import Attention
 
 SLIDING_MASK = "sliding_mask"
@@ -31,6 +47,8 @@ class AttentionCore:
     softmax: Softmax
     soft_capped: bool = False
     """Scores go through tanh."""
+    sinks: bool = False
+    """Each head has one more score."""
     grouped: bool
     """Fewer key/value heads than query heads."""
     one_sequence: bool
@@ -144,12 +162,55 @@ def eager_attention(
         mask, unmasked = core.mask(numerics), scaled
         scaled = like(unmasked, "scores masked", dtype=wider(unmasked.dtype, mask.dtype))
         rows.append(add(unmasked, mask, scaled, name="mask"))
-    # The queries' type positions make fp32 under autocast.
-    result_dtype = {Softmax.IN_FP32: q.dtype, Softmax.ROUNDED: v.dtype, Softmax.PLAIN: None}[core.softmax]
-    rows_softmax, weights = probabilities(scaled, result_dtype, core, numerics)
+    if core.sinks:
+        rows_softmax, weights, shifted = _with_sinks(scaled, v, core, numerics)
+        core, given = replace(core, dropout=False), (*given, shifted)
+    else:
+        # The queries' type positions make fp32 under autocast.
+        result_dtype = {Softmax.IN_FP32: q.dtype, Softmax.ROUNDED: v.dtype, Softmax.PLAIN: None}[core.softmax]
+        rows_softmax, weights = probabilities(scaled, result_dtype, core, numerics)
     rows += rows_softmax
     value_rows, out, weights = weighted_values(weights, value, core, numerics)
     return [*rows, *value_rows, frame(*given)], out, weights
+
+
+SINKS = "self_attn.sinks"
+
+
+def _with_sinks(masked: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
+    """eager_attention_forward of models/gpt_oss: a learned score of each head beside its tokens', all less their
+    largest. The rows, the probabilities of the tokens, dropped and in the values' type, and what the function holds."""
+    shape = (*core.scores[:-1], "S+1")
+    sinks = parameter(SINKS, ("N",), numerics)
+    wide = like(sinks, "sinks of all queries", shape=(*shape[:-1], 1))
+    combined = like(masked, "scores and sinks", shape=shape)
+    largest = like(combined, "largest scores", shape=wide.shape)
+    index = like(largest, "indices of the largest scores", dtype=DType.INT64)
+    shifted, shares = like(combined, "scores below the largest"), like(combined, "attention weights and sinks")
+    weights = like(masked, "attention weights")
+    rows = [
+        view(sinks, wide, copies_gradient=True),
+        cat((masked, wide), combined),
+        Row(
+            name="max",
+            reads=(combined,),
+            writes=(largest, index),
+            gradients=(Gradient(of=combined),),
+            saves=(index,),
+        ),
+        subtract(combined, largest, shifted),
+        softmax(shifted, shares),
+        part(shares, (weights,)),
+    ]
+    if core.dropout:
+        dropped = like(weights, "attention weights after dropout")
+        rows.append(dropout(weights, dropped))
+        weights = dropped
+    if weights.dtype is not v.dtype:
+        rounded = like(weights, f"{weights.name} in {v.dtype.label}", dtype=v.dtype)
+        rows.append(cast(weights, rounded))
+        weights = rounded
+    return [*rows, frame(masked)], weights, shifted
 
 
 def weighted_values(

@@ -48,6 +48,8 @@ def kernel_obstacle(kernel: Attention, layer: Layer, sequence_length: int, dtype
     """Why a kernel of scaled_dot_product_attention does not take a layer, or None."""
     if layer.kind.soft_capped:
         return "scaled_dot_product_attention caps no scores, as this model does: transformers runs it with eager only"
+    if layer.kind.sinks:
+        return "scaled_dot_product_attention has no sinks, as this model has: transformers runs it with eager only"
     return OBSTACLES[kernel](layer, sequence_length, dtype)
 
 
@@ -94,7 +96,7 @@ OBSTACLES: dict[Attention, Callable[[Layer, int, DType], str | None]] = {
 
 def layer_kernel(attention: Attention, layer: Layer, sequence_length: int, dtype: DType) -> Attention:
     """What `attention` means for one layer: auto is the first kernel that takes it."""
-    if layer.kind.soft_capped and attention is Attention.AUTO:
+    if (layer.kind.soft_capped or layer.kind.sinks) and attention is Attention.AUTO:
         return Attention.EAGER
     if attention is not Attention.AUTO:
         return attention

@@ -296,7 +296,8 @@ class Section:
 
 def _registered(name: str, modules: Sequence[str]) -> tuple[int, bool]:
     """Where a parameter stands among others: by its module, the weight before the bias."""
-    module = next((index for index, module in enumerate(modules) if name.startswith(f"{module}.")), len(modules))
+    owns = (index for index, module in enumerate(modules) if name == module or name.startswith(f"{module}."))
+    module = next(owns, len(modules))
     return module, name.endswith(".bias")
 
 

@@ -94,7 +94,8 @@ class _Builder:
         borrowed = {each.tensor for each in self.borrowed}
         self.required = requires_gradient(section.rows, roots | context.leaves | borrowed)
         self.base = _bases(section.rows)
-        self.written = {self._storage(tensor) for row in section.rows for tensor in (*row.writes, *self._made(row))}
+        written = {self._storage(tensor) for row in section.rows for tensor in (*row.writes, *self._made(row))}
+        self.written = {storage for storage in written if storage.kind not in OWNED}
         lent = {each.tensor for each in section.lent} - borrowed
         self.local = (self.written | context.released | borrowed) - context.exported - lent
         if section.input is not None:
@@ -191,7 +192,8 @@ class _Builder:
     def _region_inputs(self) -> set[Tensor]:
         rows = [self.section.rows[index] for index in self._inside()]
         written = {tensor for row in rows for tensor in row.writes}
-        read = {self._storage(tensor) for row in rows for tensor in row.reads if tensor.kind not in OWNED}
+        storages = {self._storage(tensor) for row in rows for tensor in row.reads}
+        read = {storage for storage in storages if storage.kind not in OWNED}
         return read - written - ({self.section.input} if self.section.has_begun else set())
 
     def _saved_by_checkpoint(self) -> set[Tensor]:

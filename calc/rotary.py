@@ -25,6 +25,8 @@ def rotary_tables(rotary: Rotary, numerics: Numerics, *, sliding: bool) -> Table
     if rotary.pairs is Pairs.COMPLEX:
         return (Tensor("rotary.freqs_cis", ("S", turned_dim(rotary)[1], *COMPLEX), DType.FP32),)
     shape = ("S", turned_dim(rotary)[0])
+    if rotary.pairs is Pairs.SPLIT_HALVES:
+        shape = ("S", turned_dim(rotary)[1])
     dtype = DType.FP32 if rotary.tables is PositionTables.FP32 else numerics.weights
     of = ".sliding" if sliding and rotary.tables is PositionTables.BY_WINDOW else ""
     return Tensor(f"rotary{of}.cos", shape, dtype), Tensor(f"rotary{of}.sin", shape, dtype)
@@ -55,7 +57,10 @@ def turned(q: Tensor, k: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Row
         of_pairs = tuple(like(table, f"{table.name} of pairs") for table in made)
         rows += [copy(table, wide, name="repeat_interleave") for table, wide in zip(made, of_pairs, strict=True)]
         made = of_pairs[0], of_pairs[1]
-    if rotary.partial:
+    if rotary.pairs is Pairs.SPLIT_HALVES:
+        turning, results = _split_halves_turned(q, k, made)
+        fronts = ()
+    elif rotary.partial:
         turning, results, fronts = _partly_turned(q, k, made, rotary)
     else:
         rows_q, turned_q = _turned("q", q, made, rotary)
@@ -77,8 +82,8 @@ def turned_fronts(q: Tensor, k: Tensor, made: Tables, rotary: Rotary) -> tuple[l
             even, odd = (like(x, f"{name}.{which} elements", shape=shape) for which in ("even", "odd"))
             slices += [part(x, (even,)), part(x, (odd,))]
             halves.append((even, odd))
-        rows_q, out_q = _neighbours_turned("q", q, halves[0], made)
-        rows_k, out_k = _neighbours_turned("k", k, halves[1], made)
+        rows_q, out_q = _halves_turned("q", q, halves[0], made)
+        rows_k, out_k = _halves_turned("k", k, halves[1], made)
         return [*slices, *rows_q, *rows_k], (out_q, out_k)
     rows_q, out_q = _turned("q", q, made, rotary)
     rows_k, out_k = _turned("k", k, made, rotary)
@@ -117,25 +122,39 @@ COMPLEX_FLOPS = 3
 """Of a complex product four multiplications and two additions, for two elements."""
 
 
-def _neighbours_turned(name: str, x: Tensor, halves: Pair, made: Tables) -> tuple[list[Row], Tensor]:
-    """apply_rotary_pos_emb_interleave of models/deepseek_v3: even·cos - odd·sin, then odd·cos + even·sin."""
-    (even, odd), (cos, sin) = halves, made
+def _halves_turned(name: str, x: Tensor, halves: Pair, made: Tables) -> tuple[list[Row], Tensor]:
+    """a·cos - b·sin, then b·cos + a·sin, a and b being even and odd elements (apply_rotary_pos_emb_interleave of
+    models/deepseek_v3) or halves."""
+    (a, b), (cos, sin) = halves, made
     dtype = wider(x.dtype, cos.dtype)
-    even_cos, odd_sin, first, odd_cos, even_sin, second = (
-        like(even, f"{name}.{what}", dtype=dtype)
-        for what in ("even·cos", "odd·sin", "first half", "odd·cos", "even·sin", "second half")
+    a_cos, b_sin, first, b_cos, a_sin, second = (
+        like(a, f"{name}.{what}", dtype=dtype)
+        for what in ("a·cos", "b·sin", "a with positions", "b·cos", "a·sin", "b with positions")
     )
     out = like(x, f"{name} with positions", dtype=dtype)
     rows = [
-        multiply(even, cos, even_cos),
-        multiply(odd, sin, odd_sin),
-        subtract(even_cos, odd_sin, first),
-        multiply(odd, cos, odd_cos),
-        multiply(even, sin, even_sin),
-        add(odd_cos, even_sin, second),
+        multiply(a, cos, a_cos),
+        multiply(b, sin, b_sin),
+        subtract(a_cos, b_sin, first),
+        multiply(b, cos, b_cos),
+        multiply(a, sin, a_sin),
+        add(b_cos, a_sin, second),
         cat((first, second), out),
     ]
     return rows, out
+
+
+def _split_halves_turned(q: Tensor, k: Tensor, made: Tables) -> tuple[list[Row], Pair]:
+    """apply_rotary_pos_emb of models/gpt_oss."""
+    rows: list[Row] = []
+    results: list[Tensor] = []
+    for name, x in (("q", q), ("k", k)):
+        shape = (*x.shape[:-1], f"{x.shape[-1]}/2")
+        first, second = (like(x, f"{name}.{which} half", shape=shape) for which in ("first", "second"))
+        turning, out = _halves_turned(name, x, (first, second), made)
+        rows += [part(x, (first, second)), *turning]
+        results.append(out)
+    return rows, (results[0], results[1])
 
 
 def _partly_turned(q: Tensor, k: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Row], Pair, Pair]:

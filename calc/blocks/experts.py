@@ -9,15 +9,15 @@ product's own small workspace.
 
 from dataclasses import replace
 
-from calc.architecture import Mixture
+from calc.architecture import Expert, Mixture
 from calc.dtype import DType
-from calc.ledger import Component, Gradient, Product, Row, Tensor
+from calc.ledger import Component, Gradient, Product, Row, Shape, Tensor
 from calc.operators import TOKENS, Numerics, activation, linear, parameter, stamped
-from calc.primitives import add, cast, frame, like, multiply, part, unary, wider
+from calc.primitives import add, cast, frame, like, multiply, part, scale, shift, unary, wider
 from calc.scenario import SavedOperator
 
 from .facts import LayerFacts
-from .routers import CHOSEN, GATE, router
+from .routers import CHOSEN, router
 
 EXPERTS = "mlp.experts"
 """The module that holds the weights of all experts."""
@@ -30,7 +30,11 @@ def experts(
     routing, held = router(x, mixture, numerics)
     weights, indices = held[:2]
     computing, out = _experts(x, weights, indices, mixture, facts, numerics)
-    return [*stamped(routing, Component.MLP, GATE), *stamped(computing, Component.MLP, EXPERTS)], out, held
+    return (
+        [*stamped(routing, Component.MLP, f"mlp.{mixture.gate}"), *stamped(computing, Component.MLP, EXPERTS)],
+        out,
+        held,
+    )
 
 
 def with_gated(x: Tensor, shared: Tensor, out: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -64,7 +68,7 @@ def _experts(
     )
     chosen = Tensor("tokens by expert", (*CHOSEN, "H"), x.dtype)
     chosen_weights = like(weights, "weights by expert")
-    computing, result = _products(chosen, ends, facts, numerics)
+    computing, result, biases = EXPERTS_OF[mixture.expert](chosen, ends, by_expert, facts, numerics)
     weighted, restored = (
         like(result, name, dtype=wider(result.dtype, weights.dtype)) for name in ("weighted by expert", "weighted")
     )
@@ -84,7 +88,7 @@ def _experts(
         _indexed(weighted, back, restored),
         _summed(restored, summed if rounds else out, mixture),
         *([cast(summed, out)] if rounds else []),
-        frame(by_expert, order, numbers, counts, ends, chosen, chosen_weights, result, back, restored, summed),
+        frame(by_expert, order, numbers, counts, ends, chosen, chosen_weights, result, back, restored, summed, *biases),
     ]
     return rows, out
 
@@ -99,8 +103,13 @@ def _summed(x: Tensor, out: Tensor, mixture: Mixture) -> Row:
     return Row(name="sum", reads=(x,), writes=(out,), gradients=(Gradient(of=x, passes=mixture.one_expert_per_token),))
 
 
-def _products(x: Tensor, ends: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """Each token through its expert: gate and up, the activation, down. Autocast knows nothing of grouped_mm."""
+Computed = tuple[list[Row], Tensor, tuple[Tensor, ...]]
+"""The rows of each token's way through its expert, the result, and what else the caller holds. Autocast knows nothing of
+grouped_mm."""
+
+
+def _gated_experts(x: Tensor, ends: Tensor, by_expert: Tensor, facts: LayerFacts, numerics: Numerics) -> Computed:
+    """_default_apply_gate between two products: gate and up, the activation, down."""
     both = Tensor("gate_up_proj output", (*CHOSEN, 2, "F"), numerics.weights)
     gate, up, product = (Tensor(name, (*CHOSEN, "F"), numerics.weights) for name in ("gate", "up", "gated"))
     act, activated = activation(facts.kind.activation, gate, "activation output", numerics)
@@ -116,17 +125,87 @@ def _products(x: Tensor, ends: Tensor, facts: LayerFacts, numerics: Numerics) ->
         _grouped(product, down_weight, ends, down, Product((), CHOSEN, ("H",), ("F",))),
         frame(product),
     ]
-    return rows, down
+    return rows, down, ()
 
 
-def _grouped(x: Tensor, weight: Tensor, ends: Tensor, out: Tensor, product: Product) -> Row:
-    """_grouped_mm: the gradient of the weights, which were turned, comes first (_grouped_mm_mat2_backward)."""
+def _clamped_experts(x: Tensor, ends: Tensor, by_expert: Tensor, facts: LayerFacts, numerics: Numerics) -> Computed:
+    """GptOssExperts._apply_gate between two products with biases: clamped gate and up, gate·sigmoid(α·gate)·(up + 1)."""
+    both = Tensor("gate_up_proj output", (*CHOSEN, "F", 2), numerics.weights)
+    gate, up, gate_clamped, up_clamped, scaled, share, glu, shifted, product = (
+        Tensor(name, (*CHOSEN, "F"), numerics.weights)
+        for name in (
+            *("gate", "up", "gate, clamped", "up, clamped", "gate scaled", "share of the gate"),
+            *("gate·share", "up + 1", "gated"),
+        )
+    )
+    down = Tensor("down_proj output", (*CHOSEN, "H"), numerics.weights)
+    up_rows, up_biases = _with_bias("gate_up_proj", x, both, ends, by_expert, ("F", 2), ("H",), numerics)
+    down_rows, down_biases = _with_bias("down_proj", product, down, ends, by_expert, ("H",), ("F",), numerics)
+    fetching, *multiplying = down_rows
+    rows = [
+        *up_rows,
+        part(both, (gate,)),
+        part(both, (up,)),
+        _clamped(gate, gate_clamped, num_bounds=1),
+        _clamped(up, up_clamped, num_bounds=2),
+        scale(gate_clamped, scaled),
+        unary("sigmoid", scaled, share, saves_output=True),
+        multiply(gate_clamped, share, glu),
+        shift(up_clamped, shifted),
+        multiply(shifted, glu, product),
+        frame(both, gate_clamped, up_clamped, glu),
+        fetching,
+        frame(up_biases),
+        *multiplying,
+        frame(product),
+    ]
+    return rows, down, (down_biases,)
+
+
+def _with_bias(
+    name: str,
+    x: Tensor,
+    out: Tensor,
+    ends: Tensor,
+    by_expert: Tensor,
+    out_dims: Shape,
+    in_dims: Shape,
+    numerics: Numerics,
+) -> tuple[list[Row], Tensor]:
+    """A product with weights [experts, in, out], and each token's bias added in place: the rows, and those biases."""
+    bias = parameter(f"{EXPERTS}.{name}_bias", ("X", *out_dims), numerics)
+    weight = parameter(f"{EXPERTS}.{name}", ("X", *in_dims, *out_dims), numerics)
+    biases, bare = like(out, f"biases of {name}"), like(out, f"{name} output less biases")
+    adding = Row(
+        name="add_",
+        reads=(bare, biases),
+        writes=(out,),
+        gradients=(Gradient(of=bare, passes=True), Gradient(of=biases, passes=True)),
+        is_view=True,
+        elementwise_flops=1,
+    )
+    product = Product((), CHOSEN, out_dims, in_dims)
+    return [_indexed(bias, by_expert, biases), _grouped(x, weight, ends, bare, product, turned=False), adding], biases
+
+
+def _clamped(x: Tensor, out: Tensor, *, num_bounds: int) -> Row:
+    """clamp: keeps x; where a bound is passed its gradient is 0 (clamp_backward)."""
+    passed = tuple(like(x, f"within bound {number}", dtype=DType.BOOL) for number in range(num_bounds))
+    return replace(unary("clamp", x, out), backward_temporaries=passed)
+
+
+EXPERTS_OF = {Expert.GATED: _gated_experts, Expert.CLAMPED: _clamped_experts}
+
+
+def _grouped(x: Tensor, weight: Tensor, ends: Tensor, out: Tensor, product: Product, *, turned: bool = True) -> Row:
+    """_grouped_mm: the gradient of the weights, which may have been `turned`, comes first
+    (_grouped_mm_mat2_backward)."""
     return Row(
         name="grouped_mm",
         reads=(x, weight, ends),
         writes=(out,),
         gradients=(
-            Gradient(of=weight, needs=(x,), products=(product,), viewed=True),
+            Gradient(of=weight, needs=(x,), products=(product,), viewed=turned),
             Gradient(of=x, needs=(weight,), products=(product,)),
         ),
         saves=(ends,),

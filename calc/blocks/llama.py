@@ -151,7 +151,7 @@ def _modules(facts: LayerFacts) -> tuple[str, ...]:
     mlp_modules = ("gate_proj", "up_proj", "gate_up_proj", "down_proj", "c_fc", "c_proj")
     if isinstance(facts.kind.mlp, Mixture):
         mlp_modules = facts.kind.mlp.modules
-    attention_modules = (*PROJECTIONS, *LATENT_PROJECTIONS, "o_proj", "q_norm", "k_norm")
+    attention_modules = ("sinks", *PROJECTIONS, *LATENT_PROJECTIONS, "o_proj", "q_norm", "k_norm")
     return (
         *(f"self_attn.{name}" for name in attention_modules),
         *(f"mlp.{name}" for name in mlp_modules),
@@ -202,7 +202,8 @@ def _with_positions(
         return [], (q, k), ()
     made = rotary_tables(rotary, numerics, sliding=facts.core.sliding)
     if facts.liger:
-        rows, turned_q, turned_k = liger_rotary(q, k, *made, facts.core)
+        cos, sin = made
+        rows, turned_q, turned_k = liger_rotary(q, k, cos, sin, facts.core)
         return rows, (turned_q, turned_k), ()
     return turned(q, k, made, rotary)
 

@@ -11,7 +11,6 @@ from calc.primitives import cast, frame, like, matmul, scale, shift, softmax, un
 
 CHOSEN: Shape = (*TOKENS, "Y")
 """Every token as often as it has experts."""
-GATE = "mlp.gate"
 
 Routed = tuple[list[Row], tuple[Tensor, ...]]
 """The rows; and what the block holds until it returns, first each token's weights of its experts and their indices."""
@@ -23,7 +22,7 @@ def router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
 
 def _softmax_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
     """MixtralTopKRouter.forward."""
-    rows, logits = _logits(x, numerics)
+    rows, logits = _logits(x, mixture, numerics)
     softmax_rows, shares = _probabilities(logits, casts=mixture.casts_logits)
     best = like(shares, "weights of experts", shape=CHOSEN)
     indices = like(best, INDICES, dtype=DType.INT64)
@@ -51,30 +50,31 @@ def _probabilities(logits: Tensor, *, casts: bool = False) -> tuple[list[Row], T
     return [*rows, softmax(scores, shares)], shares
 
 
-def _logits(x: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
+def _logits(x: Tensor, mixture: Mixture, numerics: Numerics) -> tuple[list[Row], Tensor]:
     logits = Tensor("router logits", (*TOKENS, "X"), numerics.compute)
-    product = linear(GATE, x, logits, ("H",), ("X",), numerics)
+    bias = mixture.router is Router.SOFTMAX_OF_BEST
+    product = linear(f"mlp.{mixture.gate}", x, logits, ("H",), ("X",), numerics, bias=bias)
     return [replace(row, name="router") if row.products else row for row in product], logits
 
 
-def _logits_in_fp32(x: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
+def _logits_in_fp32(x: Tensor, mixture: Mixture, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """`F.linear(x.type(float32), weight.type(float32))`, of which autocast makes a product like any other."""
     if numerics.weights is DType.FP32:
-        return _logits(x, numerics)
-    weight = parameter(f"{GATE}.weight", ("X", "H"), numerics, num_columns=1)
+        return _logits(x, mixture, numerics)
+    weight = parameter(f"mlp.{mixture.gate}.weight", ("X", "H"), numerics, num_columns=1)
     wide_x, wide_weight = (like(each, f"{each.name} in fp32", dtype=DType.FP32) for each in (x, weight))
     logits = Tensor("router logits", (*TOKENS, "X"), DType.FP32)
     casts = [cast(x, wide_x), cast(weight, wide_weight)]
-    [(product, *_)] = [row.products for row in _logits(x, numerics)[0] if row.products]
+    [(product, *_)] = [row.products for row in _logits(x, mixture, numerics)[0] if row.products]
     return [*casts, matmul("router", wide_x, wide_weight, logits, product)], logits
 
 
 def _sigmoid_groups_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
     """DeepseekV3TopkRouter.forward: a correction decides who is chosen, not with what weight (from_pretrained keeps it
     in fp32, from_config does not). A group is as good as its best two."""
-    rows, logits = _logits_in_fp32(x, numerics)
+    rows, logits = _logits_in_fp32(x, mixture, numerics)
     scores = like(logits, "router scores")
-    correction = Tensor(f"{GATE}.e_score_correction_bias", ("X",), numerics.weights, Kind.BUFFERS)
+    correction = Tensor(f"mlp.{mixture.gate}.e_score_correction_bias", ("X",), numerics.weights, Kind.BUFFERS)
     corrected, allowed = (like(logits, f"router scores, {what}", dtype=DType.FP32) for what in ("corrected", "allowed"))
     of_groups = like(corrected, "scores of groups", shape=(*TOKENS, "Xg"))
     best_two = like(of_groups, "best two of each group", shape=(*of_groups.shape, 2))
@@ -103,7 +103,7 @@ def _sigmoid_groups_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> R
 
 def _scaled_softmax_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
     """DeepseekV2TopkRouter.forward: the best of all experts, or of those of the groups with the best of them."""
-    rows, logits = _logits_in_fp32(x, numerics)
+    rows, logits = _logits_in_fp32(x, mixture, numerics)
     softmax_rows, shares = _probabilities(logits)
     rows += softmax_rows
     allowed, end = shares, [frame(shares)]
@@ -122,6 +122,14 @@ def _scaled_softmax_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> R
     best = like(shares, "weights of experts", shape=CHOSEN)
     indices, scaled = like(best, INDICES, dtype=DType.INT64), like(best, f"{best.name}, scaled")
     return [*rows, _top(allowed, best, indices), scale(best, scaled), *end], (scaled, indices, logits)
+
+
+def _softmax_of_best_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
+    """GptOssTopKRouter.forward."""
+    rows, logits = _logits(x, mixture, numerics)
+    best = like(logits, "logits of experts", shape=CHOSEN)
+    indices, weights = like(best, INDICES, dtype=DType.INT64), like(best, "weights of experts")
+    return [*rows, _top(logits, best, indices), softmax(best, weights)], (weights, indices, logits)
 
 
 INDICES = "indices of experts"
@@ -207,5 +215,6 @@ ROUTERS: dict[Router, Callable[[Tensor, Mixture, Numerics], Routed]] = {
     Router.SOFTMAX: _softmax_router,
     Router.SIGMOID_GROUPS: _sigmoid_groups_router,
     Router.SCALED_SOFTMAX: _scaled_softmax_router,
+    Router.SOFTMAX_OF_BEST: _softmax_of_best_router,
     Router.SOFTMAX_GROUPS: _scaled_softmax_router,
 }

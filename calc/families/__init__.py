@@ -24,6 +24,7 @@ FAMILIES = {
     "gemma": "gemma",
     "gemma2": "gemma",
     "gemma3_text": "gemma",
+    "gpt_oss": "mixtures",
     "gptj": "gptj",
     "llama": "llama",
     "mistral": "llama",

@@ -3,11 +3,23 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from calc.architecture import Architecture, Experts, Layer, Mixture, QueryKeyNorm, SharedExpert
+from calc.architecture import (
+    Architecture,
+    Expert,
+    Experts,
+    Layer,
+    Mixture,
+    Norm,
+    Pairs,
+    QueryKeyNorm,
+    Rotary,
+    Router,
+    SharedExpert,
+)
 from calc.errors import ConfigError
 
 from .fields import Fields
-from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, Runs, llama_like, one_window, patterned, runs
+from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, Runs, llama_like, one_window, patterned, runs, sliding_but_every
 
 QWEN2_MOE = Defaults(
     vocab_size=151936,
@@ -97,6 +109,49 @@ def qwen3_moe(fields: Fields) -> Architecture:
         replace(QWEN2_MOE, intermediate_size=6144, num_attention_heads=32, num_key_value_heads=4),
         layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, query_key_norm=QueryKeyNorm.HEAD),
         pattern=pattern,
+    )
+
+
+def gpt_oss(fields: Fields) -> Architecture:
+    """GptOssForCausalLM: a learned score beside the tokens', every other layer slides, experts with biases."""
+    bias = fields.flag("attention_bias", default=True)
+    rotary = Rotary(pairs=Pairs.SPLIT_HALVES)
+    mixture = Mixture(
+        modules=("router", "experts"), gate="router", router=Router.SOFTMAX_OF_BEST, expert=Expert.CLAMPED
+    )
+    experts = Experts(num_experts=128, num_experts_per_tok=4)
+    return llama_like(
+        fields,
+        "gpt_oss",
+        Defaults(
+            vocab_size=201088,
+            hidden_size=2880,
+            intermediate_size=2880,
+            num_hidden_layers=36,
+            num_attention_heads=64,
+            num_key_value_heads=8,
+            head_dim=64,
+            max_position_embeddings=131072,
+        ),
+        layer=replace(
+            LLAMA_LAYER,
+            norm=Norm.RMS_OLMO,
+            query_key_value_bias=bias,
+            output_bias=bias,
+            rotary=rotary,
+            query_key_by_head=True,
+            sinks=True,
+        ),
+        model=replace(
+            LLAMA_MODEL,
+            norm=Norm.RMS_OLMO,
+            rotary=rotary,
+            always_makes_causal_mask=True,
+            always_makes_sliding_mask=True,
+        ),
+        pattern=lambda layer, num_layers: sliding_but_every(
+            fields, 2, with_experts(fields, layer, mixture, experts), num_layers, window=128
+        ),
     )
 
 

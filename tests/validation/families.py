@@ -110,6 +110,12 @@ FAMILIES: dict[str, Family] = {
         drawn={"use_parallel_residual": FLAG, "attention_bias": FLAG, "rotary_pct": (0.25, 0.5, 1.0)},
         lora_targets=("query_key_value", "dense_4h_to_h"),
     ),
+    "gpt_oss": Family(
+        width_multiple=8,
+        own=EXPERTS | {"head_dim": 24, "sliding_window": 16},
+        drawn={"attention_bias": FLAG, "num_local_experts": (2, 5), "num_hidden_layers": (1, 3)},
+        lora_targets=("q_proj", "v_proj", "o_proj"),
+    ),
     "gptj": Family(
         sizes=SIZES | {"n_positions": 160, "n_inner": 104},
         own={"rotary_dim": 8},
