@@ -141,7 +141,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         optimizer=_optimizer(scenario),
         attention=_attention(scenario, architecture, workload.sequence_length + num_prompt_tokens(scenario.adapter)),
         recompute=recompute_kind(scenario, architecture),
-        recompute_saved_operators=saved_operators(scenario),
+        recompute_saved_operators=saved_operators(scenario, architecture),
         recompute_interval=layers_in_a_row(scenario, "recompute_interval", architecture),
         recompute_group_size=layers_in_a_row(scenario, "recompute_group_size", architecture),
         recompute_offload=offload(scenario),

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from .architecture import Architecture
+from .architecture import Architecture, Expert, Layer, Mixture
 from .errors import ConfigError, listed
 from .scenario import (
     LINEAR_AND_FUSED_ATTENTION,
@@ -54,7 +54,7 @@ def recompute_kind(scenario: Scenario, architecture: Architecture) -> Recompute:
     return scenario.recompute
 
 
-def saved_operators(scenario: Scenario) -> frozenset[SavedOperator]:
+def saved_operators(scenario: Scenario, architecture: Architecture) -> frozenset[SavedOperator]:
     """The operators whose results checkpointed layers keep; none where that is not asked for."""
     operators = scenario.recompute_saved_operators
     if scenario.recompute is not Recompute.OPERATORS:
@@ -72,7 +72,19 @@ def saved_operators(scenario: Scenario) -> frozenset[SavedOperator]:
             "should be another with adalora: it adds to a linear's output in place, which torch forbids where kept"
         )
         raise ConfigError("recompute", scenario.recompute.value, problem)
-    return frozenset(operators or LINEAR_AND_FUSED_ATTENTION)
+    operators = operators or LINEAR_AND_FUSED_ATTENTION
+    if SavedOperator.GROUPED_MM in operators and any(_adds_in_place(layer) for layer, _ in architecture.layers):
+        problem = (
+            "should leave out _grouped_mm: these experts add a bias to its result in place, which torch forbids where "
+            "kept"
+        )
+        raise ConfigError("recompute_saved_operators", list(operators), problem)
+    return frozenset(operators)
+
+
+def _adds_in_place(layer: Layer) -> bool:
+    mlp = layer.kind.mlp
+    return isinstance(mlp, Mixture) and mlp.expert is Expert.CLAMPED
 
 
 def offload(scenario: Scenario) -> bool:

@@ -30,11 +30,8 @@ def experts(
     routing, held = router(x, mixture, numerics)
     weights, indices = held[:2]
     computing, out = _experts(x, weights, indices, mixture, facts, numerics)
-    return (
-        [*stamped(routing, Component.MLP, f"mlp.{mixture.gate}"), *stamped(computing, Component.MLP, EXPERTS)],
-        out,
-        held,
-    )
+    routing = stamped(routing, Component.MLP, f"mlp.{mixture.gate}")
+    return [*routing, *stamped(computing, Component.MLP, EXPERTS)], out, held
 
 
 def with_gated(x: Tensor, shared: Tensor, out: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -104,8 +101,8 @@ def _summed(x: Tensor, out: Tensor, mixture: Mixture) -> Row:
 
 
 Computed = tuple[list[Row], Tensor, tuple[Tensor, ...]]
-"""The rows of each token's way through its expert, the result, and what else the caller holds. Autocast knows nothing of
-grouped_mm."""
+"""The rows of each token's way through its expert, the result, and what else the caller holds. Autocast knows nothing
+of grouped_mm."""
 
 
 def _gated_experts(x: Tensor, ends: Tensor, by_expert: Tensor, facts: LayerFacts, numerics: Numerics) -> Computed:
@@ -129,7 +126,7 @@ def _gated_experts(x: Tensor, ends: Tensor, by_expert: Tensor, facts: LayerFacts
 
 
 def _clamped_experts(x: Tensor, ends: Tensor, by_expert: Tensor, facts: LayerFacts, numerics: Numerics) -> Computed:
-    """GptOssExperts._apply_gate between two products with biases: clamped gate and up, gate·sigmoid(α·gate)·(up + 1)."""
+    """GptOssExperts._apply_gate between two products with biases: gate·sigmoid(α·gate)·(up + 1), both clamped."""
     both = Tensor("gate_up_proj output", (*CHOSEN, "F", 2), numerics.weights)
     gate, up, gate_clamped, up_clamped, scaled, share, glu, shifted, product = (
         Tensor(name, (*CHOSEN, "F"), numerics.weights)

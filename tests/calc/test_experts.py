@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate
-from calc.scenario import AdapterKind, Optimizer, Precision
+from calc.scenario import AdapterKind, Attention, Optimizer, Precision, Recompute, SavedOperator
 
 H, F, X, A, L, V = 64, 96, 5, 2, 3, 199
 MIXTRAL = {
@@ -122,3 +122,17 @@ def test_a_list_of_layers_is_checked(wrong: Any) -> None:
 def test_more_layers_than_a_pattern_may_have() -> None:
     with pytest.raises(ConfigError, match="num_hidden_layers"):
         answered(QWEN | {"num_hidden_layers": 10**6})
+
+
+def test_what_is_added_to_in_place_cannot_be_kept() -> None:
+    config = {"model_type": "gpt_oss", "num_hidden_layers": 2}
+    with pytest.raises(ConfigError, match="_grouped_mm"):
+        answered(config, recompute=Recompute.OPERATORS)
+    kept = (SavedOperator.MM, SavedOperator.ADDMM)
+    answered(config, recompute=Recompute.OPERATORS, recompute_saved_operators=kept)
+    with pytest.raises(ConfigError, match="sinks"):
+        answered(config, attention=Attention.FLASH)
+    with pytest.raises(ConfigError, match="num_experts_per_tok"):
+        answered({"model_type": "deepseek_v2"})
+    with pytest.raises(ConfigError, match="topk_method"):
+        answered({"model_type": "deepseek_v2", "num_experts_per_tok": 2, "topk_method": "noaux_tc"})

@@ -115,6 +115,7 @@ FAMILIES: dict[str, Family] = {
         own=EXPERTS | {"head_dim": 24, "sliding_window": 16},
         drawn={"attention_bias": FLAG, "num_local_experts": (2, 5), "num_hidden_layers": (1, 3)},
         lora_targets=("q_proj", "v_proj", "o_proj"),
+        refuses=("operators",),
     ),
     "gptj": Family(
         sizes=SIZES | {"n_positions": 160, "n_inner": 104},
