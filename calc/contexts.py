@@ -87,6 +87,8 @@ class Lifetimes:
     forward: tuple[Event, ...]
     forward_end: tuple[Event, ...]
     """When autocast exits at the end of forward: its cached weights that no node saved; a key/value cache likewise."""
+    graph_end: tuple[Event, ...]
+    """When backward has ended and the loss is dropped: what nodes held as attributes."""
     outputs_end: tuple[Event, ...]
     """When the outputs are dropped, if they hold a key/value cache."""
     before_rerun: tuple[Event, ...]

@@ -185,6 +185,9 @@ class Row:
     gradients: tuple[Gradient, ...] = ()
     saves: tuple[Tensor, ...] = ()
     """Kept if any gradient of this row is needed."""
+    holds: tuple[Tensor, ...] = ()
+    """The same, but as attributes of the node, not as saved tensors: until the graph goes with the loss, and by a
+    checkpoint's first run too."""
     products: tuple[Product, ...] = ()
     temporaries: tuple[Tensor, ...] = ()
     """Alive while the operation runs, beside what it writes."""

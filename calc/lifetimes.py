@@ -19,6 +19,8 @@ from .contexts import HIDDEN_STATES, NEXT, OWNED, CacheEnd, Context, Event, Life
 from .dtype import DType
 from .ledger import Gradient, Kind, Lent, Row, Section, Tensor, requires_gradient, saved_for_backward
 
+WITH_THE_GRAPH = -1
+"""In place of a row: no node frees it."""
 KEPT_NEEDS = 1024
 """Of how many sections they are kept."""
 
@@ -76,6 +78,8 @@ class _Builder:
     """What the region's first run keeps for the second."""
     inputs: set[Tensor] = field(init=False)
     """What the region reads from outside of it."""
+    held: set[Tensor] = field(init=False)
+    """Storages that nodes hold as attributes."""
     needed: dict[Tensor, int] = field(init=False)
     """Each storage kept through forward, with the row whose backward frees it."""
     lasting: list[Tensor] = field(init=False)
@@ -108,6 +112,7 @@ class _Builder:
         self.saving = [index for index in self._inside() if keeping[index]]
         self.stored = section.region.stored if section.region else frozenset()
         self.inputs = self._region_inputs()
+        self.held = {self._storage(x) for row in section.rows if self._is_differentiated(row) for x in row.holds}
         self.needed = self._needed()
         self.lasting = self._lasting()
         self.local.difference_update(self.lasting, self._returned())
@@ -122,6 +127,9 @@ class _Builder:
             returned=self._returned(),
         )
 
+    def _is_differentiated(self, row: Row) -> bool:
+        return any(gradient.of in self.required for gradient in row.gradients)
+
     def _returned(self) -> frozenset[Tensor]:
         return frozenset(self.section.returned).difference(self.needed)
 
@@ -134,6 +142,7 @@ class _Builder:
         forward = self._forward()
         again = self._rows_run_again()
         freed_by = self._freed_by(self._taken(again or ()))
+        graph_end = [(self.alias.get(tensor, tensor), False) for tensor in freed_by.pop(WITH_THE_GRAPH, ())]
         rerun, rerun_end = ((), ()) if again is None else self._rerun(again, freed_by)
         before_rerun, backward = self._backward(freed_by)
         seen = self._seen_by_hooks()
@@ -141,6 +150,7 @@ class _Builder:
         return Lifetimes(
             forward=forward,
             forward_end=(*forward_end, *(cache_end if with_forward else ())),
+            graph_end=tuple(graph_end),
             outputs_end=() if with_forward else tuple(cache_end),
             before_rerun=before_rerun,
             rerun=rerun,
@@ -234,7 +244,7 @@ class _Builder:
             for tensor in sorted(self.inputs - self._offloaded(), key=_name):
                 needed[tensor] = min(self.saving[0], needed.get(tensor, self.saving[0]))
             needed.update(dict.fromkeys(sorted(self.stored, key=_name), self.saving[0]))
-        return needed
+        return needed | dict.fromkeys(sorted(self.held, key=_name), WITH_THE_GRAPH)
 
     def _lasting(self) -> list[Tensor]:
         outlives_nodes = self.context.cache_end is CacheEnd.OUTPUTS_AFTER_BACKWARD
@@ -319,6 +329,7 @@ class _Builder:
         left = self.section.rows[self._inside().start + len(again) : self._inside().stop]
         unread = {self._storage(tensor) for row in left for tensor in (*row.reads, *self._graph(row))}
         local, self.local = self.local, self._made_again(again)
+        unread |= self.held
         self._run(again, keep=wanted.keys() | cached | unread, taken=self._taken(again))
         unread &= self.local
         self.local = local

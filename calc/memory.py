@@ -192,6 +192,9 @@ class StepMemory:
             yield _stretch(Phase.BACKWARD, run, run.part.backward_later if later else run.part.backward)
         yield from self._cache(CacheEnd.OUTPUTS_AFTER_BACKWARD)
         yield Stretch(phase=Phase.BACKWARD, label="end", program=self.step.finish, sizes=runs[-1].sizes)
+        for run in runs:
+            if run.part.graph_end.steps:
+                yield _stretch(Phase.BACKWARD, run, run.part.graph_end)
 
     def _forward(self) -> Iterator[Stretch]:
         for run in self.runs:

@@ -7,7 +7,7 @@ from .architecture import LLAMA_ROTARY, Architecture, Head
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
-from .scenario import PREFIXED, QUANTISED, AdapterKind, Attention, Implementation, Loss, Optimizer, Recompute, Task
+from .scenario import PREFIXED, AdapterKind, Attention, Implementation, Loss, Optimizer, Recompute, Task
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -102,7 +102,15 @@ def _of_plan(plan: Plan) -> Iterator[str]:
             "accumulate_grads_in_fp32: a hook adds each gradient to an fp32 sum and drops it, and the optimizer gets "
             "the sum in the weights' type; there are no fp32 master weights, which the recipes of precision count."
         )
-    if plan.adapter is not None and plan.adapter.kind in QUANTISED:
+    if plan.adapter is not None and plan.adapter.kind is AdapterKind.LORA_INT8:
+        yield (
+            "The int8 base is derived from the source of bitsandbytes 0.50.2 (MatMul8bitLt, without fp16 weights) and "
+            "traced only against an emulation written after it; assumed, not measured. Its node holds each linear's "
+            "input until the graph goes, which a checkpoint does not spare. Left out: the columns of outliers "
+            "(llm_int8_threshold = 6.0), which depend on the data. Under autocast the rest of the base is taken to be "
+            "in fp32, as peft's prepare_model_for_kbit_training leaves it."
+        )
+    if plan.adapter is not None and plan.adapter.kind is AdapterKind.QLORA:
         yield (
             "The 4-bit base is derived from the source of bitsandbytes 0.50.2 (MatMul4Bit, QuantState) and traced only "
             "against an emulation written after it; assumed, not measured. Every product is taken to write its weight "

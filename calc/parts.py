@@ -55,6 +55,10 @@ class Piece:
         return Program(self.life.outputs_end)
 
     @cached_property
+    def graph_end(self) -> Program:
+        return Program(self.life.graph_end)
+
+    @cached_property
     def before_rerun(self) -> Program:
         return Program(self.life.before_rerun)
 
@@ -148,6 +152,10 @@ class Part:
     @cached_property
     def outputs_end(self) -> Program:
         return Program.in_a_row((each.outputs_end, times) for each, times in self.pieces)
+
+    @cached_property
+    def graph_end(self) -> Program:
+        return Program.in_a_row((each.graph_end, times) for each, times in self.pieces)
 
     @cached_property
     def backward(self) -> Program:

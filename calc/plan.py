@@ -240,7 +240,7 @@ def _check_experts(scenario: Scenario, architecture: Architecture) -> None:
 
 def _check_quantised(scenario: Scenario) -> None:
     if scenario.weight_ema:
-        raise ConfigError("weight_ema", True, "should be false with a 4-bit base, which has no average")
+        raise ConfigError("weight_ema", True, "should be false with a quantised base, which has no average")
 
 
 def _check_prefix(scenario: Scenario, adapter: Adapter) -> None:

@@ -108,6 +108,7 @@ class Loss(StrEnum):
 class AdapterKind(StrEnum):
     LORA = "lora"
     QLORA = "qlora"
+    LORA_INT8 = "lora-int8"
     ADALORA = "adalora"
     IA3 = "ia3"
     PREFIX_TUNING = "prefix-tuning"
@@ -161,8 +162,8 @@ PROMPTED = frozenset({AdapterKind.PROMPT_TUNING, AdapterKind.P_TUNING})
 PREFIXED = frozenset({AdapterKind.PREFIX_TUNING, AdapterKind.P_TUNING_V2})
 """Their keys and values stand before the text's in each layer."""
 
-QUANTISED = frozenset({AdapterKind.QLORA})
-"""Their base's weights are in 4 bits."""
+QUANTISED = frozenset({AdapterKind.QLORA, AdapterKind.LORA_INT8})
+"""Their base's weights are in 4 or in 8 bits."""
 
 LORA_FIELDS = frozenset(
     {"rank", "alpha", "dropout", "target_modules", "layers_to_transform", "modules_to_save", "dtype"}
@@ -171,6 +172,7 @@ ADAPTER_FIELDS = {
     AdapterKind.LORA: LORA_FIELDS | {"use_dora"},
     AdapterKind.ADALORA: LORA_FIELDS,
     AdapterKind.QLORA: LORA_FIELDS - {"dtype"} | {"bnb_4bit_use_double_quant"},
+    AdapterKind.LORA_INT8: LORA_FIELDS - {"dtype"},
     AdapterKind.PROMPT_TUNING: frozenset({"num_virtual_tokens"}),
     AdapterKind.P_TUNING: frozenset({"num_virtual_tokens", "encoder_hidden_size"}),
     AdapterKind.PREFIX_TUNING: frozenset({"num_virtual_tokens", "prefix_projection", "encoder_hidden_size"}),

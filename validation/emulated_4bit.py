@@ -5,6 +5,7 @@ the tensors that MatMul4Bit (autograd/_functions.py), gemm_4bit's fallback (back
 (functional.py) and Linear4bit (peft/tuners/lora/bnb.py) make; it computes nothing.
 """
 
+from collections.abc import Callable
 from math import ceil, prod
 from typing import Any
 
@@ -76,9 +77,12 @@ class Linear4bit(torch.nn.Module):
 class LoraLinear4bit(Linear):
     """PEFT's module with the forward it has for bitsandbytes' linear."""
 
+    copies_result = True
+
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         result = self.base_layer(x, *args, **kwargs)
-        result = result.clone()
+        if self.copies_result:
+            result = result.clone()
         [adapter] = self.active_adapters
         lora_a, lora_b, dropout = self.lora_A[adapter], self.lora_B[adapter], self.lora_dropout[adapter]
         requires_conversion = not torch.is_autocast_enabled("cpu")
@@ -92,12 +96,18 @@ class LoraLinear4bit(Linear):
 
 
 def quantise(model: Any, double_quantisation: bool, compute_dtype: torch.dtype | None) -> None:
-    """Put every linear of `model` but the head, which transformers leaves out, into 4 bits, adapted ones too."""
+    """Put every linear of `model` into 4 bits."""
+    replace_linears(model, lambda linear: Linear4bit(linear, double_quantisation, compute_dtype), LoraLinear4bit)
+
+
+def replace_linears(model: Any, quantised: Callable[[Any], torch.nn.Module], adapted: type[Linear]) -> None:
+    """Every linear of `model` but the head, which transformers leaves out, by what is `quantised`; those with LoRA
+    become `adapted`."""
     for path, module in list(model.named_modules()):
         for name, child in module.named_children():
             is_factor = isinstance(module, torch.nn.ModuleDict)
             is_head = "lm_head" in (name, *path.split("."))
             if isinstance(child, torch.nn.Linear | Conv1D) and not is_head and not is_factor:
-                setattr(module, name, Linear4bit(child, double_quantisation, compute_dtype))
+                setattr(module, name, quantised(child))
                 if isinstance(module, Linear):
-                    module.__class__ = LoraLinear4bit
+                    module.__class__ = adapted

@@ -25,9 +25,8 @@ from torch.utils.checkpoint import noop_context_fn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
 from transformers.integrations.liger import apply_liger_kernel
 
-from validation import liger
+from validation import emulated_4bit, emulated_8bit, liger
 from validation.checkpointing import ContextPair, checkpointed, contexts, group_layers, layers_of
-from validation.emulated_4bit import quantise
 from validation.losses import LOSSES, with_loss
 
 if TYPE_CHECKING:
@@ -102,6 +101,8 @@ ONLY = {
 
 LANGUAGE_MODELS: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, bert=AutoModelForMaskedLM)
 """The class that a family's language models are of."""
+QUANTISED = ("qlora", "lora-int8")
+"""Adapters whose base is an emulation."""
 CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
@@ -286,14 +287,16 @@ def patch_with_liger(model: torch.nn.Module, device: str) -> None:
 
 
 def with_adapter(model: Any, adapter: Adapter, compute_dtype: torch.dtype | None) -> torch.nn.Module:
-    if adapter.kind == "qlora" and model.device.type != "cpu":
-        raise CannotRun("adapter.kind", adapter.kind, [kind for kind in PEFT_CONFIGS if kind != "qlora"])
+    if adapter.kind in QUANTISED and model.device.type != "cpu":
+        raise CannotRun("adapter.kind", adapter.kind, [kind for kind in PEFT_CONFIGS if kind not in QUANTISED])
     config = supported("adapter.kind", adapter.kind, PEFT_CONFIGS)(adapter, model.config.model_type)
     if type(model).__name__.endswith(CLASSIFIER):
         config.task_type = peft.TaskType.SEQ_CLS
     adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=adapter.dtype == "fp32")
     if adapter.kind == "qlora":
-        quantise(adapted, adapter.bnb_4bit_use_double_quant, compute_dtype)
+        emulated_4bit.quantise(adapted, adapter.bnb_4bit_use_double_quant, compute_dtype)
+    elif adapter.kind == "lora-int8":
+        emulated_8bit.quantise(adapted)
     return adapted
 
 
@@ -364,6 +367,7 @@ def prefix_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
 PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {
     "lora": lora,
     "qlora": lora,
+    "lora-int8": lora,
     "adalora": adalora,
     "ia3": ia3,
     "prompt-tuning": prompt_tuning,

@@ -67,8 +67,9 @@ FLOPS = flop_registry | {
     torch.ops.aten.addmm: addmm_flops,
     torch.ops.aten.addmm_: addmm_flops,
     torch.ops.aten._grouped_mm: grouped_mm_flops,
+    torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm],
 }
-"""torch's counter knows addmm neither in place nor with an out_dtype, and _grouped_mm not at all."""
+"""torch's counter knows addmm neither in place nor with an out_dtype, and _grouped_mm and _int_mm not at all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from .quantised import is_quantised, quantised, with_qlora
 ADAPTERS: dict[AdapterKind, Callable[[LinearModule, AdapterFacts, Numerics], Iterable[Row]]] = {
     AdapterKind.LORA: with_lora,
     AdapterKind.QLORA: with_qlora,
+    AdapterKind.LORA_INT8: with_qlora,
     AdapterKind.ADALORA: with_adalora,
     AdapterKind.IA3: with_ia3,
 }

@@ -209,7 +209,7 @@ def check_modules(sections: Iterable[Section], facts: AdapterFacts) -> None:
     for name in facts.modules_to_save:
         _check_saved(name, modules, {module for module in linears if facts.targets(module)})
         if facts.kind in QUANTISED and any(module.endswith(name) and module != OUTPUT_LAYER for module in linears):
-            raise ConfigError("adapter.modules_to_save", name, "names a linear in 4 bits, which cannot be trained")
+            raise ConfigError("adapter.modules_to_save", name, "names a quantised linear, which cannot be trained")
 
 
 def _check_saved(name: str, modules: set[str], targets: set[str]) -> None:

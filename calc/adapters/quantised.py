@@ -1,8 +1,9 @@
-"""A base of 4-bit weights (bitsandbytes 0.50.2: functional.py, autograd/_functions.py, backends/cuda/ops.py), and LoRA
-beside it (peft/tuners/lora/bnb.py, Linear4bit.forward).
+"""A base of 4-bit or int8 weights (bitsandbytes 0.50.2: functional.py, autograd/_functions.py, backends/cuda/ops.py,
+backends/default/ops.py), and LoRA beside it (peft/tuners/lora/bnb.py).
 
-A weight is packed two to a byte (NF4 and FP4 alike), with a scale for 64 elements; with double quantisation the scales
-are bytes, with a scale for 256 of them. Each product writes the weight out for a moment, in forward and in backward.
+In 4 bits a weight is packed two to a byte (NF4 and FP4 alike), with a scale for 64 elements; with double quantisation
+the scales are bytes, with a scale for 256 of them. Each product writes the weight out for a moment, in forward and in
+backward.
 Under autocast the rest of the base is in fp32 (peft's prepare_model_for_kbit_training), and bnb_4bit_compute_dtype is
 autocast's; else everything is in the precision's type.
 Left out: the fused kernels that bitsandbytes takes on some GPUs for 1536 tokens and fewer, which do not.
@@ -14,9 +15,9 @@ from dataclasses import replace
 from calc.dimensions import Blocks
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Kind, Row, Shape, Tensor
-from calc.operators import Numerics, stamped
+from calc.operators import TOKENS, Numerics, stamped
 from calc.primitives import add, cast, copy, dropout, frame, like
-from calc.scenario import SavedOperator
+from calc.scenario import AdapterKind, SavedOperator
 
 from .facts import OUTPUT_LAYER, AdapterFacts
 from .freezing import with_tensors
@@ -36,6 +37,11 @@ def is_quantised(module: str) -> bool:
 
 
 def quantised(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> list[Row]:
+    """The module's rows with its weight quantised."""
+    return in_int8(module, numerics) if facts.kind is AdapterKind.LORA_INT8 else in_4_bits(module, facts, numerics)
+
+
+def in_4_bits(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> list[Row]:
     """The module's rows with its weight in 4 bits (Linear4bit.forward, MatMul4Bit): computed in the type of products,
     given in the input's. The input is not kept: its gradient asks for the weight alone."""
     shape, name = module.weight.shape, module.weight.name
@@ -87,13 +93,61 @@ def quant_state(name: str, scales: Shape, *, double_quantisation: bool) -> Itera
     yield state("scales' mean", ())
 
 
+def in_int8(module: LinearModule, numerics: Numerics) -> list[Row]:
+    """The module's rows with its weight in int8 (Linear8bitLt.forward, MatMul8bitLt, has_fp16_weights=False): the input
+    in fp16 is quantised row by row, the product is in int32, the result in fp16 and then in the input's type. Backward
+    writes the weight out in that type. The node holds the input (ctx.tensors), which backward does not read.
+
+    Left out: columns of outliers (llm_int8_threshold = 6.0), which depend on the data; the row's scales that backward
+    makes before the gradient and drops; widths that are no multiple of 4.
+    """
+    x, out, weight = module.x, module.result, replace(module.weight, dtype=DType.INT8, trainable=False)
+    inputs: Shape = (*TOKENS, *module.product.k)
+    codes, scales = (
+        Tensor(f"{x.name} for {module.name} {part}", shape, dtype, Kind.TEMPORARIES)
+        for part, shape, dtype in (("in int8", inputs, DType.INT8), ("scales", TOKENS, DType.FP32))
+    )
+    in_fp16 = Tensor(f"{x.name} for {module.name} in fp16", inputs, DType.FP16, Kind.TEMPORARIES)
+    sizes, outliers = (
+        like(in_fp16, f"{in_fp16.name}, sizes"),
+        like(in_fp16, f"{in_fp16.name}, outliers", dtype=DType.BOOL),
+    )
+    product = Tensor(f"{out.name} in int32", out.shape, DType.INT32, Kind.TEMPORARIES)
+    scaled = like(out, f"{out.name} in fp16", dtype=DType.FP16)
+    row_scales = Tensor(f"{weight.name} scales", module.product.n, DType.FP32, Kind.BUFFERS)
+    bias = (replace(module.bias, dtype=x.dtype),) if module.bias else ()
+    casts = x.dtype is not DType.FP16
+    rows = [
+        Row(
+            name="int8_vectorwise_quant",
+            reads=(x,),
+            writes=(codes, scales),
+            temporaries=(*((in_fp16,) if casts else ()), sizes, outliers),
+        ),
+        Row(
+            name="linear",
+            reads=(x, codes, scales, weight, row_scales, *bias),
+            writes=(out,),
+            gradients=(Gradient(of=x, products=(module.product,)),),
+            holds=(x,),
+            products=(module.product,),
+            temporaries=(product, *((scaled,) if casts else ())),
+            backward_temporaries=(Tensor(f"{weight.name} written out", weight.shape, x.dtype, Kind.TEMPORARIES),),
+        ),
+        frame(x),
+    ]
+    return [replace(row, component=module.rows[0].component, module=module.name) for row in rows]
+
+
 def with_qlora(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> list[Row]:
-    """The quantised module's rows, a copy of what it gives, and the branch; without autocast the branch is cast on its
-    way in and out."""
+    """The quantised module's rows, in 4 bits a copy of what it gives, and the branch; without autocast the branch is
+    cast on its way in and out (Linear4bit.forward, Linear8bitLt.forward)."""
     types = Numerics(weights=facts.dtype, compute=numerics.compute if numerics.autocast else facts.dtype)
-    of_base = module.of_base
-    cloned = replace(of_base, name=f"{of_base.name}, copied")
-    rows = [copy(of_base, cloned, name="clone")]
+    of_base = cloned = module.of_base
+    rows: list[Row] = []
+    if facts.kind is AdapterKind.QLORA:
+        cloned = replace(of_base, name=f"{of_base.name}, copied")
+        rows.append(copy(of_base, cloned, name="clone"))
     x = branch_input = module.x
     if x.dtype is not facts.dtype and not numerics.autocast:
         branch_input = like(x, f"{x.name} for {module.name}.lora", dtype=facts.dtype)

@@ -141,8 +141,9 @@ def adapters(draw: st.DrawFn, linears: tuple[str, ...], saved: tuple[str, ...]) 
         return Adapter(kind=kind, feedforward_modules=draw(inputs), **common)
     if kind is AdapterKind.ADALORA:  # of Mistral PEFT has no default
         common["target_modules"] = targets or linears[:1]
-    if kind is AdapterKind.QLORA:
+    if kind in QUANTISED:
         del common["dtype"]  # always fp32
+    if kind is AdapterKind.QLORA:
         common["bnb_4bit_use_double_quant"] = draw(st.booleans())
     use_dora = kind is AdapterKind.LORA and draw(st.booleans())
     refused = use_dora and linears is GPT2_LINEARS  # in some types

@@ -94,9 +94,9 @@ def test_products_are_those_of_lora() -> None:
     ("choices", "problem"),
     [
         ({"dtype": "base"}, r"adapter\.dtype = 'base': is not read with adapter\.kind = qlora"),
-        ({"weight_ema": True}, "weight_ema = True: should be false with a 4-bit base"),
+        ({"weight_ema": True}, "weight_ema = True: should be false with a quantised base"),
         ({"use_dora": True}, r"adapter\.use_dora = True: is not read with adapter\.kind = qlora"),
-        ({"modules_to_save": ("o_proj",)}, r"adapter\.modules_to_save = 'o_proj': names a linear in 4 bits"),
+        ({"modules_to_save": ("o_proj",)}, r"adapter\.modules_to_save = 'o_proj': names a quantised linear"),
         (
             {"kind": "lora", "bnb_4bit_use_double_quant": False},
             r"adapter\.bnb_4bit_use_double_quant = False: is not read",
