@@ -11,6 +11,7 @@ class Wiring(StrEnum):
 
     GPT2 = "gpt2"
     BERT = "bert"
+    ROBERTA = "roberta"
     BLOOM = "bloom"
     GPT_BIGCODE = "gpt_bigcode"
     GPT_NEO = "gpt_neo"
@@ -348,6 +349,8 @@ class ModelKind:
     """Of the language-model head."""
     learned_positions: bool = False
     """A table of them, which limits the sequence."""
+    unused_positions: int = 0
+    """The first of them, which no token has."""
     rotary: Rotary | None = None
     always_makes_causal_mask: bool = False
     """Also where all its layers slide, and none reads it."""

@@ -18,7 +18,11 @@ from .scenario import AdapterKind, Implementation, Loss, Scenario
 
 SCORE = "score"
 """The head of decoders."""
-CLASSIFIERS = {**dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), (SCORE,)), "bert": ("classifier",)}
+CLASSIFIERS = {
+    **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), (SCORE,)),
+    "bert": ("classifier",),
+    **dict.fromkeys(("roberta", "xlm-roberta"), ("classifier.dense", "classifier.out_proj")),
+}
 """The model types whose head is built, and its linear modules."""
 FEWEST_LABELS = 2
 """Of one label transformers makes a regression."""
@@ -71,7 +75,7 @@ def labelled(x: Tensor, module: str, numerics: Numerics, *, drops: bool) -> tupl
     dropping, given = dropped(x, f"{x.name} after dropout", on=drops)
     projecting = [*dropping, *linear(module, given, logits, ("H",), ("U",), numerics, bias=True)]
     loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
-    return [*stamped(projecting, Component.HEAD, module), *loss_rows, frame(x, given)], loss
+    return [*stamped(projecting, Component.HEAD, ""), *loss_rows, frame(x, given)], loss
 
 
 def classifier(x: Tensor, token_ids: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:

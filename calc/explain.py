@@ -117,7 +117,7 @@ def formulas(estimate: Estimate) -> tuple[Formula, ...]:
         *_recipes(estimate),
         *_activations(estimate, sizes),
         *_attention(estimate, sizes),
-        _causal(estimate, sizes),
+        *_causal(estimate, sizes),
         *_traffic(estimate, sizes),
         *_experts(estimate),
         _lora(estimate, sizes),
@@ -253,10 +253,13 @@ def _attention(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
         )
 
 
-def _causal(estimate: Estimate, sizes: Symbols) -> Formula:
-    """Scores and values in the convention that counts what a mask keeps, beside the ledger's of all pairs."""
+def _causal(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
+    """Scores and values in the convention that counts what a mask keeps, beside the ledger's of all pairs; none where
+    a token attends to those behind it, too."""
+    if estimate.architecture.layers[0][0].kind.bidirectional:
+        return
     parts, prefix = estimate.flops.attention, num_prefix_tokens(estimate.scenario.adapter)
-    return _formula(
+    yield _formula(
         closed_forms.causal_attention_flops,
         sizes,
         key="causal-attention",

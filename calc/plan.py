@@ -299,7 +299,7 @@ def _plain(value: object) -> object:
 
 
 def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
-    longest = architecture.max_position_embeddings
+    longest = architecture.max_position_embeddings - architecture.kind.unused_positions
     learned = architecture.kind.learned_positions
     virtual = num_prompt_tokens(scenario.adapter) + num_prefix_tokens(scenario.adapter)
     if learned:

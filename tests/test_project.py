@@ -87,5 +87,5 @@ def test_the_readme_counts_the_catalogue() -> None:
 
 def test_the_readme_names_every_family() -> None:
     section = (ROOT / "README.md").read_text().split("## What it knows")[1].split("[Adding one]")[0]
-    assert re.findall(r"`(\w+)`", section) == sorted(FAMILIES)
+    assert re.findall(r"`([\w-]+)`", section) == sorted(FAMILIES)
     assert f"Models of {len(FAMILIES)} families" in section

@@ -99,7 +99,10 @@ ONLY = {
 }
 """Fields of which one value is run here."""
 
-LANGUAGE_MODELS: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, bert=AutoModelForMaskedLM)
+MASKED_LMS = ("bert", "roberta", "xlm-roberta")
+LANGUAGE_MODELS: dict[str, Any] = defaultdict(
+    lambda: AutoModelForCausalLM, dict.fromkeys(MASKED_LMS, AutoModelForMaskedLM)
+)
 """The class that a family's language models are of."""
 QUANTISED = ("qlora", "lora-int8")
 """Adapters whose base is an emulation."""

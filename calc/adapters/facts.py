@@ -17,7 +17,7 @@ from .modules import is_linear
 GEMMAS = ("gemma", "gemma2", "gemma3_text")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
-    "bert": ("query", "value"),
+    **dict.fromkeys(("bert", "roberta", "xlm-roberta"), ("query", "value")),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     **dict.fromkeys(("bloom", "gpt_neox"), ("query_key_value",)),
     "mpt": ("Wqkv",),
@@ -25,7 +25,7 @@ LORA_TARGETS = {
     **dict.fromkeys((*LLAMA_LIKE, "gpt_neo", "gptj", "opt", "stablelm"), ("q_proj", "v_proj")),
 }
 IA3_TARGETS = {
-    "bert": ("key", "value", "output.dense"),
+    **dict.fromkeys(("bert", "roberta"), ("key", "value", "output.dense")),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
     "bloom": ("query_key_value", "mlp.dense_4h_to_h"),
     "gpt_neox": ("query_key_value", "dense_4h_to_h"),
@@ -37,7 +37,7 @@ IA3_TARGETS = {
     **dict.fromkeys(("qwen2", "qwen3", *GEMMAS), ("q_proj", "v_proj", "down_proj")),
 }
 IA3_FEEDFORWARD = {
-    "bert": ("output.dense",),
+    **dict.fromkeys(("bert", "roberta"), ("output.dense",)),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
     "bloom": ("mlp.dense_4h_to_h",),
     "gpt_neox": ("dense_4h_to_h",),
@@ -65,7 +65,7 @@ CONVERTED_TARGETS = {
 peft/utils/transformers_weight_conversion.py); all-linear names them too."""
 
 OUTPUT_LAYER = "lm_head"
-OUTPUT_LAYERS = frozenset({OUTPUT_LAYER, "cls.predictions.decoder"}.union(*CLASSIFIERS.values()))
+OUTPUT_LAYERS = frozenset({OUTPUT_LAYER, "lm_head.decoder", "cls.predictions.decoder"}.union(*CLASSIFIERS.values()))
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
 
 TEXT: Shape = ("B", "S-T")

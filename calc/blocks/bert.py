@@ -1,49 +1,68 @@
-"""BERT's embeddings, layer and heads (transformers 5.23.0, models/bert)."""
+"""BERT's embeddings and layer (transformers 5.23.0, models/bert)."""
+
+from dataclasses import replace
+from functools import partial
 
 from calc.attention import HEADS
 from calc.classification import labelled
 from calc.dtype import DType
-from calc.ledger import Component, Gradient, Kind, Row, Section, Tensor
+from calc.ledger import Component, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
-from calc.losses import LABELS, unshifted_cross_entropy
 from calc.norms import layer_norm
 from calc.operators import Numerics, activation, dropped, embedding, linear, parameter, stamped
-from calc.primitives import add, cast, frame, like, unary, view
+from calc.primitives import add, frame, like, view
 from calc.wirings import Parts
 
 from .attention import attention, copies_key_gradient
+from .encoder_head import MaskedLmHead, dense_tanh, encoder_head, first_token
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states
 from .head import End
 
+WORDS, POSITIONS, TYPES = (f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type"))
+NORM = "embeddings.LayerNorm"
 POSITION_IDS = Tensor("embeddings.position_ids", (1, "P"), DType.INT64, Kind.BUFFERS)
 TYPE_IDS = Tensor("embeddings.token_type_ids", (1, "P"), DType.INT64, Kind.BUFFERS)
 """Zeros: the model is given none."""
 
 
 def bert_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
-    """BertEmbeddings.forward: token, type and position embeddings, their norm, dropout."""
+    """BertEmbeddings.forward, of one row of positions for all sequences."""
     types = Tensor("token_type_ids", (1, "S"), DType.INT64)
+    positions = Tensor("position_embeddings", ("S", "H"), numerics.weights)
+    section = embeddings_of([], types, POSITION_IDS, positions, facts, numerics)
+    return replace(section, modules=(WORDS, POSITIONS, TYPES, NORM))
+
+
+def embeddings_of(
+    counting: list[Row],
+    types: Tensor,
+    position_ids: Tensor,
+    positions: Tensor,
+    facts: ModelFacts,
+    numerics: Numerics,
+) -> Section:
+    """Token, type and position embeddings, their norm, dropout; `counting` makes the positions."""
     words, of_types, both, total = (
         hidden_states(numerics, name)
         for name in ("inputs_embeds", "token_type_embeddings", "embeddings without positions", "embeddings")
     )
-    positions = Tensor("position_embeddings", ("S", "H"), numerics.weights)
-    norm, normed = layer_norm("embeddings.LayerNorm", total, "embeddings.LayerNorm output", ("H",), numerics)
+    norm, normed = layer_norm(NORM, total, f"{NORM} output", ("H",), numerics)
     dropping, output = dropped(normed, "embeddings after dropout", on=facts.embedding_dropout)
     word_table, type_table, position_table = (
-        parameter(f"embeddings.{name}_embeddings.weight", (rows, "H"), numerics, num_columns=1)
-        for name, rows in (("word", "V"), ("token_type", "J"), ("position", "P"))
+        parameter(f"{name}.weight", (rows, "H"), numerics, num_columns=1)
+        for name, rows in ((WORDS, "V"), (TYPES, "J"), (POSITIONS, "P"))
     )
     rows = [
-        Row(name="gather", reads=(TYPE_IDS, POSITION_IDS), writes=(types,)),
+        *counting,
+        Row(name="gather", reads=(TYPE_IDS, position_ids), writes=(types,)),
         embedding(word_table, INPUT_IDS, words),
         embedding(type_table, types, of_types),
         add(words, of_types, both),
-        embedding(position_table, POSITION_IDS, positions),
+        embedding(position_table, position_ids, positions),
         add(both, positions, total, one_sequence=facts.one_sequence),
         *norm,
         *dropping,
-        frame(words, of_types, positions, types),
+        frame(words, of_types, positions, types, position_ids),
     ]
     return Section(
         name="embedding",
@@ -51,7 +70,6 @@ def bert_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         output=output,
         held=(output,),
         leaves=(words,),
-        modules=tuple(f"embeddings.{name}_embeddings" for name in ("word", "position", "token_type")),
     )
 
 
@@ -119,59 +137,25 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     return rows, projected, weights
 
 
-def bert_head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
-    """BertForMaskedLM or BertForSequenceClassification behind the last layer."""
-    x = hidden_states(numerics)
-    if facts.classifies:
-        pooling, pooled = _pooler(x, numerics)
-        classifying, loss = labelled(pooled, "classifier", numerics, drops=facts.classifier_dropout)
-        rows = [*pooling, frame(*outside), *classifying]
-    else:
-        transforming, transformed = _transform(x, facts, numerics)
-        predicting, loss = _prediction(transformed, end, numerics)
-        rows = [frame(*outside), *transforming, *predicting]
-    return Section(name="head", rows=(*rows, frame(x)), input=x, output=loss)
-
-
-def _transform(x: Tensor, facts: ModelFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """BertPredictionHeadTransform: dense, activation, LayerNorm."""
-    module = "cls.predictions.transform"
-    dense = Tensor(f"{module}.dense output", ("B", "S", "H"), numerics.compute)
-    act, activated = activation(facts.kind.head_activation, dense, f"{module} activation", numerics)
-    casts: list[Row] = []
-    if activated.dtype is not numerics.weights:  # autocast runs layer_norm in fp32
-        lower, activated = activated, like(activated, f"{module} activation in fp32", dtype=numerics.weights)
-        casts = [cast(lower, activated)]
-    norm, out = layer_norm(f"{module}.LayerNorm", activated, f"{module} output", ("H",), numerics)
-    rows = [*linear(f"{module}.dense", x, dense, ("H",), ("H",), numerics, bias=True), *act, *casts, *norm]
-    return stamped(rows, Component.HEAD, module), out
-
-
-def _prediction(x: Tensor, end: End, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """The tied decoder with its bias, and the loss."""
-    weight = parameter(end.embedding_weight, ("V", "H"), numerics, num_columns=1)
-    logits = Tensor("logits", ("B", "S", "V"), numerics.compute)
-    decoding = linear("cls.predictions.decoder", x, logits, ("H",), ("V",), numerics, bias=True, weight=weight)
-    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
-    return [*stamped(decoding, Component.HEAD, "cls.predictions"), *loss_rows], loss
-
-
-def _pooler(x: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """BertPooler: dense and tanh on the first token."""
-    first = Tensor("first token", ("B", "H"), x.dtype)
-    dense = Tensor("pooler.dense output", ("B", "H"), numerics.compute)
-    pooled = like(dense, "pooler output")
-    rows = [
-        Row(name="select", reads=(x,), writes=(first,), gradients=(Gradient(of=x),), is_view=True),
-        *linear("pooler.dense", first, dense, ("H",), ("H",), numerics, bias=True),
-        unary("tanh", dense, pooled, saves_output=True),
-    ]
-    return stamped(rows, Component.HEAD, "pooler"), pooled
+def _pooled(x: Tensor, outside: tuple[Tensor, ...], facts: ModelFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """BertPooler, still inside of the model, and the classifier of BertForSequenceClassification."""
+    choosing, first = first_token(x)
+    pooling, pooled = dense_tanh("pooler.dense", first, numerics)
+    classifying, loss = labelled(pooled, "classifier", numerics, drops=facts.classifier_dropout)
+    return [*choosing, *pooling, frame(*outside), *classifying], loss
 
 
 PARTS = Parts(
     embeddings=bert_embeddings,
     layer=bert_layer,
-    end=End(embedding_weight="embeddings.word_embeddings.weight", layers="bert.encoder.layer"),
-    head=bert_head,
+    end=End(embedding_weight=f"{WORDS}.weight", layers="bert.encoder.layer"),
+    head=partial(
+        encoder_head,
+        MaskedLmHead(
+            dense="cls.predictions.transform.dense",
+            norm="cls.predictions.transform.LayerNorm",
+            decoder="cls.predictions.decoder",
+        ),
+        _pooled,
+    ),
 )

@@ -14,6 +14,8 @@ from .fields import Fields
 
 FAMILIES = {
     "bert": "bert",
+    "roberta": "bert",
+    "xlm-roberta": "bert",
     "bloom": "bloom",
     "deepseek_v2": "deepseek",
     "deepseek_v3": "deepseek",
@@ -51,9 +53,9 @@ FAMILIES = {
     "exaone4": "llama_kin",
     "ernie4_5": "llama_kin",
 }
-"""The module that reads each, with a function of its name; loaded when first asked for."""
+"""The module that reads each, with a function of its name ("_" for "-"); loaded when first asked for."""
 
 
 def family(model_type: str) -> Callable[[Fields], Architecture]:
     """The function that reads the configs of one of `FAMILIES`."""
-    return getattr(import_module(f".{FAMILIES[model_type]}", __name__), model_type)
+    return getattr(import_module(f".{FAMILIES[model_type]}", __name__), model_type.replace("-", "_"))

@@ -1,4 +1,4 @@
-"""BERT: an encoder, its norms behind attention and MLP."""
+"""BERT and RoBERTa: encoders, their norms behind attention and MLP."""
 
 from calc.architecture import (
     Activation,
@@ -15,21 +15,61 @@ from calc.architecture import (
 
 from .fields import Fields, divides
 
+MODELLED = {
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+    "chunk_size_feed_forward": 0,
+}
+"""Fields of which one value is modelled."""
+
 
 def bert(fields: Fields) -> Architecture:
     """BertForMaskedLM."""
-    for name, value in (("is_decoder", False), ("add_cross_attention", False), ("tie_word_embeddings", True)):
+    activation = fields.activation("hidden_act", default=Activation.GELU)
+    return _bert_like(fields, "bert", Wiring.BERT, vocab_size=30522, head_activation=activation)
+
+
+def roberta(fields: Fields) -> Architecture:
+    """RobertaForMaskedLM: positions are counted from behind the padding token's."""
+    return _roberta_like(fields, "roberta", vocab_size=50265)
+
+
+def xlm_roberta(fields: Fields) -> Architecture:
+    """XLMRobertaForMaskedLM: RoBERTa's code, with another vocabulary."""
+    return _roberta_like(fields, "xlm-roberta", vocab_size=30522)
+
+
+def _roberta_like(fields: Fields, model_type: str, *, vocab_size: int) -> Architecture:
+    return _bert_like(
+        fields,
+        model_type,
+        Wiring.ROBERTA,
+        vocab_size=vocab_size,
+        head_activation=Activation.GELU,
+        unused_positions=fields.size("pad_token_id", default=1, smallest=0) + 1,
+    )
+
+
+def _bert_like(
+    fields: Fields,
+    model_type: str,
+    wiring: Wiring,
+    *,
+    vocab_size: int,
+    head_activation: Activation,
+    unused_positions: int = 0,
+) -> Architecture:
+    for name, value in MODELLED.items():
         fields.only(name, value)
-    fields.only("chunk_size_feed_forward", 0)
     hidden_size = fields.size("hidden_size", default=768)
     num_heads = fields.size("num_attention_heads", default=12)
     divides("num_attention_heads", num_heads, "hidden_size", hidden_size)
-    activation = fields.activation("hidden_act", default=Activation.GELU)
     dropout = fields.probability("hidden_dropout_prob", default=0.1)
     layer = Layer(
         kind=LayerKind(
-            wiring=Wiring.BERT,
-            activation=activation,
+            wiring=wiring,
+            activation=fields.activation("hidden_act", default=Activation.GELU),
             norm=Norm.LAYER,
             bidirectional=True,
             softmax=Softmax.PLAIN,
@@ -40,18 +80,19 @@ def bert(fields: Fields) -> Architecture:
         intermediate_size=fields.size("intermediate_size", default=3072),
     )
     return Architecture(
-        model_type="bert",
+        model_type=model_type,
         kind=ModelKind(
-            wiring=Wiring.BERT,
+            wiring=wiring,
             norm=Norm.LAYER,
             head=Head.MASKED_LM,
-            head_activation=activation,
+            head_activation=head_activation,
             head_bias=True,
             learned_positions=True,
+            unused_positions=unused_positions,
         ),
-        vocab_size=fields.size("vocab_size", default=30522),
+        vocab_size=fields.size("vocab_size", default=vocab_size),
         hidden_size=hidden_size,
-        max_position_embeddings=fields.size("max_position_embeddings", default=512),
+        max_position_embeddings=fields.size("max_position_embeddings", default=512, smallest=unused_positions + 1),
         type_vocab_size=fields.size("type_vocab_size", default=2),
         tied_embeddings=True,
         layers=((layer, fields.size("num_hidden_layers", default=12)),),

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from calc import ConfigError, Estimate, Scenario, estimate, length_report
+from calc.explain import formulas
 
 BERT_BASE = {"model_type": "bert"}
 
@@ -21,6 +22,13 @@ def test_bert_base_has_its_published_parameters() -> None:
     assert bert(num_labels=2).parameters.total == 109_482_240 + 2 * 768 + 2  # BertModel and its classifier
 
 
+def test_roberta_base_has_its_published_parameters() -> None:
+    roberta = {"model_type": "roberta", "max_position_embeddings": 514, "type_vocab_size": 1}
+    # https://huggingface.co/FacebookAI/roberta-base holds 124,697,947 numbers, 514 position_ids among them.
+    assert estimate(Scenario(model=roberta)).parameters.total == 124_697_947 - 514
+    assert estimate(Scenario(model=roberta)).scenario.sequence_length == 512  # none for the padding token and before
+
+
 def test_labels_are_as_long_as_tokens() -> None:
     inputs = bert(micro_batch_size=4).memory.persistent_bytes["inputs"]
     assert inputs == 2 * (4 * 128 * 8)
@@ -30,6 +38,7 @@ def test_labels_are_as_long_as_tokens() -> None:
 def test_no_score_is_computed_in_vain() -> None:
     flops = bert().flops
     assert flops.model_flops_per_token_causal == flops.model_flops_per_token
+    assert "causal-attention" not in {formula.key for formula in formulas(bert())}
 
 
 def test_eager_attention_makes_no_mask() -> None:

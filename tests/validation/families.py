@@ -77,6 +77,14 @@ FAMILIES: dict[str, Family] = {
         drawn={"tie_word_embeddings": (True,), "type_vocab_size": (1, 2)},
         lora_targets=("query", "value", "output.dense"),
     ),
+    **dict.fromkeys(
+        ("roberta", "xlm-roberta"),
+        Family(
+            sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 162, "pad_token_id": 1},
+            drawn={"tie_word_embeddings": (True,), "type_vocab_size": (1, 2)},
+            lora_targets=("query", "value", "output.dense"),
+        ),
+    ),
     "bloom": Family(sizes=SIZES, lora_targets=("query_key_value", "mlp.dense_4h_to_h"), refuses=("selective",)),
     "deepseek_v2": Family(
         own=DEEPSEEK | {"topk_method": "group_limited_greedy", "q_lora_rank": None},

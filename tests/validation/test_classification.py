@@ -32,6 +32,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "qwen2": LLAMA,
     "qwen3": LLAMA,
     "bert": BERT,
+    "roberta": BERT,
 }
 MANY_LABELS = 300
 """So many that the scores of all tokens are the peak."""
@@ -52,6 +53,9 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT, LoRA": ("bert", {"adapter": {"target_modules": ["all-linear"], "dropout": 0.1}}),
     "BERT, frozen": ("bert", {"frozen_layers": 1}),
     "BERT, evaluated": ("bert", {"task": "evaluation", "eval_accumulation_steps": 3}),
+    "RoBERTa": ("roberta", {}),
+    "RoBERTa, LoRA": ("roberta", {"adapter": {}}),
+    "RoBERTa, no dropout": ("roberta", {"dropout": 0.0, "precision": "bf16"}),
     "IA³": ("gpt2", {"adapter": {"kind": "ia3"}}),
     "Liger's kernels": ("mistral", {"use_liger_kernel": True}),
 }
