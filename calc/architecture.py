@@ -93,6 +93,8 @@ class Router(StrEnum):
     """The same, group_limited_greedy."""
     SOFTMAX_OF_BEST = "probabilities of the best logits alone"
     """GptOssTopKRouter."""
+    SOFTMAX_OF_BEST_IN_FP32 = "probabilities of the best logits alone, in fp32"
+    """GraniteMoeTopKRouter."""
 
 
 class Expert(StrEnum):
@@ -127,6 +129,8 @@ class Mixture:
     shared_expert: SharedExpert = SharedExpert.NONE
     one_group: bool = False
     """Where the router has groups."""
+    correction_in_fp32: bool = False
+    """Of the router's scores, whatever the weights' type."""
     normalises_weights: bool = True
     """A token's weights of its experts add up to 1."""
     casts_logits: bool = False

@@ -75,6 +75,8 @@ def _sigmoid_groups_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> R
     rows, logits = _logits_in_fp32(x, mixture, numerics)
     scores = like(logits, "router scores")
     correction = Tensor(f"mlp.{mixture.gate}.e_score_correction_bias", ("X",), numerics.weights, Kind.BUFFERS)
+    if mixture.correction_in_fp32:
+        correction = replace(correction, dtype=DType.FP32)
     corrected, allowed = (like(logits, f"router scores, {what}", dtype=DType.FP32) for what in ("corrected", "allowed"))
     of_groups = like(corrected, "scores of groups", shape=(*TOKENS, "Xg"))
     best_two = like(of_groups, "best two of each group", shape=(*of_groups.shape, 2))
@@ -130,6 +132,23 @@ def _softmax_of_best_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> 
     best = like(logits, "logits of experts", shape=CHOSEN)
     indices, weights = like(best, INDICES, dtype=DType.INT64), like(best, "weights of experts")
     return [*rows, _top(logits, best, indices), softmax(best, weights)], (weights, indices, logits)
+
+
+def _softmax_of_best_in_fp32_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
+    """GraniteMoeTopKRouter.forward."""
+    rows, logits = _logits(x, mixture, numerics)
+    if logits.dtype is not DType.FP32:
+        wide = like(logits, "router logits in fp32", dtype=DType.FP32)
+        rows.append(cast(logits, wide))
+        logits = wide
+    best = like(logits, "logits of experts", shape=CHOSEN)
+    indices, weights = like(best, INDICES, dtype=DType.INT64), like(best, "weights of experts")
+    rows += [_top(logits, best, indices), softmax(best, weights)]
+    if x.dtype is not weights.dtype:
+        rounded = like(weights, f"{weights.name}, rounded", dtype=x.dtype)
+        rows.append(cast(weights, rounded))
+        weights = rounded
+    return [*rows, frame(best)], (weights, indices, logits)
 
 
 INDICES = "indices of experts"
@@ -216,5 +235,6 @@ ROUTERS: dict[Router, Callable[[Tensor, Mixture, Numerics], Routed]] = {
     Router.SIGMOID_GROUPS: _sigmoid_groups_router,
     Router.SCALED_SOFTMAX: _scaled_softmax_router,
     Router.SOFTMAX_OF_BEST: _softmax_of_best_router,
+    Router.SOFTMAX_OF_BEST_IN_FP32: _softmax_of_best_in_fp32_router,
     Router.SOFTMAX_GROUPS: _scaled_softmax_router,
 }

@@ -51,6 +51,9 @@ FAMILIES = {
     "glm": "llama_kin",
     "glm4": "llama_kin",
     "exaone4": "llama_kin",
+    "dots1": "mixtures",
+    "glm4_moe": "mixtures",
+    "granitemoe": "mixtures",
     "ernie4_5": "llama_kin",
 }
 """The module that reads each, with a function of its name ("_" for "-"); loaded when first asked for."""

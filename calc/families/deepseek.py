@@ -18,32 +18,14 @@ from calc.architecture import (
 from calc.errors import ConfigError
 
 from .fields import Fields, even
-from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, Runs, llama_like
-from .mixtures import with_experts
-
-ADDED_EXPERTS = tuple(f"shared_experts.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
+from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, llama_like
+from .mixtures import ADDED_EXPERTS, dense_then_experts, sigmoid_mixture
 
 
 def deepseek_v3(fields: Fields) -> Architecture:
     """DeepseekV3ForCausalLM."""
     pairs = Pairs.NEIGHBOURS if fields.flag("rope_interleave", default=True) else Pairs.HALVES
     rotary = Rotary(pairs=pairs, partial=True)
-    groups = fields.size("n_group", default=8)
-    mixture = Mixture(
-        modules=("experts", "gate", *ADDED_EXPERTS),
-        router=Router.SIGMOID_GROUPS,
-        shared_expert=SharedExpert.ADDED,
-        one_group=groups == 1,
-        normalises_weights=fields.flag("norm_topk_prob", default=True),
-    )
-    width = fields.size("moe_intermediate_size", default=2048)
-    experts = Experts(
-        num_experts=256,
-        num_experts_per_tok=8,
-        num_groups=groups,
-        num_groups_per_tok=fields.size("topk_group", default=4),
-        shared_intermediate_size=width * fields.size("n_shared_experts", default=1),
-    )
     return llama_like(
         fields,
         "deepseek_v3",
@@ -57,8 +39,18 @@ def deepseek_v3(fields: Fields) -> Architecture:
         ),
         layer=latent_layer(fields, rotary),
         model=replace(LLAMA_MODEL, rotary=rotary),
-        pattern=lambda layer, num_layers: latent_layers(
-            fields, layer, num_layers, mixture, experts, width=width, first_dense=3
+        pattern=sigmoid_mixture(
+            fields,
+            Experts(
+                num_experts=256,
+                num_experts_per_tok=8,
+                num_groups=8,
+                num_groups_per_tok=4,
+                shared_intermediate_size=2048,
+            ),
+            normalises=True,
+            first_dense=3,
+            dense=lambda layer: latent(fields, layer),
         ),
         head_dim=query_head_dim(fields),
     )
@@ -98,8 +90,8 @@ def deepseek_v2(fields: Fields) -> Architecture:
         Defaults(vocab_size=102400),
         layer=replace(latent_layer(fields, rotary), mlp_bias=mlp_bias),
         model=replace(LLAMA_MODEL, rotary=rotary),
-        pattern=lambda layer, num_layers: latent_layers(
-            fields, layer, num_layers, mixture, experts, width=width, first_dense=0
+        pattern=lambda layer, num_layers: dense_then_experts(
+            fields, latent(fields, layer), num_layers, mixture, experts, width=width, first_dense=0
         ),
         head_dim=query_head_dim(fields),
     )
@@ -130,20 +122,15 @@ def _turned_dim(fields: Fields) -> int:
     return even("qk_rope_head_dim", fields.size("qk_rope_head_dim", default=64))
 
 
-def latent_layers(
-    fields: Fields, layer: Layer, num_layers: int, mixture: Mixture, experts: Experts, *, width: int, first_dense: int
-) -> Runs:
-    """Layers without experts, then layers with them; `width` is an expert's."""
+def latent(fields: Fields, layer: Layer) -> Layer:
+    """`layer` with the sizes of its latents."""
     heads = layer.num_attention_heads
     if layer.num_key_value_heads != heads:
         problem = f"should equal num_attention_heads = {heads}: each head has keys of its own"
         raise ConfigError("model.num_key_value_heads", layer.num_key_value_heads, problem)
-    latent = Latent(
+    sizes = Latent(
         query_rank=fields.optional_size("q_lora_rank", default=1536) or 0,
         key_value_rank=fields.size("kv_lora_rank", default=512),
         value_head_dim=fields.size("v_head_dim", default=128),
     )
-    dense = replace(layer, rotary_dim=_turned_dim(fields), latent=latent)
-    num_dense = min(fields.size("first_k_dense_replace", default=first_dense, smallest=0), num_layers)
-    mixed = with_experts(fields, replace(dense, intermediate_size=width), mixture, experts)
-    return tuple((each, count) for each, count in ((dense, num_dense), (mixed, num_layers - num_dense)) if count)
+    return replace(layer, rotary_dim=_turned_dim(fields), latent=sizes)

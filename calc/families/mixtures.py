@@ -1,10 +1,12 @@
 """Llama's layers with a mixture of experts in the MLP's place."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 from calc.architecture import (
+    PARTIAL_ROTARY,
     Architecture,
+    EmbeddingScale,
     Expert,
     Experts,
     Layer,
@@ -19,7 +21,18 @@ from calc.architecture import (
 from calc.errors import ConfigError
 
 from .fields import Fields
-from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, Runs, llama_like, one_window, patterned, runs, sliding_but_every
+from .llama import (
+    LLAMA_LAYER,
+    LLAMA_MODEL,
+    Defaults,
+    Pattern,
+    Runs,
+    llama_like,
+    one_window,
+    patterned,
+    runs,
+    sliding_but_every,
+)
 
 QWEN2_MOE = Defaults(
     vocab_size=151936,
@@ -175,6 +188,144 @@ def olmoe(fields: Fields) -> Architecture:
         layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, query_key_norm=QueryKeyNorm.PROJECTION),
         pattern=lambda layer, num_layers: ((with_experts(fields, layer, mixture, experts), num_layers),),
     )
+
+
+def granitemoe(fields: Fields) -> Architecture:
+    """GraniteMoeForCausalLM: Granite's scales; a softmax over a token's best logits, in fp32. Its module
+    block_sparse_moe is called mlp here."""
+    bias = fields.flag("attention_bias", default=False)
+    mixture = Mixture(modules=("router", "experts"), gate="router", router=Router.SOFTMAX_OF_BEST_IN_FP32)
+    experts = Experts(num_experts=8, num_experts_per_tok=2)
+    return llama_like(
+        fields,
+        "granitemoe",
+        Defaults(),
+        layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, residual_scaled=True),
+        model=replace(LLAMA_MODEL, embedding_scale=EmbeddingScale.NUMBER, logits_scaled=True),
+        pattern=lambda layer, num_layers: ((with_experts(fields, layer, mixture, experts), num_layers),),
+    )
+
+
+ADDED_EXPERTS = tuple(f"shared_experts.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
+
+
+def glm4_moe(fields: Fields) -> Architecture:
+    """Glm4MoeForCausalLM: DeepSeek-V3's experts, positions on half of each head."""
+    rotary = PARTIAL_ROTARY
+    norm = QueryKeyNorm.HEAD if fields.flag("use_qk_norm", default=False) else QueryKeyNorm.NONE
+    return llama_like(
+        fields,
+        "glm4_moe",
+        Defaults(
+            vocab_size=151552,
+            hidden_size=4096,
+            intermediate_size=10944,
+            num_hidden_layers=46,
+            num_attention_heads=96,
+            num_key_value_heads=8,
+            max_position_embeddings=131072,
+            partial_rotary_factor=0.5,
+        ),
+        layer=replace(
+            LLAMA_LAYER,
+            query_key_value_bias=fields.flag("attention_bias", default=False),
+            query_key_norm=norm,
+            rotary=rotary,
+            query_key_by_head=True,
+        ),
+        model=replace(LLAMA_MODEL, rotary=rotary),
+        pattern=sigmoid_mixture(
+            fields,
+            Experts(num_experts=128, num_experts_per_tok=8, shared_intermediate_size=1408),
+            normalises=True,
+            first_dense=1,
+            correction_in_fp32=True,
+        ),
+    )
+
+
+def dots1(fields: Fields) -> Architecture:
+    """Dots1ForCausalLM: DeepSeek-V3's experts behind Qwen3's attention. Its configuration class leaves the numbers of
+    experts open."""
+    bias = fields.flag("attention_bias", default=False)
+    for name in ("n_routed_experts", "num_experts_per_tok", "n_shared_experts"):
+        if fields.value(name, default=None) is None:
+            raise ConfigError(f"model.{name}", None, "should be given: the family has no default")
+    mixed = sigmoid_mixture(
+        fields,
+        Experts(num_experts=0, num_experts_per_tok=0, shared_intermediate_size=1408),
+        normalises=False,
+        first_dense=0,
+    )
+    return llama_like(
+        fields,
+        "dots1",
+        Defaults(
+            vocab_size=152064,
+            hidden_size=4608,
+            intermediate_size=10944,
+            num_hidden_layers=62,
+            num_key_value_heads=32,
+        ),
+        layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, query_key_norm=QueryKeyNorm.HEAD),
+        pattern=lambda layer, num_layers: _last_ones_slide(fields, mixed(layer, num_layers), num_layers),
+    )
+
+
+def _last_ones_slide(fields: Fields, layers: Runs, num_layers: int) -> Runs:
+    """The layers from `max_window_layers` on attend through the window, unless `layer_types` says which do."""
+    window = fields.optional_size("sliding_window", default=4096)
+    first = fields.size("max_window_layers", default=62, smallest=0)
+    slides = fields.layer_types(num_layers) or [
+        window is not None and index >= first for index in range(patterned(num_layers))
+    ]
+    if any(slides) and window is None:
+        raise ConfigError("model.layer_types", "sliding_attention", "needs sliding_window")
+    each = (layer for layer, count in layers for _ in range(count))
+    return runs(
+        replace(layer, sliding_window=window if sliding else None) for layer, sliding in zip(each, slides, strict=True)
+    )
+
+
+def sigmoid_mixture(
+    fields: Fields,
+    defaults: Experts,
+    *,
+    normalises: bool,
+    first_dense: int,
+    correction_in_fp32: bool = False,
+    dense: Callable[[Layer], Layer] = lambda layer: layer,
+) -> Pattern:
+    """DeepSeek-V3's experts behind some layers without; `defaults` has the width of one shared expert, as wide as the
+    others, and `dense` makes a layer without experts what else it is."""
+    groups = fields.size("n_group", default=defaults.num_groups)
+    width = fields.size("moe_intermediate_size", default=defaults.shared_intermediate_size)
+    mixture = Mixture(
+        modules=("experts", "gate", *ADDED_EXPERTS),
+        router=Router.SIGMOID_GROUPS,
+        shared_expert=SharedExpert.ADDED,
+        one_group=groups == 1,
+        normalises_weights=fields.flag("norm_topk_prob", default=normalises),
+        correction_in_fp32=correction_in_fp32,
+    )
+    experts = replace(
+        defaults,
+        num_groups=groups,
+        num_groups_per_tok=fields.size("topk_group", default=defaults.num_groups_per_tok),
+        shared_intermediate_size=width * fields.size("n_shared_experts", default=1),
+    )
+    return lambda layer, num_layers: dense_then_experts(
+        fields, dense(layer), num_layers, mixture, experts, width=width, first_dense=first_dense
+    )
+
+
+def dense_then_experts(
+    fields: Fields, dense: Layer, num_layers: int, mixture: Mixture, experts: Experts, *, width: int, first_dense: int
+) -> Runs:
+    """Layers without experts, then layers with them; `width` is an expert's."""
+    num_dense = min(fields.size("first_k_dense_replace", default=first_dense, smallest=0), num_layers)
+    mixed = with_experts(fields, replace(dense, intermediate_size=width), mixture, experts)
+    return tuple((each, count) for each, count in ((dense, num_dense), (mixed, num_layers - num_dense)) if count)
 
 
 def _sparse(fields: Fields, dense: Layer, mixed: Layer, num_layers: int) -> Iterator[Layer]:

@@ -53,8 +53,7 @@ LATENTS_DRAWN = {
     "q_lora_rank": (None, 24),
     "v_head_dim": (8, 24),
 }
-DEEPSEEK = {
-    **LATENTS,
+GROUPED = {
     "n_routed_experts": 8,
     "num_experts_per_tok": 3,
     "n_group": 4,
@@ -63,14 +62,15 @@ DEEPSEEK = {
     "n_shared_experts": 2,
     "first_k_dense_replace": 1,
 }
-DEEPSEEK_DRAWN = {
-    **LATENTS_DRAWN,
+GROUPED_DRAWN = {
     "n_group": (1, 2, 4),
     "topk_group": (1,),
     "num_experts_per_tok": (1, 2),
     "n_shared_experts": (1, 3),
     "first_k_dense_replace": (0, 2, 9),
 }
+DEEPSEEK = LATENTS | GROUPED
+DEEPSEEK_DRAWN = LATENTS_DRAWN | GROUPED_DRAWN
 FAMILIES: dict[str, Family] = {
     "bert": Family(
         sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
@@ -117,6 +117,24 @@ FAMILIES: dict[str, Family] = {
         own={"rotary_pct": 0.5},
         drawn={"use_parallel_residual": FLAG, "attention_bias": FLAG, "rotary_pct": (0.25, 0.5, 1.0)},
         lora_targets=("query_key_value", "dense_4h_to_h"),
+    ),
+    "dots1": Family(
+        own=GROUPED | {"head_dim": 24, "sliding_window": 16, "max_window_layers": 2},
+        drawn=GROUPED_DRAWN | {"attention_bias": FLAG, "sliding_window": (None, 16)},
+        lora_targets=ATTENTION,
+        needs={"n_routed_experts": 128, "num_experts_per_tok": 6, "n_shared_experts": 2},
+    ),
+    "glm4_moe": Family(
+        own=GROUPED | {"head_dim": 24, "partial_rotary_factor": 0.5},
+        drawn=GROUPED_DRAWN | {"use_qk_norm": FLAG, "attention_bias": FLAG},
+        lora_targets=ATTENTION,
+        needs={"head_dim": 128},
+    ),
+    "granitemoe": Family(
+        width_multiple=8,
+        own=EXPERTS,
+        drawn={"attention_bias": FLAG, "num_local_experts": (2, 5)},
+        lora_targets=ATTENTION,
     ),
     "gpt_oss": Family(
         width_multiple=8,
