@@ -137,7 +137,7 @@ class Part:
         """Its first."""
         return self.pieces[0][0].section
 
-    @property
+    @cached_property
     def num_layers(self) -> int:
         return sum(times for _, times in self.pieces)
 

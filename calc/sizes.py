@@ -3,6 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
+from functools import cache, cached_property
+from itertools import count
 from math import prod
 from operator import mul
 from typing import Any, NamedTuple
@@ -36,6 +38,24 @@ class Sizes(dict[Any, int]):
         self[key] = value
         return value
 
+    @cached_property
+    def changes(self) -> "Changes":
+        """What allocating a storage adds, by the number of its class; by the negative number what freeing it adds."""
+        return Changes(self)
+
+
+class Changes(dict[int, int]):
+    """Each computed once."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+
+    def __missing__(self, step: int) -> int:
+        nbytes = self.sizes[_CLASSES[abs(step)]]
+        self[step] = value = nbytes if step > 0 else -nbytes
+        return value
+
 
 class Counts(NamedTuple):
     """Shapes or storage classes, and how often each counts."""
@@ -60,6 +80,19 @@ def weighted(counts: Mapping[Any, int]) -> Counts:
 def storage_class(tensor: Tensor) -> StorageClass:
     """What the size of `tensor`'s storage depends on."""
     return tensor.shape, tensor.dtype.itemsize
+
+
+_NUMBERS = count(1)
+_CLASSES: dict[int, StorageClass] = {}
+
+
+@cache
+def storage_number(storage: StorageClass) -> int:
+    """The number of a storage class, from 1 on: a step's events are summed by the thousand, and integers are looked up
+    faster than shapes. Shapes are of symbols, so there are some hundred."""
+    number = next(_NUMBERS)
+    _CLASSES[number] = storage
+    return number
 
 
 def storage_bytes(tensor: Tensor, sizes: Sizes) -> int:

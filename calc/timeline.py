@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
-from operator import attrgetter, neg
+from operator import attrgetter
 
 from .ledger import Kind, Tensor
 from .lifetimes import Event
-from .sizes import Sizes, StorageClass, storage_class
+from .sizes import Sizes, StorageClass, storage_class, storage_number
 
 Surplus = tuple[Sizes, dict[Tensor, int], int]
 """Sizes, tensors with a count each, and how many times that."""
@@ -30,19 +30,13 @@ class Phase(StrEnum):
 class Program:
     """Events prepared for being summed with many sizes.
 
-    `steps` holds, per event, the number of its tensor's size class (shape and type), negative where it is freed.
+    `steps` holds, per event, the number of its tensor's storage class, negative where it is freed.
     """
 
     def __init__(self, events: Sequence[Event]) -> None:
-        classes: dict[StorageClass, int] = {}
-        self.tensors = tuple(tensor for tensor, _ in events)
-        self.steps = tuple(
-            classes.setdefault(storage_class(tensor), len(classes) + 1) * (1 if allocated else -1)
-            for tensor, allocated in events
-        )
-        self.classes = tuple(classes)
-        self.net = _surplus(self.tensors, self.steps)
-        self._net_by_kind = _by_kind(self.net)
+        self.tensors = tuple([tensor for tensor, _ in events])
+        numbers = map(storage_number, map(storage_class, self.tensors))
+        self.steps = tuple([number if made else -number for number, (_, made) in zip(numbers, events, strict=True)])
 
     @classmethod
     def in_a_row(cls, programs: Iterable[tuple["Program", int]]) -> "Program":
@@ -51,30 +45,29 @@ class Program:
         if len(programs) == 1 and programs[0][1] == 1:
             return programs[0][0]
         whole = cls(())
-        classes: dict[StorageClass, int] = {}
-        net: Counter[Tensor] = Counter()
         for program, times in programs:
-            numbers = [classes.setdefault(each, len(classes) + 1) for each in program.classes]
-            changed = [0, *numbers, *map(neg, reversed(numbers))]
-            whole.steps += tuple(map(changed.__getitem__, program.steps)) * times
+            whole.steps += program.steps * times
             whole.tensors += program.tensors * times
-            for tensor, count in program.net.items():
-                net[tensor] += count * times
-        whole.classes = tuple(classes)
-        whole.net = {tensor: count for tensor, count in net.items() if count}
-        whole._net_by_kind = _by_kind(whole.net)
         return whole
 
-    def signed_bytes(self, sizes: Sizes) -> list[int]:
-        """What a step changes, by its number: element n for an allocation, -n for its end."""
-        rounded = list(map(sizes.__getitem__, self.classes))
-        return [0, *rounded, *map(neg, reversed(rounded))]
+    @cached_property
+    def net(self) -> dict[Tensor, int]:
+        """What it leaves behind: how many more times each tensor was allocated than freed."""
+        return _surplus(self.tensors, self.steps)
+
+    @cached_property
+    def _net_by_kind(self) -> tuple[tuple[tuple[Kind, StorageClass], int], ...]:
+        """The same by kind and storage class."""
+        counts: Counter[tuple[Kind, StorageClass]] = Counter()
+        for tensor, count in self.net.items():
+            counts[tensor.kind, storage_class(tensor)] += count
+        return tuple((key, count) for key, count in counts.items() if count)
 
     def running_bytes(self, sizes: Sizes) -> list[int]:
         """The change in allocated bytes after each event; [0] where there is none."""
         if not self.steps:
             return [0]
-        return list(accumulate(map(self.signed_bytes(sizes).__getitem__, self.steps)))
+        return list(accumulate(map(sizes.changes.__getitem__, self.steps)))
 
     def add_by_kind(self, totals: dict[Kind, int], sizes: Sizes, times: int = 1) -> None:
         """Add what the whole program leaves behind, `times` times."""
@@ -83,9 +76,8 @@ class Program:
 
     def add_first_by_kind(self, totals: dict[Kind, int], sizes: Sizes, num_events: int) -> None:
         """Add what the first `num_events` events leave behind."""
-        signed = self.signed_bytes(sizes)
         for tensor, step in zip(self.tensors[:num_events], self.steps, strict=False):
-            totals[tensor.kind] += signed[step]
+            totals[tensor.kind] += sizes.changes[step]
 
 
 def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, int]:
@@ -94,14 +86,6 @@ def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, in
     for tensor, step in zip(tensors, steps, strict=True):
         surplus[tensor] += 1 if step > 0 else -1
     return {tensor: count for tensor, count in surplus.items() if count}
-
-
-def _by_kind(surplus: dict[Tensor, int]) -> tuple[tuple[tuple[Kind, StorageClass], int], ...]:
-    """The same by kind and storage class."""
-    counts: Counter[tuple[Kind, StorageClass]] = Counter()
-    for tensor, count in surplus.items():
-        counts[tensor.kind, storage_class(tensor)] += count
-    return tuple((key, count) for key, count in counts.items() if count)
 
 
 @dataclass(slots=True, eq=False)

@@ -59,7 +59,7 @@ def test_running_bytes() -> None:
 
 def test_equal_shapes_are_one_class() -> None:
     twin = Tensor("twin", ("S",), DType.FP32)
-    assert Program(kept(KIB, twin)).classes == Program(kept(KIB)).classes
+    assert len({*Program(kept(KIB, twin)).steps}) == 1
 
 
 def test_parts_that_add_up() -> None:
