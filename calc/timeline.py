@@ -45,9 +45,13 @@ class Program:
         if len(programs) == 1 and programs[0][1] == 1:
             return programs[0][0]
         whole = cls(())
+        net: Counter[Tensor] = Counter()
         for program, times in programs:
             whole.steps += program.steps * times
             whole.tensors += program.tensors * times
+            for tensor, count in program.net.items():
+                net[tensor] += count * times
+        whole.net = {tensor: count for tensor, count in net.items() if count}
         return whole
 
     @cached_property
