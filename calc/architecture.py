@@ -367,6 +367,10 @@ class ModelKind:
     """Multiplied by a number."""
     logits_soft_capped: bool = False
     """Through tanh."""
+    head_input_scaled: bool = False
+    """What the head reads is multiplied by a number."""
+    head_normalised: bool = False
+    """Each row of the head's weight is divided by its length first."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -402,6 +406,8 @@ class Architecture:
     """Kinds of tokens, each with an embedding."""
     num_labels: int | None = None
     """Of a classification head; none = a language-model head."""
+    step_of: str | None = None
+    """Whose step it is given, where transformers cannot build the model: its code lies beside its weights."""
 
     @property
     def num_layers(self) -> int:

@@ -11,8 +11,8 @@ from .families import FAMILIES, family
 from .families.fields import Fields
 
 BITSANDBYTES = "bitsandbytes"
-CAUSAL_LMS = (Head.CAUSAL_LM, "LMHeadModel")
-"""How the classes of causal language models end."""
+CAUSAL_LMS = (Head.CAUSAL_LM, "LMHeadModel", "ChatGLMModel", "ChatGLMForConditionalGeneration")
+"""How the classes of causal language models end; ChatGLM's files name theirs so."""
 SINGLE_LABEL = "single_label_classification"
 DEFAULT_LABELS = 2
 """PreTrainedConfig's."""

@@ -29,6 +29,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
     """Plain sentences, the general ones first."""
     return (
         *GENERAL,
+        *_of_family(architecture),
         *_of_gpu(gpu),
         *_of_length(architecture, workload),
         *_of_attention(architecture, workload, plan, gpu),
@@ -40,6 +41,15 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_loss(plan),
         *_of_recomputation(architecture, plan),
     )
+
+
+def _of_family(architecture: Architecture) -> Iterator[str]:
+    if architecture.step_of is not None:
+        yield (
+            f"model_type = {architecture.model_type}: transformers 5.23.0 cannot build it. Parameters are checked "
+            f"against published counts; its step is taken to be that of {architecture.step_of} with this model's "
+            "sizes; assumed, not traced. Modules are named as there."
+        )
 
 
 def _of_gpu(gpu: Gpu | None) -> Iterator[str]:

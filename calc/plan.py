@@ -343,7 +343,10 @@ def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
         raise ConfigError("loss", scenario.loss.value, "should be cross-entropy with implementation = megatron")
     if architecture.kind.head_bias and scenario.loss is not Loss.CROSS_ENTROPY:
         raise ConfigError("loss", scenario.loss.value, "should be cross-entropy: this model's head has a bias")
-    changes_logits = architecture.kind.logits_scaled or architecture.kind.logits_soft_capped
+    kind = architecture.kind
+    if kind.head_normalised and scenario.loss is not Loss.CROSS_ENTROPY:
+        raise ConfigError("loss", scenario.loss.value, "should be cross-entropy: this model's head is normalised")
+    changes_logits = kind.logits_scaled or kind.logits_soft_capped or kind.head_input_scaled
     if changes_logits and scenario.loss is not Loss.CROSS_ENTROPY:
         raise ConfigError("loss", scenario.loss.value, "should be cross-entropy: this model scales or caps its logits")
     return scenario.loss

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from calc.classification import classifier
-from calc.ledger import Component, Row, Section, Tensor
+from calc.ledger import Component, Gradient, Row, Section, Tensor
 from calc.losses import cross_entropy, linear_loss
 from calc.norms import norm_of
 from calc.operators import Numerics, linear, parameter, stamped
@@ -47,9 +47,41 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
     elif facts.kind.logits_scaled:
         given = like(logits, "logits before scaling")
         after = [scale(given, logits)]
+    read, before = normed, list[Row]()
+    if facts.kind.head_input_scaled:
+        read = like(normed, "head input, scaled")
+        before = [scale(normed, read)]
+    if facts.kind.head_normalised:
+        normalising, weight = _normalised(weight)
+        before += normalising
     projection = [
-        *linear("lm_head", normed, given, ("H",), ("V",), numerics, bias=facts.kind.head_bias, weight=weight),
+        *before,
+        *linear("lm_head", read, given, ("H",), ("V",), numerics, bias=facts.kind.head_bias, weight=weight),
         *after,
     ]
     rows = [*norm, frame(x, *outside), *stamped(projection, Component.HEAD, "lm_head"), *loss_rows, frame(normed)]
     return Section(name="head", rows=tuple(rows), input=x, output=loss)
+
+
+def _normalised(weight: Tensor) -> tuple[list[Row], Tensor]:
+    """F.normalize(weight): each row divided by its length, which is at least 1e-12 (NormHead of Baichuan 2).
+
+    One node for the three there are: the gradient that comes by the lengths is made first, in the other's size, and
+    added to it in place in the end.
+    """
+    length = like(weight, f"{weight.name} lengths", shape=("V", 1))
+    clamped, out = like(length, f"{length.name}, clamped"), like(weight, f"{weight.name}, normalised")
+    of_lengths = ("quotient", "quotient of it", "negated")
+    rows = [
+        Row(name="norm", reads=(weight,), writes=(length,)),
+        Row(name="clamp_min", reads=(length,), writes=(clamped,)),
+        Row(
+            name="div",
+            reads=(weight, clamped, length),
+            writes=(out,),
+            gradients=(Gradient(of=weight),),
+            saves=(weight, length, clamped),
+            backward_temporaries=tuple(like(out, f"{name} in div_backward") for name in of_lengths),
+        ),
+    ]
+    return rows, out

@@ -212,7 +212,8 @@ def _fused_projection(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple
     """Phi3Attention's qkv_proj: q, k and v are slices of one tensor."""
     core = facts.core
     fused = Tensor("qkv", ("B", "S", "N+2K", "D"), numerics.linear)
-    rows = linear("self_attn.qkv_proj", x, fused, ("H",), ("N+2K", "D"), numerics)
+    kind = facts.kind
+    rows = linear("self_attn.qkv_proj", x, fused, ("H",), ("N+2K", "D"), numerics, bias=kind.query_key_value_bias)
     heads: list[Tensor] = []
     viewing: list[Row] = []
     for name, shape, one_head in (
@@ -223,6 +224,11 @@ def _fused_projection(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple
         flat, head = Tensor(f"{name} part", shape, numerics.linear), Tensor(name, shape, numerics.linear)
         copies = core.copies_gradient_by_token(one_head=one_head) if name == "v" else not one_head
         rows.append(part(fused, (flat,)))
+        if kind.query_key_norm is QueryKeyNorm.HEAD and name != "v":
+            norm = norm_of(kind.norm, liger=facts.liger)
+            norm_rows, flat = norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", ("D",), numerics)
+            viewing += norm_rows
+            head = like(flat, name)
         viewing.append(view(flat, head, copies_gradient=copies))
         heads.append(head)
     return [*rows, *viewing], heads

@@ -55,6 +55,7 @@ FAMILIES = {
     "glm4_moe": "mixtures",
     "granitemoe": "mixtures",
     "ernie4_5": "llama_kin",
+    **dict.fromkeys(("baichuan", "chatglm", "internlm2", "minicpm", "openelm"), "remote"),
 }
 """The module that reads each, with a function of its name ("_" for "-"); loaded when first asked for."""
 

@@ -1,7 +1,8 @@
 """The fields of a config.json, checked as they are read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
@@ -20,6 +21,16 @@ class Fields:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self._config = config
+
+    @contextmanager
+    def renamed(self, names: Mapping[str, str]) -> Iterator["Fields"]:
+        """The same fields with those of `names` called as transformers does; messages call them as the config does."""
+        common = {other: self._config[own] for own, other in names.items() if own in self._config}
+        try:
+            yield Fields({**self._config, **common})
+        except ConfigError as error:
+            written = {f"model.{other}": f"model.{own}" for own, other in names.items()}
+            raise ConfigError(written.get(error.field, error.field), error.value, error.expected) from None
 
     def size(self, *names: str, default: int, smallest: int = 1) -> int:
         """A whole number, at least `smallest`, on which all of `names` agree that are given; without one `default`."""

@@ -9,10 +9,9 @@ from calc.adapters.facts import OUTPUT_LAYER
 from calc.adapters.modules import is_linear
 from calc.architecture import Architecture
 from calc.assembly import step_memory
-from calc.blocks.experts import EXPERTS
 from calc.dtype import DType
 from calc.errors import ConfigError
-from calc.ledger import Tensor
+from calc.ledger import Product, Tensor
 from calc.memory import Run, StepMemory
 from calc.plan import resolve
 from calc.scenario import Precision, Scenario
@@ -25,6 +24,8 @@ PRECISIONS = {DType.BF16: Precision.BF16, DType.FP16: Precision.FP16, DType.FP32
 """In which the ledger has parameters of a type."""
 ANY_LAYER = "*"
 WEIGHT, BIAS = ".weight", ".bias"
+GROUPED = "grouped_mm"
+"""The row that takes tokens to their experts' matrices."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,31 +84,43 @@ def _stored(run: Run, layers: str, quantisation: Quantisation | None) -> Iterato
     """The tensors of the run's parameters, named from the model down, and how often each is there."""
     parameters = [tensor for tensor, _ in run.part.parameters]
     names = {tensor.name for tensor in parameters}
-    multiplied = {tensor for row in run.part.section.rows if is_linear(row) for tensor in row.reads}
+    expert_products = {
+        tensor: row.products[0] for row in run.part.section.rows if row.name == GROUPED for tensor in row.reads
+    }
+    linear = {tensor for row in run.part.section.rows if is_linear(row) for tensor in row.reads}
     for tensor in parameters:
-        matrices = list(_matrices(tensor, names, in_layer=run.part.in_layer)) if _is_matrix(tensor, multiplied) else []
-        for matrix in matrices:
+        matrix = None
+        if tensor in expert_products:
+            matrix = _of_experts(tensor, expert_products[tensor])
+        elif tensor in linear and tensor.name.endswith(WEIGHT):
+            matrix = _of_module(tensor, names, in_layer=run.part.in_layer)
+        if matrix is not None:
             quantised = sum(_converted(matrix, run, layers, quantisation))
             if quantised and quantisation is not None:
                 yield from ((_placed(each, run, layers), quantised) for each in quantisation.stored(matrix))
             if quantised < run.count:
                 yield _placed(tensor, run, layers), run.count - quantised
-        if not matrices:
+        else:
             yield _placed(tensor, run, layers), run.count
 
 
-def _is_matrix(tensor: Tensor, multiplied: set[Tensor]) -> bool:
-    return tensor.name.startswith(EXPERTS) or (tensor in multiplied and tensor.name.endswith(WEIGHT))
+def _of_experts(tensor: Tensor, product: Product) -> Matrix:
+    """The weights of all experts: gate and up are matrices of their own where they are halves, not woven."""
+    number, rows = tensor.shape[0], product.n
+    halves = rows[:1] == (2,)
+    return Matrix(
+        module=tensor.name,
+        rows=rows[1:] if halves else rows,
+        columns=product.k,
+        dtype=tensor.dtype,
+        batch=(number, *rows[:1]) if halves else (number,),
+    )
 
 
-def _matrices(tensor: Tensor, names: set[str], *, in_layer: bool) -> Iterator[Matrix]:
-    """The weight of a module, or an expert's: of its last two dimensions those before are of experts."""
-    if tensor.name.startswith(EXPERTS):
-        *batch, rows, columns = tensor.shape
-        yield Matrix(module=tensor.name, rows=(rows,), columns=(columns,), dtype=tensor.dtype, batch=tuple(batch))
-        return
+def _of_module(tensor: Tensor, names: set[str], *, in_layer: bool) -> Matrix:
+    """The weight of a linear module."""
     module, split = tensor.name.removesuffix(WEIGHT), len(tensor.shape) - tensor.num_columns
-    yield Matrix(
+    return Matrix(
         module=module,
         rows=tensor.shape[:split],
         columns=tensor.shape[split:],

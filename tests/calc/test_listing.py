@@ -92,7 +92,7 @@ def test_gpus_sorted_by_each_column_the_unknown_last(column: GpuColumn, descendi
 @pytest.mark.parametrize(
     ("fields", "field", "words"),
     [
-        ({"family": "lama"}, "family", "did you mean llama? the catalogue has bloom, "),
+        ({"family": "lama"}, "family", "did you mean llama? the catalogue has "),
         ({"min_parameters": "many"}, "min_parameters", "should be a valid number"),
         ({"min_parameters": ""}, "min_parameters", "should be a valid number"),
         ({"max_parameters": "-1B"}, "max_parameters", "greater than or equal to 0"),

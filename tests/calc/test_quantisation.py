@@ -51,6 +51,37 @@ def test_an_awq_index_of_llama_3_70b() -> None:
     assert checkpoint_weights(config).total_bytes == 39_767_785_472
 
 
+GPT_OSS = {
+    "model_type": "gpt_oss",
+    "vocab_size": 201088,
+    "hidden_size": 2880,
+    "intermediate_size": 2880,
+    "num_attention_heads": 64,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "num_experts_per_tok": 4,
+    "attention_bias": True,
+    "torch_dtype": "bfloat16",
+    "quantization_config": {
+        "quant_method": "mxfp4",
+        "modules_to_not_convert": [
+            "model.layers.*.self_attn",
+            "model.layers.*.mlp.router",
+            "model.embed_tokens",
+            "lm_head",
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize(("num_layers", "num_experts", "published"), [(24, 32, 13761264768), (36, 128, 65248815744)])
+def test_the_published_bytes_of_gpt_oss(num_layers: int, num_experts: int, published: int) -> None:
+    """huggingface.co/openai/gpt-oss-20b: total_size of model.safetensors.index.json; gpt-oss-120b: its tensors' bytes;
+    both as public repositories quoted them on 2026-11-22."""
+    config = GPT_OSS | {"num_hidden_layers": num_layers, "num_local_experts": num_experts}
+    assert checkpoint_weights(config).total_bytes == published
+
+
 @pytest.mark.parametrize("model", [each for each in models() if each.published_parameters], ids=lambda each: each.name)
 def test_unquantised_weights_are_the_parameters(model: CatalogueModel) -> None:
     rows = weight_bytes(load_model(model.name), dtype=DType.FP32)
