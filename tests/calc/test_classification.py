@@ -82,10 +82,13 @@ def test_what_it_does_not_go_with_is_refused(fields: dict[str, Any], named: str)
         gpt2(**fields)
 
 
+EXPERTS = {"num_experts_per_tok": 2, "n_routed_experts": 64, "moe_intermediate_size": 64}
+"""What some mixtures' classes have no default of, or one that grouped_mm does not take."""
+
+
 @pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - set(CLASSIFIERS)))
 def test_other_families_are_refused_by_name(model_type: str) -> None:
-    # DeepSeek-V2's class has no default of the one, and of the other one that grouped_mm does not take.
-    config = {"model_type": model_type, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+    config = {"model_type": model_type, **EXPERTS}
     with pytest.raises(ConfigError, match=f"a classification head of {model_type} is not supported yet"):
         estimate(Scenario(model=config, num_labels=2))
 
