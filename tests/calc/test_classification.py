@@ -7,6 +7,7 @@ import pytest
 from calc import ConfigError, Estimate, Scenario, estimate
 from calc.classification import CLASSIFIERS
 from calc.families import FAMILIES
+from tests.validation.families import NOT_BUILT, config_of
 
 LABELS = 5
 
@@ -82,13 +83,9 @@ def test_what_it_does_not_go_with_is_refused(fields: dict[str, Any], named: str)
         gpt2(**fields)
 
 
-EXPERTS = {"num_experts_per_tok": 2, "n_routed_experts": 64, "moe_intermediate_size": 64}
-"""What some mixtures' classes have no default of, or one that grouped_mm does not take."""
-
-
 @pytest.mark.parametrize("model_type", sorted(FAMILIES.keys() - set(CLASSIFIERS)))
 def test_other_families_are_refused_by_name(model_type: str) -> None:
-    config = {"model_type": model_type, **EXPERTS}
+    config = {"model_type": model_type} if model_type in NOT_BUILT else config_of(model_type)
     with pytest.raises(ConfigError, match=f"a classification head of {model_type} is not supported yet"):
         estimate(Scenario(model=config, num_labels=2))
 
