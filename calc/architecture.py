@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from itertools import groupby
+from typing import NamedTuple
 
 
 class Wiring(StrEnum):
@@ -211,8 +212,7 @@ class Softmax(StrEnum):
     """In the type of the scores, as BERT's."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Norms:
+class Norms(NamedTuple):
     """What a layer's norms are called, by their place; none where it has none."""
 
     before_attention: str | None = None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
 from .ledger import Kind, Row, Tensor
 
@@ -66,8 +67,7 @@ class Context:
     the region that saves any tensor, though not its first, or, where none does, its last."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
+class Needs(NamedTuple):
     """What the contexts of a section's neighbours depend on."""
 
     output_required: bool
@@ -80,8 +80,7 @@ class Needs:
     """What it returns beside its output, and no node of it keeps."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Lifetimes:
+class Lifetimes(NamedTuple):
     """One part of a section: its events in order, and the rows it runs again."""
 
     forward: tuple[Event, ...]

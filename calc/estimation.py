@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from .accuracy import nearest_accuracy
 from .architecture import Architecture, Wiring
@@ -38,8 +38,7 @@ ASSUMED_CONTEXT_BYTES = 480 * 2**20
 measured here."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parameters:
+class Parameters(NamedTuple):
     """Numbers of parameters; tied weights once."""
 
     total: int
@@ -49,11 +48,10 @@ class Parameters:
     by_component: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        return _fields(self)
+        return self._asdict()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PhaseMemory:
+class PhaseMemory(NamedTuple):
     name: Phase
     peak_allocated_bytes: int
     end_allocated_bytes: int
@@ -108,17 +106,15 @@ class Memory:
 
     def to_dict(self, *, reserved: bool = False) -> dict[str, Any]:
         """Reserved and device bytes are null unless `reserved` asks for them."""
-        fields = _fields(self)
-        del fields["simulate"]
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "simulate"}
         return fields | {
-            "phases": [_fields(phase) for phase in self.phases],
+            "phases": [phase._asdict() for phase in self.phases],
             "peak_reserved_bytes": self.peak_reserved_bytes if reserved else None,
             "device_bytes": self.device_bytes if reserved else None,
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flops:
+class Flops(NamedTuple):
     """FLOPs of one optimizer step, all micro-batches."""
 
     forward: int
@@ -131,7 +127,7 @@ class Flops:
     attention: AttentionFlops
 
     def to_dict(self) -> dict[str, Any]:
-        return _fields(self) | {"attention": _fields(self.attention)}
+        return self._asdict() | {"attention": self.attention._asdict()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,11 +242,6 @@ def _answer(
         notes=notes(architecture, workload, plan, gpu),
         step=step,
     )
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    """A record's fields by name; unlike `dataclasses.asdict` it copies nothing below them."""
-    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 def _model_summary(architecture: Architecture) -> dict[str, Any]:

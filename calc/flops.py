@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .ledger import Component, Product, Row, Shape
 from .lifetimes import Lifetimes
@@ -15,8 +15,7 @@ SOFTMAX_FLOPS = 3
 """Per score: the exponential, its share of the sum, the division."""
 
 
-@dataclass(frozen=True, slots=True)
-class Products:
+class Products(NamedTuple):
     """What one part of the model computes for one micro-batch. A product's shape is batch, m, n, k."""
 
     forward: Counts
@@ -74,8 +73,7 @@ def causal_flops(core_flops: int, length: int, num_prefix_tokens: int = 0) -> in
     return core_flops // (length + num_prefix_tokens) * attended_twice // 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionFlops:
+class AttentionFlops(NamedTuple):
     """Forward FLOPs of one layer's attention for one micro-batch, by part."""
 
     qkv_projection: int
@@ -86,8 +84,7 @@ class AttentionFlops:
     output_projection: int
 
 
-@dataclass(frozen=True, slots=True)
-class AttentionProducts:
+class AttentionProducts(NamedTuple):
     """The products of one layer's attention, by part, adapters left out."""
 
     qkv_projection: Counts

@@ -5,7 +5,7 @@ first makes the buffers, the second finds what is left of the first; later ones 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .dtype import DType
 from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
@@ -20,8 +20,7 @@ TORCH_CHUNKS = 2
 """LinearCrossEntropyOptions' default on CUDA is `aspect_ratio:2`: a chunk's share of the tokens, halved."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearLoss:
+class LinearLoss(NamedTuple):
     """All that decides which rows head and loss in one call have."""
 
     loss: Loss

@@ -5,7 +5,8 @@ Sources (torch 2.13.0): torch/optim, torch/nn/utils/clip_grad.py, torch/optim/sw
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from . import grad_scaler
 from .dtype import DType
@@ -35,8 +36,7 @@ MAKES_STATES_ON_THE_WAY = frozenset({Optimizer.LION, Optimizer.MUON})
 """Lion makes each state in its loop; Muon's are all there before AdamW makes its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
+class Pass(NamedTuple):
     """One way over all parts of the model in order, then `end`."""
 
     parts: tuple[tuple[Program, Program], ...] = ()
@@ -49,8 +49,7 @@ class Pass:
         return any(program.steps for program in (*programs, *([self.end] if self.end else [])))
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerStep:
+class OptimizerStep(NamedTuple):
     """The optimizer phase."""
 
     clipping: tuple[Pass, ...]

@@ -196,7 +196,7 @@ class Part:
         }
 
     def _products(self) -> Mapping[str, Counts]:
-        sums: dict[str, Counter] = {name: Counter() for name in Products.__dataclass_fields__}
+        sums: dict[str, Counter] = {name: Counter() for name in Products._fields}
         for each, times in (*self.pieces, *self.regularisation):
             for name, whole in sums.items():
                 for shape, count in zip(*getattr(each.products, name), strict=True):

@@ -4,9 +4,9 @@ A recipe's bytes per parameter are the sum of its states. Optimizers and closed 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
 from .dtype import DType
 from .errors import ConfigError
@@ -23,8 +23,7 @@ class State(StrEnum):
     SECOND_MOMENT = "second_moment"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(NamedTuple):
     """The states of Adam training, each with its type, and where the count comes from."""
 
     states: Mapping[State, DType]

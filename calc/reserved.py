@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from math import ceil
+from typing import NamedTuple
 
 from .allocator import Allocator, Block
 from .ledger import Kind, Tensor
@@ -38,8 +39,7 @@ Operation = tuple[list[Block], int]
 FREE = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reserved:
+class Reserved(NamedTuple):
     """torch.cuda's counters, the libraries' workspaces included."""
 
     peak_reserved_bytes: int

@@ -1,9 +1,9 @@
 """What each wiring is made of: `PARTS` of the module in blocks/ that has its name, loaded when first asked for."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from typing import NamedTuple
 
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
@@ -12,8 +12,7 @@ from .ledger import Section, Tensor
 from .operators import Numerics
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parts:
+class Parts(NamedTuple):
     """The functions that write down a model's parts, and what belongs to none of them."""
 
     embeddings: Callable[[ModelFacts, Numerics], Section]

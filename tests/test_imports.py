@@ -11,14 +11,34 @@ ROOT = Path(__file__).parents[1]
 OUR_PACKAGES = {"api", "calc", "dashboards", "validation"}
 MEASURING_PACKAGES = {"peft", "pynvml", "torch", "transformers"}
 
+NEEDED = {
+    "adapters": {"facts", "freezing", "modules"},
+    "blocks": {"attention", "experts", "facts", "head", "latent", "llama", "mlp", "positions", "routers"},
+    "commands": {"answer", "estimate"},
+    "families": {"fields", "llama"},
+}
+"""What `gpucalc estimate` of a Llama without an adapter loads of packages whose modules are chosen by what is asked."""
+NOT_FOR_AN_ESTIMATE = {"advice", "comparison", "explain", "lengths", "listing", "report", "solution", "tradeoff"}
+
+
+def all_loaded_by(statement: str) -> set[str]:
+    """The modules that `statement` loads."""
+    script = f"import json, sys; before = {{*sys.modules}}; {statement}"
+    script += "; print(json.dumps([*({*sys.modules} - before)]), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(json.loads(done.stderr))
+
 
 def loaded_by(*modules: str) -> set[str]:
     """The top-level names outside the standard library that importing `modules` loads."""
-    script = f"import json, sys; before = {{*sys.modules}}; import {', '.join(modules)}"
-    script += "; print(json.dumps([*({*sys.modules} - before)]))"
-    loaded = json.loads(subprocess.check_output([sys.executable, "-c", script], text=True, cwd=ROOT))
+    loaded = all_loaded_by(f"import {', '.join(modules)}")
     outside = {module.partition(".")[0] for module in loaded} - sys.stdlib_module_names
     return {module for module in outside if not module.startswith("_sysconfigdata")}
+
+
+def ours(loaded: set[str]) -> set[str]:
+    """Those of calc, without its name."""
+    return {module.removeprefix("calc.") for module in loaded if module.startswith("calc.")}
 
 
 def modules_of(package: str) -> list[str]:
@@ -31,6 +51,23 @@ def test_calc_loads_pydantic_and_nothing_else() -> None:
     pydantic_and_its_dependencies = loaded_by("pydantic.main", "pydantic.types")
     assert "pydantic" in pydantic_and_its_dependencies
     assert loaded_by("calc") == {"calc", *pydantic_and_its_dependencies}
+
+
+def test_importing_calc_loads_the_vocabulary_alone() -> None:
+    loaded = all_loaded_by("import calc")
+    assert ours(loaded) == {"errors", "scenario"}
+    # What pydantic loads to build validators, which the first Scenario needs.
+    assert not loaded & {"importlib.metadata", "pydantic.plugin._loader"}
+
+
+def test_an_estimate_loads_what_it_needs() -> None:
+    asked = ["estimate", "llama-3.1-8b", "--gpu", "h100-sxm-80gb", "--json"]
+    loaded = all_loaded_by(f"from calc.cli import main; main({asked})")
+    assert not loaded & {"numpy", "rich", "huggingface_hub", "fastapi", "uvicorn"}
+    for package, needed in NEEDED.items():
+        inside = {module.removeprefix(f"{package}.") for module in ours(loaded) if module.startswith(f"{package}.")}
+        assert inside == needed
+    assert not ours(loaded) & NOT_FOR_AN_ESTIMATE
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A linear module of the ledger, as an adapter finds it."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from calc.ledger import Product, Row, Tensor
 
@@ -11,8 +12,7 @@ def is_linear(row: Row) -> bool:
     return row.name == "linear"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LinearModule:
+class LinearModule(NamedTuple):
     """Its rows and the tensors they go around."""
 
     name: str

@@ -1,7 +1,8 @@
 """What decides which rows the parts of a model have, and the tensors that go from part to part."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from calc.architecture import LayerKind, ModelKind
 from calc.attention import SLIDING_MASK, AttentionCore
@@ -13,8 +14,7 @@ from calc.operators import TOKENS, Numerics
 from calc.prefix import extended, lent_prefixes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LayerFacts:
+class LayerFacts(NamedTuple):
     """All that decides which rows a layer has; sizes are not among it."""
 
     kind: LayerKind
@@ -25,8 +25,7 @@ class LayerFacts:
     core: AttentionCore
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts:
+class ModelFacts(NamedTuple):
     """All that decides which rows embeddings and head have."""
 
     kind: ModelKind

@@ -1,6 +1,6 @@
 """The last part of a model: the final norm, the head, the loss."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from calc.classification import classifier
 from calc.ledger import Component, Gradient, Row, Section, Tensor
@@ -12,8 +12,7 @@ from calc.primitives import frame, like, scale, soft_cap
 from .facts import INPUT_IDS, ModelFacts, hidden_states
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class End:
+class End(NamedTuple):
     """What the parts outside of the layers are called."""
 
     embedding_weight: str

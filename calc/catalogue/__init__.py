@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from calc.errors import ConfigError
 
@@ -25,8 +25,7 @@ LONGEST_NAME = 100
 """What is longer is none, and comparing takes its time."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublishedCount:
+class PublishedCount(NamedTuple):
     """A parameter count as published, tied weights once and buffers left out."""
 
     total: int
@@ -35,8 +34,7 @@ class PublishedCount:
     source: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CatalogueModel:
+class CatalogueModel(NamedTuple):
     name: str
     hub_ids: tuple[str, ...]
     """Repositories with these layer shapes; `config` is the first one's."""
@@ -50,7 +48,8 @@ class CatalogueModel:
     published_parameters: PublishedCount | None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        published = self.published_parameters
+        return self._asdict() | {"published_parameters": published and published._asdict()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
