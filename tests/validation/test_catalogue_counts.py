@@ -7,17 +7,19 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from calc import Scenario, estimate
 from calc.catalogue import CatalogueModel, models
 from tests.validation.families import NOT_BUILT
+from validation.models import LANGUAGE_MODELS
 
 
 def num_parameters(model: CatalogueModel) -> int:
     """Parameters of the real model, tied ones once; nothing is allocated."""
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.for_model(**model.config)).num_parameters()
+        auto_class = LANGUAGE_MODELS[model.config["model_type"]]
+        return auto_class.from_config(AutoConfig.for_model(**model.config)).num_parameters()
 
 
 BUILT = [model for model in models() if model.config["model_type"] not in NOT_BUILT]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from calc import Adapter, ConfigError, Scenario, estimate
 from calc.families import FAMILIES as SUPPORTED
@@ -16,7 +16,7 @@ from calc.scenario import SavedOperator
 from tests.validation import families
 from tests.validation.families import FAMILIES, NOT_BUILT, TOKENS, config_of
 from tests.validation.random_steps import SLOW, TIMES, agree
-from validation.models import parameter_counts
+from validation.models import LANGUAGE_MODELS, parameter_counts
 from validation.trace import trace
 
 COUNTS = 20
@@ -51,7 +51,9 @@ CHOICES = (
 def counted(config: dict[str, Any]) -> int:
     """Parameters of the real model."""
     with torch.device("meta"):
-        return parameter_counts(AutoModelForCausalLM.from_config(AutoConfig.for_model(**config)))["total"]
+        return parameter_counts(LANGUAGE_MODELS[config["model_type"]].from_config(AutoConfig.for_model(**config)))[
+            "total"
+        ]
 
 
 def test_there_is_a_line_for_every_family() -> None:
