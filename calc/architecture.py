@@ -6,6 +6,8 @@ from enum import StrEnum
 from itertools import groupby
 from typing import NamedTuple
 
+from .scenario import ProblemType
+
 
 class Wiring(StrEnum):
     """How a layer's operations are put together."""
@@ -408,6 +410,8 @@ class Architecture:
     """Of a classification head; none = a language-model head."""
     step_of: str | None = None
     """Whose step it is given, where transformers cannot build the model: its code lies beside its weights."""
+    problem_type: ProblemType | None = None
+    """What the labels of such a head are, where config or scenario say so."""
 
     @property
     def num_layers(self) -> int:
@@ -420,6 +424,13 @@ class Architecture:
     @property
     def head(self) -> Head:
         return self.kind.head if self.num_labels is None else Head.SEQUENCE_CLASSIFICATION
+
+    @property
+    def problem(self) -> ProblemType | None:
+        """What a classification head's labels are (ForSequenceClassificationLoss): of one label a number."""
+        if self.num_labels is None or self.problem_type is not None:
+            return self.problem_type if self.num_labels is not None else None
+        return ProblemType.REGRESSION if self.num_labels == 1 else ProblemType.SINGLE_LABEL
 
     def with_frozen_layers(self, num_frozen: int) -> "Architecture":
         """The same with the first `num_frozen` layers' weights not trained."""

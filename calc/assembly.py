@@ -176,7 +176,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
         classifier_dropout=bool(architecture.dropouts.classifier),
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
-        classifies=architecture.num_labels is not None,
+        problem=architecture.problem,
         liger=plan.use_liger_kernel,
         frozen_embedding=plan.frozen_layers > 0,
         linear_loss=_linear_loss(architecture, workload, plan),

@@ -1,10 +1,11 @@
 """Classification heads: one label for a whole sequence, read off its last token or, in an encoder, its first.
 
 GenericForSequenceClassification in modeling_layers.py and GPT2ForSequenceClassification (transformers 5.23.0), whose
-loss is a cross-entropy of int64 labels. Of decoders the config is taken to name a padding token, without which these
-models refuse more than one sequence.
+loss is a cross-entropy of int64 labels, or one of numbers. Of decoders the config is taken to name a padding token,
+without which these models refuse more than one sequence.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from .architecture import Architecture, Head
@@ -13,8 +14,8 @@ from .errors import ConfigError
 from .ledger import Component, Gradient, Kind, Row, Tensor
 from .losses import unshifted_cross_entropy
 from .operators import TOKENS, Numerics, dropped, linear, stamped
-from .primitives import frame, like
-from .scenario import AdapterKind, Implementation, Loss, Scenario
+from .primitives import cast, frame, like
+from .scenario import AdapterKind, Implementation, Loss, ProblemType, Scenario
 
 SCORE = "score"
 """The head of decoders."""
@@ -24,9 +25,9 @@ CLASSIFIERS = {
     **dict.fromkeys(("roberta", "xlm-roberta"), ("classifier.dense", "classifier.out_proj")),
 }
 """The model types whose head is built, and its linear modules."""
-FEWEST_LABELS = 2
-"""Of one label transformers makes a regression."""
 LABELS = Tensor("labels", ("B",), DType.INT64, Kind.INPUTS)
+NUMBERS = Tensor("labels", ("B", "U"), DType.FP32, Kind.INPUTS)
+"""Labels that are numbers, or say of each label whether it holds."""
 
 
 def with_classifier(architecture: Architecture, num_labels: int, field: str) -> Architecture:
@@ -39,12 +40,6 @@ def with_classifier(architecture: Architecture, num_labels: int, field: str) -> 
             num_labels,
             f"a classification head of {family} is not supported yet; supported: {built}",
         )
-    if num_labels < FEWEST_LABELS:
-        raise ConfigError(
-            field,
-            num_labels,
-            "should be at least 2: of one label transformers makes a regression, not supported yet",
-        )
     return replace(architecture, num_labels=num_labels, tied_embeddings=False)
 
 
@@ -55,6 +50,7 @@ ADAPTERS_OF_OTHER_HEADS = frozenset({AdapterKind.LORA, AdapterKind.IA3})
 def check_head(scenario: Scenario, architecture: Architecture) -> None:
     """Raise ConfigError for what is not built with another head than a causal language model's."""
     head = architecture.head
+    _check_problem(scenario, architecture)
     if head is Head.CAUSAL_LM:
         return
     if scenario.implementation is not Implementation.TRANSFORMERS:
@@ -69,16 +65,58 @@ def check_head(scenario: Scenario, architecture: Architecture) -> None:
         )
 
 
-def labelled(x: Tensor, module: str, numerics: Numerics, *, drops: bool) -> tuple[list[Row], Tensor]:
+def _check_problem(scenario: Scenario, architecture: Architecture) -> None:
+    if scenario.problem_type is not None and architecture.num_labels is None:
+        problem = "is read with a classification head only: num_labels, or a config that names one"
+        raise ConfigError("problem_type", scenario.problem_type.value, problem)
+    if architecture.problem is ProblemType.SINGLE_LABEL and architecture.num_labels == 1:
+        raise ConfigError("num_labels", 1, f"should be at least 2 with problem_type = {ProblemType.SINGLE_LABEL}")
+
+
+def _loss(logits: Tensor, problem: ProblemType | None, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """ForSequenceClassificationLoss: of labels that are numbers in fp32, as autocast makes the logits."""
+    name = NUMERIC_LOSSES.get(problem)
+    if name is None:
+        return unshifted_cross_entropy(logits, LABELS, numerics)
+    given, rows = logits, []
+    if numerics.autocast:
+        given = like(logits, "logits in fp32", dtype=DType.FP32)
+        rows.append(cast(logits, given))
+    losses = like(given, "losses", dtype=DType.FP32)
+    logarithms = (like(given, "logarithms of probabilities"),) if problem is ProblemType.MULTI_LABEL else ()
+    loss = Tensor("loss", (), DType.FP32)
+    row = Row(
+        name=name,
+        reads=(given, NUMBERS),
+        writes=(loss,),
+        gradients=(Gradient(of=given),),
+        saves=(given, NUMBERS),
+        temporaries=(*logarithms, losses),
+    )
+    return stamped([*rows, row, frame(given)], Component.LOSS, "loss_function"), loss
+
+
+NUMERIC_LOSSES: Mapping[ProblemType | None, str] = {
+    ProblemType.REGRESSION: "mse_loss",
+    ProblemType.MULTI_LABEL: "binary_cross_entropy_with_logits",
+}
+"""Each makes the losses of all labels before their mean (aten/src/ATen/native/Loss.cpp), and its gradient in place."""
+
+
+def labelled(
+    x: Tensor, module: str, problem: ProblemType | None, numerics: Numerics, *, drops: bool
+) -> tuple[list[Row], Tensor]:
     """The rows from what stands for a sequence, [B, H], to the mean loss: dropout, a linear with bias."""
     logits = Tensor("logits", ("B", "U"), numerics.compute)
     dropping, given = dropped(x, f"{x.name} after dropout", on=drops)
     projecting = [*dropping, *linear(module, given, logits, ("H",), ("U",), numerics, bias=True)]
-    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
+    loss_rows, loss = _loss(logits, problem, numerics)
     return [*stamped(projecting, Component.HEAD, ""), *loss_rows, frame(x, given)], loss
 
 
-def classifier(x: Tensor, token_ids: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
+def classifier(
+    x: Tensor, token_ids: Tensor, problem: ProblemType | None, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
     """The rows from the normed hidden states `x` to the mean loss.
 
     All tokens are scored; that of the last token which is no padding is picked.
@@ -103,7 +141,7 @@ def classifier(x: Tensor, token_ids: Tensor, numerics: Numerics) -> tuple[list[R
             saves=(sequences, last),
         ),
     ]
-    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
+    loss_rows, loss = _loss(logits, problem, numerics)
     rows = [
         *stamped(linear(SCORE, x, scores, ("H",), ("U",), numerics), Component.HEAD, SCORE),
         *stamped(picking, Component.HEAD, SCORE),

@@ -224,6 +224,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         use_liger_kernel=plan.use_liger_kernel,
         task=plan.task,
         num_labels=architecture.num_labels,
+        problem_type=architecture.problem,
         eval_accumulation_steps=plan.eval_accumulation_steps,
     )
     return _answer(scenario, architecture, workload, plan, gpu)

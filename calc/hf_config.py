@@ -1,6 +1,7 @@
 """config.json -> Architecture."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -9,11 +10,11 @@ from .classification import with_classifier
 from .errors import ConfigError
 from .families import FAMILIES, family
 from .families.fields import Fields
+from .scenario import ProblemType
 
 BITSANDBYTES = "bitsandbytes"
 CAUSAL_LMS = (Head.CAUSAL_LM, "LMHeadModel", "ChatGLMModel", "ChatGLMForConditionalGeneration")
 """How the classes of causal language models end; ChatGLM's files name theirs so."""
-SINGLE_LABEL = "single_label_classification"
 DEFAULT_LABELS = 2
 """PreTrainedConfig's."""
 NEAREST = 3
@@ -44,12 +45,16 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
         if not head.endswith((*own, Head.SEQUENCE_CLASSIFICATION)):
             known = f"{read.head}, {Head.SEQUENCE_CLASSIFICATION}"
             raise ConfigError("model.architectures", head, f"is not supported yet; supported: {known}")
+    read = replace(read, problem_type=_problem_type(config.get("problem_type")))
     if not any(head.endswith(Head.SEQUENCE_CLASSIFICATION) for head in heads or ()):
         return read
-    problem = config.get("problem_type")
-    if problem not in (None, SINGLE_LABEL):
-        raise ConfigError("model.problem_type", problem, f"is not supported yet; supported: {SINGLE_LABEL}")
     return with_classifier(read, _num_labels(config), "model.num_labels")
+
+
+def _problem_type(problem: Any) -> ProblemType | None:
+    if problem is None or problem in list(ProblemType):
+        return problem and ProblemType(problem)
+    raise ConfigError("model.problem_type", problem, f"should be null or one of {', '.join(ProblemType)}")
 
 
 def _check_not_quantised(quantisation: Any) -> None:

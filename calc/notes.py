@@ -154,9 +154,9 @@ def _of_head(architecture: Architecture) -> Iterator[str]:
     is_encoder = architecture.kind.head is Head.MASKED_LM
     if architecture.num_labels is not None:
         yield (
-            f"A classification head of {architecture.num_labels} labels, one int64 label a sequence, as "
-            "ForSequenceClassification has it. An adapter trains the head as a whole, as PEFT does for the task "
-            "SEQ_CLS."
+            f"A classification head of {architecture.num_labels} labels as ForSequenceClassification has it, "
+            f"problem_type = {architecture.problem}: an int64 label a sequence, or fp32 numbers. An adapter trains the "
+            "head as a whole, as PEFT does for the task SEQ_CLS."
         )
         if not is_encoder:
             yield "All tokens are scored, and the last that is no padding is picked: the config names a padding token."

@@ -126,6 +126,8 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         scenario = _evaluated(scenario)
     if scenario.num_labels is not None:
         architecture = with_classifier(architecture, scenario.num_labels, "num_labels")
+    if scenario.problem_type is not None:
+        architecture = replace(architecture, problem_type=scenario.problem_type)
     check_head(scenario, architecture)
     if scenario.dropout is not None:
         architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))

@@ -105,6 +105,14 @@ class Loss(StrEnum):
     FUSED_LINEAR_CROSS_ENTROPY = "fused-linear-cross-entropy"
 
 
+class ProblemType(StrEnum):
+    """transformers' names."""
+
+    REGRESSION = "regression"
+    SINGLE_LABEL = "single_label_classification"
+    MULTI_LABEL = "multi_label_classification"
+
+
 class AdapterKind(StrEnum):
     LORA = "lora"
     QLORA = "qlora"
@@ -261,6 +269,10 @@ class Scenario(Question):
     num_labels: Size | None = None
     """A classification head of so many labels (...ForSequenceClassification); none = what the config's `architectures`
     says, mostly the language-model head."""
+    problem_type: ProblemType | None = None
+    """What a classification head's labels are, and so its loss: numbers (mean squared error), one of the labels
+    (cross-entropy), any of them (binary cross-entropy); none = what the config says, else numbers for one label, and
+    one of them for more."""
     target_length: Size | None = None
     """Tokens on the decoder's side of an encoder-decoder."""
     gradient_accumulation_steps: Size = 1

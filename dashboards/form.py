@@ -12,6 +12,7 @@ from calc.scenario import (
     Loss,
     Optimizer,
     Precision,
+    ProblemType,
     Recompute,
     Task,
 )
@@ -20,6 +21,7 @@ YES_OR_NO = ("false", "true")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(task for task in Task if task in SUPPORTED["task"]),
+    "problem_type": ("", *ProblemType),
     "precision": tuple(Precision),
     "recompute": (Recompute.NONE, Recompute.SELECTIVE, Recompute.OPERATORS, Recompute.FULL),
     "recompute_offload": YES_OR_NO,

@@ -22,6 +22,7 @@ STEP: dict[str, Any] = {
     "micro_batch_size": 1,
     "sequence_length": None,
     "num_labels": None,
+    "problem_type": None,
     "gradient_accumulation_steps": 1,
     "accumulate_grads_in_fp32": False,
     "precision": "bf16-autocast",

@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from calc.scenario import Attention
 from validation import sdpa
 from validation.autocast import autocast_inputs
+from validation.numeric_losses import NUMERIC_LOSSES, NumericLoss
 
 aten = torch.ops.aten
 
@@ -51,6 +52,8 @@ class CudaFunctions(TorchFunctionMode):
             return softmax(func, *args, **kwargs)
         if func is torch.nn.functional.cross_entropy and torch.is_autocast_enabled("cpu"):
             return cross_entropy(*args, **kwargs)
+        if func in NUMERIC_LOSSES:
+            return NumericLoss.apply(*args[:2], func)
         if func is torch.nn.functional.scaled_dot_product_attention:
             return sdpa.attend(self.attention, *args, **kwargs)
         return func(*args, **kwargs)

@@ -162,7 +162,7 @@ def build_job(
     optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     # A copy: transformers writes into nested fields (rope_scaling).
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
-    classifies = with_labels(hf_config, scenario.num_labels)
+    classifies = with_labels(hf_config, scenario)
     auto_class = AutoModelForSequenceClassification if classifies else LANGUAGE_MODELS[config["model_type"]]
     model_class: Any = auto_class._model_mapping[type(hf_config)]
     if not model_class._supports_sdpa:  # Gemma 2 caps its scores, GPT-J writes its attention out
@@ -187,7 +187,7 @@ def build_job(
         model.train()
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(scenario.micro_batch_size, sequence_length(scenario, hf_config), dtype=torch.int64)
-        labels = labels_of(input_ids, auto_class)
+        labels = labels_of(input_ids, auto_class, hf_config)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
         model=model,
@@ -221,11 +221,22 @@ def sum_in_fp32(model: torch.nn.Module) -> None:
             parameter.register_post_accumulate_grad_hook(move)
 
 
-def labels_of(input_ids: torch.Tensor, auto_class: Any) -> torch.Tensor:
-    """A causal language model's are its tokens; a masked one's another tensor; a classifier's one for each sequence."""
+def labels_of(input_ids: torch.Tensor, auto_class: Any, hf_config: Any) -> torch.Tensor:
+    """A causal language model's are its tokens; a masked one's another tensor; a classifier's one for each sequence, or
+    numbers for each label."""
     if auto_class is AutoModelForCausalLM:
         return input_ids
-    return torch.zeros_like(input_ids if auto_class is AutoModelForMaskedLM else input_ids[:, 0])
+    if auto_class is AutoModelForMaskedLM:
+        return torch.zeros_like(input_ids)
+    problem, num_labels = hf_config.problem_type, hf_config.num_labels
+    if problem == "single_label_classification" or (problem is None and num_labels > 1):
+        return torch.zeros_like(input_ids[:, 0])
+    shape = (
+        (len(input_ids),)
+        if problem != "multi_label_classification" and num_labels == 1
+        else (len(input_ids), num_labels)
+    )
+    return torch.zeros(shape)
 
 
 def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
@@ -250,13 +261,15 @@ def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any
     return config if dropout is None else config | dict.fromkeys(DROPOUT_FIELDS, dropout)
 
 
-def with_labels(hf_config: Any, num_labels: int | None) -> bool:
+def with_labels(hf_config: Any, scenario: Scenario) -> bool:
     """Whether the model has a classification head, asked for or named by the config; it then gets its number of labels
     and a padding token, which such models need."""
-    if num_labels is None and not any(head.endswith(CLASSIFIER) for head in hf_config.architectures or ()):
+    if scenario.num_labels is None and not any(head.endswith(CLASSIFIER) for head in hf_config.architectures or ()):
         return False
-    if num_labels is not None:
-        hf_config.num_labels = num_labels
+    if scenario.num_labels is not None:
+        hf_config.num_labels = scenario.num_labels
+    if scenario.problem_type is not None:
+        hf_config.problem_type = scenario.problem_type
     if hf_config.pad_token_id is None:
         hf_config.pad_token_id = 0
     return True

@@ -125,6 +125,7 @@ TRACES = [
     case("distilgpt2", 2, 128, zero_grad_set_to_none=False, gradient_accumulation_steps=2),
     case("distilgpt2", 2, 128, accumulate_grads_in_fp32=True, gradient_accumulation_steps=2, precision="bf16"),
     case(cut("qwen3-0.6b", 3), 2, 128, weight_ema=True, max_grad_norm=1.0, optimizer="adamw-fused"),
+    case(cut("qwen2.5-0.5b", 2), 4, 128, num_labels=3, problem_type="multi_label_classification"),
     # Losses, outputs, kernels of Liger, frozen layers.
     case(cut("qwen2.5-0.5b", 2), 2, 256, loss="chunked-cross-entropy"),
     case(cut("qwen2.5-0.5b", 2), 2, 256, loss="fused-linear-cross-entropy", precision="bf16"),

@@ -141,7 +141,7 @@ def _pooled(x: Tensor, outside: tuple[Tensor, ...], facts: ModelFacts, numerics:
     """BertPooler, still inside of the model, and the classifier of BertForSequenceClassification."""
     choosing, first = first_token(x)
     pooling, pooled = dense_tanh("pooler.dense", first, numerics)
-    classifying, loss = labelled(pooled, "classifier", numerics, drops=facts.classifier_dropout)
+    classifying, loss = labelled(pooled, "classifier", facts.problem, numerics, drops=facts.classifier_dropout)
     return [*choosing, *pooling, frame(*outside), *classifying], loss
 
 

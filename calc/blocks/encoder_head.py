@@ -35,7 +35,7 @@ def encoder_head(
 ) -> Section:
     """The head of ...ForMaskedLM, or of ...ForSequenceClassification."""
     x = hidden_states(numerics)
-    if facts.classifies:
+    if facts.problem is not None:
         rows, loss = classifier(x, outside, facts, numerics)
     else:
         rows, loss = _masked_lm(x, names, facts, end, numerics)

@@ -12,6 +12,7 @@ from calc.ledger import Kind, Row, Section, Tensor
 from calc.losses import LinearLoss
 from calc.operators import TOKENS, Numerics
 from calc.prefix import extended, lent_prefixes
+from calc.scenario import ProblemType
 
 
 class LayerFacts(NamedTuple):
@@ -40,8 +41,8 @@ class ModelFacts(NamedTuple):
     frozen_embedding: bool
     liger: bool
     """The final norm is Liger's."""
-    classifies: bool = False
-    """Its head is a classification head."""
+    problem: ProblemType | None = None
+    """What the labels of a classification head are; none: a language-model head."""
     linear_loss: LinearLoss | None = None
     """Head and loss in one call; None: logits and their cross-entropy."""
     cache_end: CacheEnd = CacheEnd.FORWARD

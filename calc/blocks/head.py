@@ -30,8 +30,8 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
     )
     rows_of = norm_of(facts.kind.norm, liger=facts.liger)
     norm, normed = rows_of(end.final_norm, x, f"{end.final_norm} output", ("H",), numerics)
-    if facts.classifies:
-        rows, loss = classifier(normed, INPUT_IDS, numerics)
+    if facts.problem is not None:
+        rows, loss = classifier(normed, INPUT_IDS, facts.problem, numerics)
         return Section(name="head", rows=(*norm, frame(x, *outside), *rows), input=x, output=loss)
     if facts.linear_loss is not None:
         loss_rows, loss = linear_loss(normed, weight, facts.linear_loss, numerics)

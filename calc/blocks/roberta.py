@@ -53,7 +53,7 @@ def _classified(
     choosing, first = first_token(x)
     dropping, first = dropped(first, "first token after dropout", on=facts.classifier_dropout)
     pooling, pooled = dense_tanh("classifier.dense", first, numerics)
-    classifying, loss = labelled(pooled, "classifier.out_proj", numerics, drops=facts.classifier_dropout)
+    classifying, loss = labelled(pooled, "classifier.out_proj", facts.problem, numerics, drops=facts.classifier_dropout)
     return [frame(*outside), *choosing, *stamped(dropping, Component.HEAD, ""), *pooling, *classifying], loss
 
 

@@ -79,6 +79,7 @@ READ_BY_THE_ENGINE = {
     "adapter": Adapter(),
     "eval_accumulation_steps": 2,
     "num_labels": 2,
+    "problem_type": "regression",
     "frozen_layers": 1,
     "dropout": 0.0,
 }
@@ -109,6 +110,8 @@ def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
     plain: dict[str, Any] = {"model": model, "precision": "bf16", "recompute": "full"}
     if field == "eval_accumulation_steps":
         plain["task"] = "evaluation"
+    if field == "problem_type":
+        plain["num_labels"] = 2
     if field == "recompute_saved_operators":
         plain["recompute"] = "operators"
     assert answer(**plain) != answer(**plain | {field: READ_BY_THE_ENGINE[field]})

@@ -70,7 +70,8 @@ def test_an_adapter_trains_the_head_too() -> None:
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"num_labels": 1}, "num_labels"),
+        ({"num_labels": 1, "problem_type": "single_label_classification"}, "num_labels"),
+        ({"num_labels": None, "problem_type": "regression"}, "problem_type"),
         ({"num_labels": 0}, "num_labels"),
         ({"loss": "chunked-cross-entropy"}, "loss"),
         ({"implementation": "megatron"}, "implementation"),
@@ -90,11 +91,42 @@ def test_other_families_are_refused_by_name(model_type: str) -> None:
         estimate(Scenario(model=config, num_labels=2))
 
 
-@pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
-def test_other_losses_are_refused(problem: str) -> None:
-    config = {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"], "problem_type": problem}
-    with pytest.raises(ConfigError, match=r"^model\.problem_type = "):
+def test_an_unknown_problem_is_refused() -> None:
+    config = {"model_type": "gpt2", "architectures": ["GPT2ForSequenceClassification"], "problem_type": "ranking"}
+    with pytest.raises(ConfigError, match=r"^model\.problem_type = 'ranking': should be null or one of regression"):
         estimate(Scenario(model=config))
+
+
+@pytest.mark.parametrize(
+    ("fields", "choices", "problem"),
+    [
+        ({}, {"num_labels": 1}, "regression"),
+        ({}, {"num_labels": 2}, "single_label_classification"),
+        ({"problem_type": "regression"}, {"num_labels": 2}, "regression"),
+        (
+            {"problem_type": "regression"},
+            {"num_labels": 2, "problem_type": "multi_label_classification"},
+            "multi_label_classification",
+        ),
+    ],
+)
+def test_a_head_has_transformers_own_problem(fields: dict[str, Any], choices: dict[str, Any], problem: str) -> None:
+    config = {"model_type": "gpt2", "n_layer": 1}
+    assert estimate(Scenario(model=config | fields, sequence_length=8, **choices)).architecture.problem == problem
+
+
+def test_labels_that_are_numbers_are_an_fp32_input() -> None:
+    inputs = gpt2(micro_batch_size=100, problem_type="multi_label_classification").memory.persistent_bytes["inputs"]
+    assert inputs == 100 * 256 * 8 + 2048  # 100 times 5 labels of 4 bytes, rounded up
+
+
+def test_numbers_keep_their_logits_where_labels_keep_probabilities() -> None:
+    """In bf16: log probabilities and the number of targets; logits, and the labels, which are an input."""
+    fields: dict[str, Any] = {"micro_batch_size": 8, "num_labels": 1000, "precision": "bf16"}
+    one, numbers = (gpt2(problem_type=problem, **fields).memory for problem in (None, "regression"))
+    logits, labels = 16384, 32256  # 8·1000 of 2 and of 4 bytes, rounded up
+    assert one.saved_activation_bytes - numbers.saved_activation_bytes == logits + 512  # the number of targets
+    assert numbers.persistent_bytes["inputs"] - one.persistent_bytes["inputs"] == labels - 512
 
 
 def test_the_notes_say_what_is_taken_for_granted() -> None:

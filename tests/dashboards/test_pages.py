@@ -62,6 +62,7 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "adapter.bnb_4bit_use_double_quant": {"adapter.kind": "qlora"},
         "adapter.prefix_projection": {"adapter.kind": "prefix-tuning"},
         "recompute_offload": {"recompute": "full"},
+        "problem_type": {"num_labels": "3"},
         "accumulate_grads_in_fp32": {"precision": "bf16"},
         "implementation": {"precision": "bf16", "model": "gpt2"},
         "efficient": {"model": "gpt2"},

@@ -21,6 +21,7 @@ from calc.scenario import (
     Loss,
     Optimizer,
     Precision,
+    ProblemType,
     Recompute,
     SavedOperator,
     Task,
@@ -177,6 +178,16 @@ def recomputations(draw: st.DrawFn, config: dict[str, Any], adapter: AdapterKind
 
 
 @st.composite
+def heads(draw: st.DrawFn) -> dict[str, Any]:
+    """In a few cases a classification head instead of the language model's."""
+    num_labels = draw(st.sampled_from((None, None, None, 1, 2, 300)))
+    if num_labels is None:
+        return {}
+    problems = [None, ProblemType.REGRESSION, ProblemType.MULTI_LABEL]
+    return {"num_labels": num_labels, "problem_type": draw(st.sampled_from(problems))}
+
+
+@st.composite
 def evaluations(draw: st.DrawFn) -> dict[str, Any]:
     """In a few cases an evaluation instead of a step, with or without its logits."""
     if draw(st.integers(0, 5)):
@@ -220,7 +231,7 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
         loss=loss,
         hold_outputs=draw(st.booleans()),
         use_liger_kernel=draw(st.booleans() if may_use_liger else st.just(False)),
-        num_labels=draw(st.sampled_from((None, None, None, 2, 300))) if classifies else None,
+        **(draw(heads()) if classifies else {}),
         **evaluation,
     )
 

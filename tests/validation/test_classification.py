@@ -56,6 +56,18 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "RoBERTa": ("roberta", {}),
     "RoBERTa, LoRA": ("roberta", {"adapter": {}}),
     "RoBERTa, no dropout": ("roberta", {"dropout": 0.0, "precision": "bf16"}),
+    **{f"regression, {name}": ("llama", {"num_labels": 1, "precision": name}) for name in PRECISIONS},
+    **{
+        f"{problem} of many labels, {model_type}, {name}": (
+            model_type,
+            {"num_labels": MANY_LABELS, "problem_type": problem, "precision": name},
+        )
+        for problem in ("regression", "multi_label_classification")
+        for model_type, names in (("llama", PRECISIONS), ("bert", PRECISIONS[:1]), ("gpt2", PRECISIONS[3:]))
+        for name in names
+    },
+    "regression, evaluated": ("llama", {"num_labels": 1, "task": "evaluation", "eval_accumulation_steps": 3}),
+    "regression, held": ("llama", {"num_labels": 1, "hold_outputs": True, "precision": "fp16-autocast"}),
     "IA³": ("gpt2", {"adapter": {"kind": "ia3"}}),
     "Liger's kernels": ("mistral", {"use_liger_kernel": True}),
 }
