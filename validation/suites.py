@@ -139,6 +139,7 @@ TRACES = [
             {"kind": "lora", "rank": 8, "use_dora": True},
             {"kind": "lora", "rank": 8, "modules_to_save": ["lm_head"]},
             {"kind": "qlora", "rank": 8},
+            {"kind": "lora-int8", "rank": 8},
             {"kind": "ia3"},
             {"kind": "prompt-tuning", "num_virtual_tokens": 10},
             {"kind": "p-tuning", "num_virtual_tokens": 10},
