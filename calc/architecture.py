@@ -98,6 +98,8 @@ class Router(StrEnum):
     """GptOssTopKRouter."""
     SOFTMAX_OF_BEST_IN_FP32 = "probabilities of the best logits alone, in fp32"
     """GraniteMoeTopKRouter."""
+    SPARSE_MIXER = "two, drawn one after the other"
+    """PhimoeTopKRouter."""
 
 
 class Expert(StrEnum):

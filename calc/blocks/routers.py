@@ -5,12 +5,11 @@ from dataclasses import dataclass, replace
 
 from calc.architecture import Mixture, Router
 from calc.dtype import DType
-from calc.ledger import Gradient, Kind, Row, Shape, Tensor
+from calc.ledger import Gradient, Kind, Row, Tensor
 from calc.operators import TOKENS, Numerics, linear, parameter
 from calc.primitives import cast, frame, like, matmul, scale, shift, softmax, unary, view
 
-CHOSEN: Shape = (*TOKENS, "Y")
-"""Every token as often as it has experts."""
+from .sparse_mixer import CHOSEN, sparse_mixer
 
 Routed = tuple[list[Row], tuple[Tensor, ...]]
 """The rows; and what the block holds until it returns, first each token's weights of its experts and their indices."""
@@ -151,6 +150,13 @@ def _softmax_of_best_in_fp32_router(x: Tensor, mixture: Mixture, numerics: Numer
     return [*rows, frame(best)], (weights, indices, logits)
 
 
+def _sparse_mixer_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
+    """PhimoeTopKRouter.forward, an nn.Linear."""
+    logits = Tensor("router logits", (*TOKENS, "X"), numerics.linear)
+    rows, weights, indices = sparse_mixer(logits, numerics)
+    return [*linear(f"mlp.{mixture.gate}", x, logits, ("H",), ("X",), numerics), *rows], (weights, indices, logits)
+
+
 INDICES = "indices of experts"
 
 
@@ -233,6 +239,7 @@ def _normalised(best: Tensor, numerics: Numerics, *, above_zero: bool = False) -
 ROUTERS: dict[Router, Callable[[Tensor, Mixture, Numerics], Routed]] = {
     Router.SOFTMAX: _softmax_router,
     Router.SIGMOID_GROUPS: _sigmoid_groups_router,
+    Router.SPARSE_MIXER: _sparse_mixer_router,
     Router.SCALED_SOFTMAX: _scaled_softmax_router,
     Router.SOFTMAX_OF_BEST: _softmax_of_best_router,
     Router.SOFTMAX_OF_BEST_IN_FP32: _softmax_of_best_in_fp32_router,

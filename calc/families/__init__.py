@@ -39,6 +39,7 @@ FAMILIES = {
     "qwen3": "llama",
     "qwen3_moe": "mixtures",
     "phi3": "llama_kin",
+    "phimoe": "mixtures",
     "smollm3": "llama_kin",
     "olmo": "llama_kin",
     "olmo2": "llama_kin",

@@ -206,6 +206,29 @@ def granitemoe(fields: Fields) -> Architecture:
     )
 
 
+def phimoe(fields: Fields) -> Architecture:
+    """PhimoeForCausalLM: layer norms, and a router that draws two experts for each token."""
+    fields.refuse("input_jitter_noise", "noise before the router is not supported yet")
+    fields.only("num_experts_per_tok", 2)
+    bias = fields.flag("attention_bias", default=False)
+    mixture = Mixture(modules=("router", "experts"), gate="router", router=Router.SPARSE_MIXER)
+    window = one_window(fields, default=None)
+    experts = Experts(num_experts=16, num_experts_per_tok=2)
+    return llama_like(
+        fields,
+        "phimoe",
+        Defaults(
+            vocab_size=32064,
+            intermediate_size=6400,
+            num_key_value_heads=8,
+            max_position_embeddings=4096 * 32,
+        ),
+        layer=replace(LLAMA_LAYER, norm=Norm.LAYER, query_key_value_bias=bias, output_bias=bias),
+        model=replace(LLAMA_MODEL, norm=Norm.LAYER, head_bias=fields.flag("lm_head_bias", default=False)),
+        pattern=lambda layer, num_layers: window(with_experts(fields, layer, mixture, experts), num_layers),
+    )
+
+
 ADDED_EXPERTS = tuple(f"shared_experts.{name}" for name in ("gate_proj", "up_proj", "down_proj"))
 
 

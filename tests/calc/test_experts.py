@@ -134,5 +134,10 @@ def test_what_is_added_to_in_place_cannot_be_kept() -> None:
         answered(config, attention=Attention.FLASH)
     with pytest.raises(ConfigError, match="num_experts_per_tok"):
         answered({"model_type": "deepseek_v2"})
+    with pytest.raises(ConfigError, match="n_shared_experts"):
+        answered({"model_type": "dots1", "n_routed_experts": 8, "num_experts_per_tok": 2})
+    for wrong in ({"num_experts_per_tok": 4}, {"input_jitter_noise": 0.1}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            answered({"model_type": "phimoe"} | wrong)
     with pytest.raises(ConfigError, match="topk_method"):
         answered({"model_type": "deepseek_v2", "num_experts_per_tok": 2, "topk_method": "noaux_tc"})

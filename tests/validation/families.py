@@ -136,6 +136,12 @@ FAMILIES: dict[str, Family] = {
         drawn={"attention_bias": FLAG, "num_local_experts": (2, 5)},
         lora_targets=ATTENTION,
     ),
+    "phimoe": Family(
+        width_multiple=8,
+        own={"num_local_experts": 4, "attention_bias": True},
+        drawn={"attention_bias": FLAG, "lm_head_bias": FLAG, "num_local_experts": (2, 5), "sliding_window": (None, 16)},
+        lora_targets=ATTENTION,
+    ),
     "gpt_oss": Family(
         width_multiple=8,
         own=EXPERTS | {"head_dim": 24, "sliding_window": 16},
