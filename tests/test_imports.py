@@ -13,7 +13,18 @@ MEASURING_PACKAGES = {"peft", "pynvml", "torch", "transformers"}
 
 NEEDED = {
     "adapters": {"facts", "freezing", "modules"},
-    "blocks": {"attention", "experts", "facts", "head", "latent", "llama", "mlp", "positions", "routers"},
+    "blocks": {
+        "attention",
+        "experts",
+        "facts",
+        "head",
+        "latent",
+        "llama",
+        "mlp",
+        "positions",
+        "routers",
+        "sparse_mixer",
+    },
     "commands": {"answer", "estimate"},
     "families": {"fields", "llama"},
 }
