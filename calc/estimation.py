@@ -1,6 +1,7 @@
 """Scenario -> Estimate: the answer, every number of it read off the ledger."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
@@ -11,6 +12,7 @@ from .architecture import Architecture, Wiring
 from .assembly import step_memory
 from .checkpoint import checkpoint_bytes
 from .curve import Point, curve
+from .errors import ConfigError
 from .flops import FLOPS_PER_PRODUCT, AttentionFlops, attention_flops, causal_flops
 from .hardware import Gpu, gpu_named
 from .inventory import TensorEntry, inventory
@@ -20,7 +22,7 @@ from .notes import notes
 from .parts import Sum
 from .plan import Plan, Workload, resolve
 from .reserved import Reserved, reserved
-from .scenario import Scenario, num_prefix_tokens
+from .scenario import Scenario, Task, num_prefix_tokens
 from .timeline import Phase
 
 TRANSFORMERS_SOURCE = "transformers 5.23.0, models/{family}/modeling_{family}.py"
@@ -142,6 +144,8 @@ class Estimate:
     flops: Flops
     notes: tuple[str, ...]
     step: StepMemory
+    evaluate: Callable[[], StepMemory | None] | None = field(repr=False, compare=False, default=None)
+    """Makes the step of an evaluation between training steps. None: this answers none of training."""
     time: None = None
 
     @cached_property
@@ -153,6 +157,13 @@ class Estimate:
     def checkpoint_bytes(self) -> dict[str, int]:
         """What saving weights and optimizer states writes to files."""
         return checkpoint_bytes(self.step)
+
+    @cached_property
+    def evaluation_peak_allocated_bytes(self) -> int | None:
+        """The peak of an evaluation between these training steps: as many sequences at once, no logits kept. None where
+        it is not modelled (task = evaluation says why)."""
+        step = self.evaluate() if self.evaluate is not None else None
+        return step.timeline.peak.peak_bytes if step is not None else None
 
     @cached_property
     def timeline(self) -> list[Point]:
@@ -174,6 +185,7 @@ class Estimate:
             "memory": self.memory.to_dict(reserved=reserved)
             | {
                 "checkpoint_bytes": self.checkpoint_bytes,
+                "evaluation_peak_allocated_bytes": self.evaluation_peak_allocated_bytes,
                 "timeline": self.timeline,
             },
             "flops": self.flops.to_dict(),
@@ -188,9 +200,17 @@ def estimate(scenario: Scenario) -> Estimate:
     """What one step of `scenario` takes. Raises ConfigError for what cannot be answered."""
     architecture = load_model(scenario.model)
     gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
+    evaluate = partial(_evaluation, scenario, architecture) if scenario.task is Task.TRAINING else None
     architecture, workload, plan = resolve(scenario, architecture)
     filled = {"sequence_length": workload.sequence_length, "attention": plan.attention}
-    return _answer(scenario.model_copy(update=filled), architecture, workload, plan, gpu)
+    return _answer(scenario.model_copy(update=filled), architecture, workload, plan, gpu, evaluate)
+
+
+def _evaluation(scenario: Scenario, architecture: Architecture) -> StepMemory | None:
+    """The evaluation of the training `scenario`; None where there is none."""
+    with suppress(ConfigError):
+        return step_memory(*resolve(scenario.model_copy(update={"task": Task.EVALUATION}), architecture))
+    return None
 
 
 def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None = None) -> Estimate:
@@ -231,7 +251,12 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
 
 
 def _answer(
-    scenario: Scenario, architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None
+    scenario: Scenario,
+    architecture: Architecture,
+    workload: Workload,
+    plan: Plan,
+    gpu: Gpu | None,
+    evaluate: Callable[[], StepMemory | None] | None = None,
 ) -> Estimate:
     step = step_memory(architecture, workload, plan)
     return Estimate(
@@ -242,6 +267,7 @@ def _answer(
         flops=step_flops(step, workload),
         notes=notes(architecture, workload, plan, gpu),
         step=step,
+        evaluate=evaluate,
     )
 
 

@@ -117,3 +117,20 @@ def test_the_notes_say_what_is_alive() -> None:
     assert "between two training steps" in text
     assert "eval_accumulation_steps" in text
     assert "torch.no_grad" not in " ".join(gpt2(task="training").notes)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"recompute": "full", "dropout": 0.2}, {"zero_grad_set_to_none": False}, {"adapter": {"rank": 4}}],
+    ids=str,
+)
+def test_a_training_says_the_peak_of_its_evaluation(fields: dict[str, Any]) -> None:
+    training = gpt2(task="training", **fields)
+    assert training.evaluation_peak_allocated_bytes == gpt2(**fields).memory.peak_allocated_bytes
+    assert training.to_dict()["memory"]["evaluation_peak_allocated_bytes"] == training.evaluation_peak_allocated_bytes
+
+
+@pytest.mark.parametrize("fields", [{"precision": "zero-16"}, {"loss": "chunked-cross-entropy"}], ids=str)
+def test_a_training_without_such_an_evaluation_says_none(fields: dict[str, Any]) -> None:
+    assert gpt2(task="training", **fields).evaluation_peak_allocated_bytes is None
+    assert gpt2().evaluation_peak_allocated_bytes is None
