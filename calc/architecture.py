@@ -21,6 +21,7 @@ class Wiring(StrEnum):
     GPT_NEOX = "gpt_neox"
     GPTJ = "gptj"
     LLAMA = "llama"
+    MODERNBERT = "modernbert"
     MPT = "mpt"
     OPT = "opt"
     PHI = "phi"
@@ -180,6 +181,8 @@ class Rotary:
     """q and k are cast first."""
     factors_in_fp32: bool = False
     """Each factor is cast where it is multiplied."""
+    casts_twice: bool = False
+    """q and k are cast for each of their factors, before halves are turned."""
     rounds: bool = False
     """The result is cast back to the type of q and k."""
     partial: bool = False
@@ -384,6 +387,8 @@ class Dropouts:
     embedding: float | None = None
     attention: float | None = None
     residual: float | None = None
+    mlp: float | None = None
+    """Of what an MLP's last projection reads."""
     classifier: float | None = None
     """Of what a classification head reads."""
 

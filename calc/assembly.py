@@ -228,6 +228,7 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
     return LayerFacts(
         kind=layer.kind,
         residual_dropout=bool(dropouts.residual),
+        mlp_dropout=bool(dropouts.mlp),
         frozen=layer.frozen,
         liger=plan.use_liger_kernel,
         core=_core(layer, dropouts, workload, plan),

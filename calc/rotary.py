@@ -196,8 +196,10 @@ def _turned(name: str, x: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Ro
     first, second, negated = (
         like(x, f"{name}.{half} half", shape=half_shape) for half in ("first", "second", "negated")
     )
-    rotated = like(x, f"{name}.rotated")
-    dtype = wider(x.dtype, cos.dtype)
+    again, base = _cast_again(x, rotary)
+    first, second, negated = (like(half, half.name, dtype=base.dtype) for half in (first, second, negated))
+    rotated = like(base, f"{name}.rotated")
+    dtype = wider(base.dtype, cos.dtype)
     straight, across, out = (
         like(x, part_name, dtype=dtype)
         for part_name in (f"{name}·cos", f"{name}.rotated·sin", f"{name} with positions")
@@ -207,8 +209,9 @@ def _turned(name: str, x: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Ro
     rows = [
         *casts_x,
         multiply(factor, cos, straight),
-        part(x, (first,)),
-        part(x, (second,)),
+        *again,
+        part(base, (first,)),
+        part(base, (second,)),
         scale(second, negated, name="neg"),
         cat((negated, first), rotated),
         *casts_rotated,
@@ -218,8 +221,15 @@ def _turned(name: str, x: Tensor, made: Tables, rotary: Rotary) -> tuple[list[Ro
     return rows, out
 
 
+def _cast_again(x: Tensor, rotary: Rotary) -> tuple[list[Row], Tensor]:
+    if not rotary.casts_twice or x.dtype is DType.FP32:
+        return [], x
+    wide = like(x, f"{x.name} in fp32", dtype=DType.FP32)
+    return [cast(x, wide)], wide
+
+
 def _factor(x: Tensor, rotary: Rotary) -> tuple[list[Row], Tensor]:
-    if not rotary.factors_in_fp32 or x.dtype is DType.FP32:
+    if not (rotary.factors_in_fp32 or rotary.casts_twice) or x.dtype is DType.FP32:
         return [], x
     wide = like(x, f"{x.name} as an fp32 factor", dtype=DType.FP32)
     return [cast(x, wide)], wide

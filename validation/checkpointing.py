@@ -77,11 +77,17 @@ class CheckpointedGroup(torch.nn.ModuleList):
         return hidden_states
 
 
+def body(model: Any) -> torch.nn.Module:
+    """What holds embeddings and layers."""
+    decoder = model.get_decoder()
+    return model.base_model if isinstance(decoder, torch.nn.Linear) else decoder  # ModernBERT's head is a decoder
+
+
 def layers_of(model: Any) -> tuple[torch.nn.Module, str, torch.nn.ModuleList]:
     """The list of layers: the module that holds it, its name there, and itself."""
     return next(
         (owner, name, child)
-        for owner in model.get_decoder().modules()
+        for owner in body(model).modules()
         for name, child in owner.named_children()
         if isinstance(child, torch.nn.ModuleList)
     )

@@ -26,7 +26,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 from transformers.integrations.liger import apply_liger_kernel
 
 from validation import emulated_4bit, emulated_8bit, liger
-from validation.checkpointing import ContextPair, checkpointed, contexts, group_layers, layers_of
+from validation.checkpointing import ContextPair, body, checkpointed, contexts, group_layers, layers_of
 from validation.losses import LOSSES, with_loss
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ ONLY = {
 }
 """Fields of which one value is run here."""
 
-MASKED_LMS = ("bert", "roberta", "xlm-roberta")
+MASKED_LMS = ("bert", "roberta", "xlm-roberta", "modernbert")
 LANGUAGE_MODELS: dict[str, Any] = defaultdict(
     lambda: AutoModelForCausalLM, dict.fromkeys(MASKED_LMS, AutoModelForMaskedLM)
 )
@@ -109,7 +109,7 @@ QUANTISED = ("qlora", "lora-int8")
 CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
-    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"),
+    *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout"),
     *("attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "resid_dropout", "embed_dropout"),
     *(f"{part}_dropout" for part in ("attention", "hidden", "residual", "embedding")),
 )
@@ -279,7 +279,7 @@ def freeze(model: Any, num_layers: int) -> None:
     """Stop training the embeddings and the first `num_layers` layers; 0 freezes nothing."""
     if not num_layers:
         return
-    children = model.get_decoder().named_children()
+    children = body(model).named_children()
     embeddings = [each for name, each in children if name == "embeddings" or isinstance(each, torch.nn.Embedding)]
     _, _, layers = layers_of(model)
     for module in [*embeddings, *layers[:num_layers]]:

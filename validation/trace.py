@@ -29,7 +29,7 @@ from torch.utils._foreach_utils import _foreach_supported_types
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
-from transformers import masking_utils, modeling_utils
+from transformers import initialization, masking_utils, modeling_utils
 
 from calc.scenario import Attention, Optimizer, Parallel, Scenario, Task, scenario_from_strings
 from validation import sdpa
@@ -262,6 +262,9 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
     def find_none(position_ids: torch.Tensor) -> None:
         find(position_ids)  # outside of tracing it then looks at the values and sees that no sequences are packed
 
+    def without_values(parameter: torch.Tensor, **_: Any) -> torch.Tensor:
+        return parameter  # torch's draws again until all values lie within the bounds
+
     def set_data(parameter: torch.Tensor, converted: torch.Tensor) -> None:
         parameter.data = converted.data  # Module.to() would swap fake parameters, which weak references forbid
 
@@ -286,6 +289,7 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
         patch.object(FakeTensorMode, "__deepcopy__", same, create=True),
         patch.object(FakeTensor, "__deepcopy__", copied),
         patch.object(masking_utils, "find_packed_sequence_indices", find_none),
+        patch.dict(initialization.TORCH_INIT_FUNCTIONS, trunc_normal_=without_values),
         patch.object(torch.utils, "swap_tensors", set_data),
         patch.object(_foreach_utils, "_foreach_supported_types", [*_foreach_supported_types, FakeTensor]),
         patch.object(modeling_utils, "save_on_cpu", on_host),

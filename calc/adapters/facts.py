@@ -65,7 +65,9 @@ CONVERTED_TARGETS = {
 peft/utils/transformers_weight_conversion.py); all-linear names them too."""
 
 OUTPUT_LAYER = "lm_head"
-OUTPUT_LAYERS = frozenset({OUTPUT_LAYER, "lm_head.decoder", "cls.predictions.decoder"}.union(*CLASSIFIERS.values()))
+DECODERS = frozenset({OUTPUT_LAYER, "lm_head.decoder", "cls.predictions.decoder", "decoder"})
+"""Heads that give logits of tokens."""
+OUTPUT_LAYERS = DECODERS.union(*CLASSIFIERS.values())
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
 
 TEXT: Shape = ("B", "S-T")

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from calc.dtype import DType
 from calc.ledger import Component, Gradient, Row, Section, Tensor
 from calc.losses import LABELS, unshifted_cross_entropy
-from calc.norms import layer_norm
+from calc.norms import NORMS
 from calc.operators import Numerics, activation, linear, parameter, stamped
 from calc.primitives import cast, frame, like, unary
 
@@ -23,11 +24,14 @@ class MaskedLmHead:
     dense: str
     norm: str
     decoder: str
+    dense_bias: bool = True
+    loss_in_fp32: bool = False
+    """Logits are cast before the loss (ForMaskedLMLoss)."""
 
 
 def encoder_head(
     names: MaskedLmHead,
-    classifier: Classifier,
+    classifier: Classifier | None,
     facts: ModelFacts,
     end: End,
     numerics: Numerics,
@@ -35,12 +39,15 @@ def encoder_head(
 ) -> Section:
     """The head of ...ForMaskedLM, or of ...ForSequenceClassification."""
     x = hidden_states(numerics)
-    if facts.problem is not None:
+    if facts.problem is not None and classifier is not None:
         rows, loss = classifier(x, outside, facts, numerics)
-    else:
-        rows, loss = _masked_lm(x, names, facts, end, numerics)
-        rows = [frame(*outside), *rows]
-    return Section(name="head", rows=(*rows, frame(x)), input=x, output=loss)
+        return Section(name="head", rows=(*rows, frame(x)), input=x, output=loss)
+    norm, given = [], x
+    if end.final_norm:
+        norm, given = NORMS[facts.kind.norm](end.final_norm, x, f"{end.final_norm} output", ("H",), numerics)
+        outside = (x, *outside)
+    rows, loss = _masked_lm(given, names, facts, end, numerics)
+    return Section(name="head", rows=(*norm, frame(*outside), *rows, frame(given)), input=x, output=loss)
 
 
 def _masked_lm(
@@ -53,18 +60,28 @@ def _masked_lm(
     if activated.dtype is not numerics.weights:  # autocast runs layer_norm in fp32
         lower, activated = activated, like(activated, f"{activated.name} in fp32", dtype=numerics.weights)
         casts = [cast(lower, activated)]
-    norm, normed = layer_norm(names.norm, activated, f"{names.norm} output", ("H",), numerics)
-    weight = parameter(end.embedding_weight, ("V", "H"), numerics, num_columns=1)
+    norm, normed = NORMS[facts.kind.norm](names.norm, activated, f"{names.norm} output", ("H",), numerics)
+    tied = parameter(end.embedding_weight, ("V", "H"), numerics, num_columns=1) if facts.tied_embeddings else None
+    bias = facts.kind.head_bias
     logits = Tensor("logits", ("B", "S", "V"), numerics.compute)
     rows = [
-        *linear(names.dense, x, dense, ("H",), ("H",), numerics, bias=True),
+        *linear(names.dense, x, dense, ("H",), ("H",), numerics, bias=names.dense_bias),
         *act,
         *casts,
         *norm,
-        *linear(names.decoder, normed, logits, ("H",), ("V",), numerics, bias=True, weight=weight),
+        *linear(names.decoder, normed, logits, ("H",), ("V",), numerics, bias=bias, weight=tied),
     ]
-    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
+    loss_rows, loss = _loss(logits, names, numerics)
     return [*stamped(rows, Component.HEAD, names.decoder.rpartition(".")[0]), *loss_rows], loss
+
+
+def _loss(logits: Tensor, names: MaskedLmHead, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    if not names.loss_in_fp32 or logits.dtype is DType.FP32:
+        return unshifted_cross_entropy(logits, LABELS, numerics)
+    wide = like(logits, "logits in fp32", dtype=DType.FP32)
+    in_fp32 = Numerics(weights=DType.FP32, compute=DType.FP32)
+    rows, loss = unshifted_cross_entropy(wide, LABELS, in_fp32)
+    return [*stamped([cast(logits, wide)], Component.LOSS, "loss_function"), *rows, frame(wide)], loss
 
 
 def first_token(x: Tensor) -> tuple[list[Row], Tensor]:

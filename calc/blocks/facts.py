@@ -20,6 +20,7 @@ class LayerFacts(NamedTuple):
 
     kind: LayerKind
     residual_dropout: bool
+    mlp_dropout: bool
     frozen: bool
     liger: bool
     """Its norms, MLP and rotary positions are Liger's."""

@@ -31,6 +31,7 @@ FAMILIES = {
     "llama": "llama",
     "mistral": "llama",
     "mixtral": "mixtures",
+    "modernbert": "modernbert",
     "mpt": "mpt",
     "opt": "opt",
     "phi": "phi",

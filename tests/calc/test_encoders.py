@@ -29,6 +29,25 @@ def test_roberta_base_has_its_published_parameters() -> None:
     assert estimate(Scenario(model=roberta)).scenario.sequence_length == 512  # none for the padding token and before
 
 
+def test_modernbert_has_its_published_parameters() -> None:
+    large = {"num_hidden_layers": 28, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 2624}
+    # As the files of https://huggingface.co/answerdotai/ModernBERT-base and ModernBERT-large hold.
+    for sizes, published in (({}, 149_655_232), (large, 395_881_664)):
+        answer = estimate(Scenario(model={"model_type": "modernbert"} | sizes, sequence_length=512))
+        assert answer.parameters.total == published
+
+
+def test_a_modernbert_sees_all_in_every_third_layer() -> None:
+    layers = estimate(Scenario(model={"model_type": "modernbert"}, sequence_length=512)).architecture.layers
+    assert [(count, layer.sliding_window) for layer, count in layers[:4]] == [(1, None), (2, 64), (1, None), (2, 64)]
+    assert [layer.kind.norms.before_attention for layer, _ in layers[:2]] == [None, "attn_norm"]
+
+
+def test_a_modernbert_without_a_window_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"^model.layer_types = "):
+        estimate(Scenario(model={"model_type": "modernbert", "num_hidden_layers": 1}))
+
+
 def test_labels_are_as_long_as_tokens() -> None:
     inputs = bert(micro_batch_size=4).memory.persistent_bytes["inputs"]
     assert inputs == 2 * (4 * 128 * 8)

@@ -72,6 +72,13 @@ GROUPED_DRAWN = {
 DEEPSEEK = LATENTS | GROUPED
 DEEPSEEK_DRAWN = LATENTS_DRAWN | GROUPED_DRAWN
 FAMILIES: dict[str, Family] = {
+    "modernbert": Family(
+        sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
+        own={"local_attention": 32, "cls_token_id": 1, "sep_token_id": 2, "num_hidden_layers": 5},
+        drawn=dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias", "decoder_bias"), FLAG)
+        | {"num_hidden_layers": (2, 3, 5)},
+        lora_targets=("Wqkv", "mlp.Wo"),
+    ),
     "bert": Family(
         sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
         drawn={"tie_word_embeddings": (True,), "type_vocab_size": (1, 2)},
