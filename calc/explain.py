@@ -59,7 +59,7 @@ FIRST_LAYER = 1
 """The run of `StepMemory.runs` after the embedding."""
 
 EXCESS_NAMES = {
-    Component.EMBEDDING: "learned positions",
+    Component.EMBEDDING: "other embeddings",
     Component.ATTENTION: "attention",
     Component.MLP: "MLP",
     Component.NORM: "norms",

@@ -64,7 +64,7 @@ def test_parts_of_the_parameters_add_up_to_the_difference(name: str) -> None:
 
 
 def test_gpt2_is_the_closed_form_plus_positions_and_final_norm() -> None:
-    assert explained("gpt2")["parameters"].difference == "learned positions +786,432, norms +1,536"
+    assert explained("gpt2")["parameters"].difference == "other embeddings +786,432, norms +1,536"
 
 
 def test_statements_are_those_of_the_docstrings() -> None:
