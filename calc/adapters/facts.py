@@ -59,10 +59,16 @@ MEGATRON_TARGETS = ("query_key_value",)
 
 CONVERTED_TARGETS = {
     "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
-    **dict.fromkeys(("olmoe", "qwen3_moe"), frozenset({"gate", "gate_proj", "up_proj", "down_proj"})),
+    **dict.fromkeys(
+        ("deepseek_v2", "deepseek_v3", "dots1", "glm4_moe", "olmoe", "qwen3_moe"),
+        frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
+    ),
 }
 """Names by which PEFT adapts the tensors of experts and router (_MOE_TARGET_MODULE_MAPPING in
 peft/utils/transformers_weight_conversion.py); all-linear names them too."""
+
+PHIMOE, PHIMOE_ROUTER = "phimoe", "mlp.router"
+"""An nn.Linear with a result of its own (PhimoeTopKRouter)."""
 
 OUTPUT_LAYER = "lm_head"
 DECODERS = frozenset({OUTPUT_LAYER, "lm_head.decoder", "cls.predictions.decoder", "decoder"})
@@ -176,6 +182,9 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
 def _refuse_experts(targets: tuple[str, ...], architecture: Architecture) -> None:
     converted = CONVERTED_TARGETS.get(architecture.model_type, frozenset())
     for target in targets:
+        if architecture.model_type == PHIMOE and (target == ALL_LINEAR or names(target, PHIMOE_ROUTER)):
+            problem = "adapts the router too, which returns more than the one tensor that PEFT takes"
+            raise ConfigError("adapter.target_modules", target, problem)
         if converted and (target == ALL_LINEAR or target.rpartition(".")[2] in converted):
             raise ConfigError(
                 "adapter.target_modules", target, "adapts experts and router too, which is not supported yet"

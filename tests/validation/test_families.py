@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
+from peft.utils import transformers_weight_conversion as peft_names
 from transformers import AutoConfig
 
 from calc import Adapter, ConfigError, Scenario, estimate
+from calc.adapters.facts import CONVERTED_TARGETS
 from calc.families import FAMILIES as SUPPORTED
 from calc.scenario import SavedOperator
 from tests.validation import families
@@ -59,6 +61,13 @@ def counted(config: dict[str, Any]) -> int:
 def test_there_is_a_line_for_every_family() -> None:
     assert FAMILIES.keys() | NOT_BUILT == SUPPORTED.keys()
     assert FAMILIES.keys().isdisjoint(NOT_BUILT)
+
+
+def test_target_names_that_peft_makes_those_of_experts() -> None:
+    converted = {family: vars(peft_names)["_MODEL_TO_CONVERSION_PATTERN"].get(family) for family in SUPPORTED}
+    mapping = vars(peft_names)["_MOE_TARGET_MODULE_MAPPING"]
+    expected = {family: frozenset(mapping[base]) for family, base in converted.items() if base in mapping}
+    assert expected == CONVERTED_TARGETS
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
