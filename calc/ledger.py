@@ -201,6 +201,8 @@ class Row:
     graph: tuple[Tensor, ...] = ()
     """Kept until here by nodes no backward reaches, where the row has no gradient or any is wanted: saved-tensor hooks
     see them, and where the row is checkpointed only its second run keeps them."""
+    makes_all_gradients: bool = False
+    """Backward makes those that are not wanted, too, and drops them when it has run."""
     hooks_see_gradients: bool = False
     """Gradients made in forward are kept as saved tensors, not as attributes of the node."""
     is_view: bool = False

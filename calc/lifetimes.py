@@ -400,6 +400,9 @@ class _Builder:
             return
         wanted = self._wanted(row)
         made = [self._gradient(gradient, received) for gradient in wanted]
+        dropped = [gradient_of(gradient.of) for gradient in row.gradients if gradient not in wanted]
+        dropped = dropped if row.makes_all_gradients else []
+        self._allocate(dropped)
         self._moment(row.backward_prelude)
         self._moment(row.backward_temporaries)
         if checkpointed:
@@ -408,6 +411,7 @@ class _Builder:
             if gradient.unreduced is not None:
                 self._allocate([gradient_of(gradient.of)])
                 self._free([gradient.unreduced])
+        self._free(dropped)
         for storage in received.values():
             self._release(storage)
         if not checkpointed:

@@ -114,6 +114,7 @@ def _fused(
         backward_products=(scores, scores, values, values),
         backward_rerun=(scores,),
         backward_temporaries=temporaries,
+        makes_all_gradients=True,
         elementwise_flops=KERNEL_FLOPS,
         elementwise_shape=(*scores.batch, *scores.m, *scores.n),
         operator=f"_scaled_dot_product_{name}",

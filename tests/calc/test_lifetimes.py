@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
+from calc import Adapter, Scenario, estimate
 from calc.dtype import DType
 from calc.ledger import Gradient, Kind, Product, Region, Row, Section, Tensor
-from calc.lifetimes import Context, Event, Lifetimes, Needs, lifetimes, needs
+from calc.lifetimes import Context, Event, Lifetimes, Needs, gradient_of, lifetimes, needs
 from calc.operators import Numerics, linear
 from calc.primitives import add, frame, matmul, multiply, scale, shift, unary, view
 
@@ -319,3 +320,16 @@ def test_what_sections_share() -> None:
 def test_a_row_whose_gradient_nobody_wants_frees_what_it_kept() -> None:
     unread = Row(name="aside", reads=(X,), writes=(A,), gradients=(Gradient(of=X),), saves=(X,))
     assert told(life(unread, scale(X, Y)).backward) == "+∂x -∂y -x"
+
+
+@pytest.mark.parametrize(("attention", "is_fused"), [("flash", True), ("efficient", True), ("eager", False)])
+def test_a_fused_kernel_makes_gradients_that_nobody_wants(attention: str, is_fused: bool) -> None:
+    """Of LoRA on q alone in the first layer: flash and efficient make those of k and v all the same, and drop them."""
+    config = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1}
+    adapter = Adapter(target_modules=("q_proj",))
+    asked: dict[str, Any] = {"precision": "bf16", "attention": attention, "sequence_length": 8, "adapter": adapter}
+    (piece, _), *_ = estimate(Scenario(model=config, **asked)).step.runs[1].part.pieces
+    kernels = [row for row in piece.section.rows if row.makes_all_gradients]
+    assert bool(kernels) is is_fused
+    for unwanted in (each for row in kernels for each in row.reads[1:3]):
+        assert [made for event, made in piece.life.backward if event == gradient_of(unwanted)] == [True, False]

@@ -68,11 +68,10 @@ def test_a_cut_that_experts_cannot_have_is_left_out() -> None:
 
 
 def test_one_expert_a_token_is_another_ledger() -> None:
-    """Of four experts a token put together one is left, whose sum passes its gradient on."""
+    """Of four experts a token put together one is left, whose sum passes its gradient on: what is read is the same."""
     four = SIXTEEN_OF_TWO | {"num_experts_per_tok": 4}
     one = SIXTEEN_OF_TWO | {"num_local_experts": 4, "num_experts_per_tok": 1, "intermediate_size": 4 * F}
-    peak = designs(one)[0].estimate.memory.peak_allocated_bytes
-    assert designs(four)[0].estimate.memory.peak_allocated_bytes == peak
+    assert designs(four)[0].estimate.architecture == designs(one)[0].estimate.architecture
 
 
 def test_capacity_of_the_founding_text() -> None:

@@ -117,6 +117,10 @@ def test_gptq_packs_any_bits_and_one_group_is_all_columns(bits: int, words: int)
     assert tensors["scales"] == (1, 256, "fp16", 2)
 
 
+def test_groups_of_128_where_nothing_is_said() -> None:
+    assert of_down_proj({"quant_method": "gptq"})["scales"] == (4, 256, "fp16", 2)
+
+
 def test_gptq_of_some_modules() -> None:
     some = {"quant_method": "gptq", "bits": 4, "modules_in_block_to_quantize": [["self_attn.q_proj"], ["mlp.up_proj"]]}
     assert {name.split(".")[-2] for name in stored(some) if name.endswith("qweight")} == {"q_proj", "up_proj"}

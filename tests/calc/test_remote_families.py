@@ -100,6 +100,10 @@ def test_openelm_has_a_size_for_each_layer() -> None:
     assert layers[1].intermediate_size == 1280  # 0.63 · 2048 = 1290.24, to the nearest multiple of 256
 
 
+def test_chatglm_turns_half_of_each_head() -> None:
+    assert architecture(CHATGLM).layers[0][0].rotary_dim == 64
+
+
 def test_baichuan_2_normalises_its_head_and_baichuan_does_not() -> None:
     sizes = BAICHUAN | {"vocab_size": 125696, "torch_dtype": "bfloat16"}
     plain, normalised = (answered(config, precision="bf16") for config in (sizes, sizes | {"z_loss_weight": 0}))

@@ -1,0 +1,54 @@
+"""Random steps of the families that have no test of random steps to themselves, against the real models' own."""
+
+from typing import Any
+
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+
+from calc import Adapter, ConfigError, Scenario, estimate
+from calc.plan import SUPPORTED
+from calc.scenario import AdapterDType, Recompute
+from tests.validation.families import FAMILIES, configs
+from tests.validation.random_steps import OPTIMIZERS, PRECISIONS, SLOW, TIMES, agree
+from validation.trace import trace
+
+WITH_TESTS = frozenset({"gpt2", "llama", "mistral", "qwen2", "qwen3"})
+"""tests/validation/test_ledger_against_trace*.py"""
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    model_type = draw(st.sampled_from(sorted(FAMILIES.keys() - WITH_TESTS)))
+    config: dict[str, Any] = draw(configs(model_type))
+    adapters = st.builds(
+        Adapter,
+        rank=st.integers(1, 9),
+        dropout=st.sampled_from((0.0, 0.1)),
+        dtype=st.sampled_from(AdapterDType),
+        target_modules=st.just(FAMILIES[model_type].lora_targets),
+    )
+    return Scenario(
+        model=config,
+        micro_batch_size=draw(st.integers(1, 4)),
+        sequence_length=draw(st.integers(1, 64)),
+        gradient_accumulation_steps=draw(st.sampled_from((1, 1, 2))),
+        precision=draw(st.sampled_from(PRECISIONS)),
+        optimizer=draw(st.sampled_from(OPTIMIZERS)),
+        max_grad_norm=draw(st.sampled_from((None, 1.0))),
+        attention=draw(st.sampled_from(sorted(SUPPORTED["attention"]))),
+        recompute=draw(st.sampled_from((Recompute.NONE, Recompute.FULL, Recompute.SELECTIVE))),
+        dropout=draw(st.sampled_from((None, None, 0.1))),
+        hold_outputs=draw(st.booleans()),
+        adapter=draw(st.none() | adapters),
+    )
+
+
+@settings(SLOW, max_examples=30 * TIMES)
+@given(scenario=scenarios())
+def test_random_steps_of_families(scenario: Scenario) -> None:
+    try:
+        estimate(scenario)
+    except ConfigError:
+        reject()  # what a family does not go with has tests of its own
+    assert isinstance(scenario.model, dict)
+    agree(scenario, trace(scenario, scenario.model))
