@@ -251,6 +251,8 @@ class LayerKind:
     output_bias: bool = False
     mlp_bias: bool = False
     query_key_norm: QueryKeyNorm = QueryKeyNorm.NONE
+    norms_after_projections: bool = False
+    """Queries and keys are normalised when the values are there, too."""
     rotary: Rotary | None = None
     """None: no positions."""
     multi_query: bool = False
@@ -369,6 +371,8 @@ class ModelKind:
     """Of a key/value cache that the model is given; none: its layers are not known to take one."""
     always_makes_sliding_mask: bool = False
     """Also where no layer slides."""
+    kernels_get_it: bool = False
+    """That mask is made for kernels, too, which need none: its window is 0."""
     embedding_scale: EmbeddingScale = EmbeddingScale.NONE
     logits_scaled: bool = False
     """Multiplied by a number."""

@@ -7,9 +7,11 @@ from .adapters.facts import OUTPUT_LAYER, adapter_facts
 from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer
 from .attention import AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
+from .cache import Cache
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
+from .generation import Generation
 from .grad_scaler import HELD, uses_grad_scaler
 from .kernels import (
     FLASH_SEQUENCE_BLOCK,
@@ -74,6 +76,21 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
         inputs=built.inputs,
         workload=asked,
         plan=plan,
+    )
+
+
+def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Generation:
+    """Prefill and decoding of `workload`'s prompt and output on `architecture`."""
+    prompt, num_tokens = workload.sequence_length, workload.output_length
+    one_token = replace(workload, sequence_length=1)
+
+    def decode(num_before: int) -> StepMemory | None:
+        return step_memory(architecture.with_prefix(num_before), one_token, plan) if num_tokens else None
+
+    return Generation(
+        prefill=step_memory(architecture, workload, plan),
+        first_decode=decode(prompt),
+        decode=decode(prompt + num_tokens - 1),
     )
 
 
@@ -181,6 +198,7 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
         frozen_embedding=plan.frozen_layers > 0,
         linear_loss=_linear_loss(architecture, workload, plan),
         cache_end=_cache_end(architecture, plan),
+        generates=plan.task is Task.INFERENCE,
     )
 
 
@@ -188,10 +206,13 @@ def _masks(architecture: Architecture, workload: Workload, plan: Plan) -> Iterat
     """The masks the model makes, in their order."""
     cores = {_core(layer, architecture.dropouts, workload, plan) for layer, _ in architecture.layers}
     masked = {core.sliding: core for core in cores if core.masked}
-    causal = {replace(core, sliding=False) for core in cores if core.prefixed or core.kernel is Attention.EAGER}
+    causal = {
+        replace(core, sliding=False) for core in cores if core.cache is Cache.PREFIX or core.kernel is Attention.EAGER
+    }
     if causal and architecture.kind.always_makes_causal_mask:
         masked.setdefault(False, causal.pop())
-    eager = {replace(core, sliding=True) for core in cores if core.kernel is Attention.EAGER}
+    made_for = cores if architecture.kind.kernels_get_it else {core for core in cores if core.kernel is Attention.EAGER}
+    eager = {replace(core, sliding=True) for core in made_for}
     if eager and architecture.kind.always_makes_sliding_mask:
         masked.setdefault(True, eager.pop())
     for sliding in sorted(masked):
@@ -199,6 +220,8 @@ def _masks(architecture: Architecture, workload: Workload, plan: Plan) -> Iterat
 
 
 def _cache_end(architecture: Architecture, plan: Plan) -> CacheEnd:
+    if plan.task is Task.INFERENCE:
+        return CacheEnd.GENERATION
     if architecture.kind.cache_holder is not CacheHolder.OUTPUTS or not num_prefix_tokens(plan.adapter):
         return CacheEnd.FORWARD
     return CacheEnd.OUTPUTS_AFTER_BACKWARD if plan.hold_outputs else CacheEnd.OUTPUTS_BEFORE_BACKWARD
@@ -243,7 +266,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         kernel=kernel,
         dropout=bool(dropouts.attention),
         sliding=layer.sliding_window is not None,
-        prefixed=layer.num_prefix_tokens > 0,
+        cache=_cache(layer, plan),
         softmax=layer.kind.softmax,
         soft_capped=layer.kind.soft_capped,
         sinks=layer.kind.sinks,
@@ -263,6 +286,12 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
     )
 
 
+def _cache(layer: Layer, plan: Plan) -> Cache:
+    if plan.task is Task.INFERENCE:
+        return Cache.EXTENDED if layer.num_prefix_tokens else Cache.FILLED
+    return Cache.PREFIX if layer.num_prefix_tokens else Cache.NONE
+
+
 def _with_prompt(workload: Workload, plan: Plan) -> Workload:
     """The sequences as the model gets them."""
     return replace(workload, sequence_length=workload.sequence_length + num_prompt_tokens(plan.adapter))
@@ -271,7 +300,8 @@ def _with_prompt(workload: Workload, plan: Plan) -> Workload:
 def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
     """The symbols that mean the same in all sections."""
     length = workload.sequence_length
-    keys = length + num_prefix_tokens(plan.adapter)
+    before = architecture.layers[0][0].num_prefix_tokens
+    keys = length + before
     tokens = workload.micro_batch_size * length
     kept = plan.eval_accumulation_steps
     chunk = chunk_tokens(plan.loss, tokens, architecture.vocab_size, architecture.hidden_size)
@@ -281,7 +311,9 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "C2": min(chunk, tokens - chunk),
         "S": length,
         "S+1": length + 1,
+        "T": before,
         "S+T": keys,
+        "S+T+1": keys + 1,
         "S+T⌈8⌉": round_up(keys, MASK_MULTIPLE),
         "S⌈8⌉": round_up(length, MASK_MULTIPLE),
         "S⌈32⌉": round_up(length, STATISTICS_BLOCK),

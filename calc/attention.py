@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 from .architecture import Softmax
+from .cache import ALL_TOKENS, Cache
 from .dtype import DType
 from .ledger import Dimension, Gradient, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input, parameter
@@ -59,8 +60,8 @@ class AttentionCore:
     """q and k lie in memory as [B, N, S, D], not by token."""
     sliding: bool = False
     """Its mask is the sliding window's."""
-    prefixed: bool = False
-    """There are keys and values before the text's, which lie head by head with them."""
+    cache: Cache = Cache.NONE
+    """With one, keys and values lie head by head."""
     bidirectional: bool = False
     """A token attends to those behind it, too."""
     masked: bool = False
@@ -78,8 +79,13 @@ class AttentionCore:
 
     @property
     def merges_heads_by_copy(self) -> bool:
-        """[B, N, S, D] stored as [B, S, N, D] becomes [B·N, S, D] by a copy, unless one of the two dimensions is 1."""
-        return not (self.one_sequence or self.one_head)
+        """[B, N, S, D] stored as [B, S, N, D] becomes [B·N, S, D] by a copy, unless one of the dimensions is 1."""
+        return not (self.one_sequence or self.one_head or self.one_token)
+
+    @property
+    def parts_heads(self) -> bool:
+        """[B, N, S, D] is laid out otherwise than [B, S, N, D]."""
+        return not (self.one_head or self.one_token)
 
     @property
     def gradients_by_head(self) -> bool:
@@ -89,7 +95,7 @@ class AttentionCore:
     @property
     def output_by_head(self) -> bool:
         """The flash kernel writes its output as q lies in memory."""
-        return self.query_key_by_head and not (self.pads_heads or self.one_head or self.one_token)
+        return self.query_key_by_head and self.parts_heads and not self.pads_heads
 
     @property
     def merges_query_heads_by_copy(self) -> bool:
@@ -98,21 +104,26 @@ class AttentionCore:
     def merges_key_value_heads_by_copy(self, *, cast: bool, by_head: bool = False) -> bool:
         """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
         cast has written out."""
-        in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.prefixed
-        return self.merges_heads_by_copy and not in_order
+        in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.is_cached
+        several_tokens = not self.one_token or self.is_cached
+        return not (self.one_sequence or self.one_head or in_order) and several_tokens
 
     def copies_gradient_by_token(self, *, one_head: bool, cast: bool = False) -> bool:
         """The gradient of v, [B, N, S, D], becomes one of [B·S, N·D] by a copy; beside that of a prefix it is part of a
         larger tensor, unless it was cast."""
-        apart = not self.prefixed or cast
+        apart = not self.is_cached or cast
         if self.gradients_by_head:
             return not (one_head and (apart or self.one_sequence))
         return not (apart or self.one_sequence)
 
     @property
+    def is_cached(self) -> bool:
+        return self.cache is not Cache.NONE
+
+    @property
     def keys(self) -> Dimension:
         """How many keys there are for each query."""
-        return "S+T" if self.prefixed else "S"
+        return ALL_TOKENS if self.is_cached else "S"
 
     @property
     def scores(self) -> Shape:
@@ -180,7 +191,7 @@ SINKS = "self_attn.sinks"
 def _with_sinks(masked: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
     """eager_attention_forward of models/gpt_oss: a learned score of each head beside its tokens', all less their
     largest. The rows, the probabilities of the tokens, dropped and in the values' type, and what the function holds."""
-    shape = (*core.scores[:-1], "S+1")
+    shape = (*core.scores[:-1], f"{core.keys}+1")
     sinks = parameter(SINKS, ("N",), numerics)
     wide = like(sinks, "sinks of all queries", shape=(*shape[:-1], 1))
     combined = like(masked, "scores and sinks", shape=shape)
@@ -229,7 +240,7 @@ def weighted_values(
     names, shape = ("attention by head", "attention output"), output_heads(value)
     heads, out = (Tensor(name, shape, numerics.compute) for name in names)
     rows.append(matmul("values", lower_weights, value, heads, core.values_product(value)))
-    rows.append(view(heads, out) if core.one_head else copy(heads, out, copies_gradient=core.merges_heads_by_copy))
+    rows.append(copy(heads, out, copies_gradient=core.merges_heads_by_copy) if core.parts_heads else view(heads, out))
     return rows, out, weights
 
 

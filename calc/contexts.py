@@ -26,6 +26,8 @@ class CacheEnd(Enum):
     OUTPUTS_BEFORE_BACKWARD = auto()
     """The outputs hold it, and are dropped before backward."""
     OUTPUTS_AFTER_BACKWARD = auto()
+    GENERATION = auto()
+    """It is kept for the next token."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

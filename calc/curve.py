@@ -24,10 +24,10 @@ def curve(timeline: Timeline) -> list[Point]:
     Equal parts that only rise or only fall are one straight line: the last one's end draws it.
     """
     points: list[Point] = [
-        {"phase": Phase.FORWARD, "label": "start", "layer": None, "allocated_bytes": timeline.base_bytes}
+        {"phase": timeline.phases[0], "label": "start", "layer": None, "allocated_bytes": timeline.base_bytes}
     ]
     for span in timeline.spans:
-        if span.stretch.program.steps:
+        if span.stretch.program.steps and span.stretch.is_drawn:
             points += _points(span)
     return points
 

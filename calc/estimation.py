@@ -9,12 +9,14 @@ from typing import Any, NamedTuple
 
 from .accuracy import nearest_accuracy
 from .architecture import Architecture, Wiring
-from .assembly import step_memory
+from .assembly import generation, step_memory
 from .checkpoint import checkpoint_bytes
 from .curve import Point, curve
 from .errors import ConfigError
 from .flops import FLOPS_PER_PRODUCT, AttentionFlops, attention_flops, causal_flops
+from .generation import Generation
 from .hardware import Gpu, gpu_named
+from .inference import resolve_inference
 from .inventory import TensorEntry, inventory
 from .memory import StepMemory
 from .model_source import load_model
@@ -117,11 +119,15 @@ class Memory:
 
 
 class Flops(NamedTuple):
-    """FLOPs of one optimizer step, all micro-batches."""
+    """FLOPs of one optimizer step, all micro-batches; of inference of the whole generation."""
 
     forward: int
     backward: int
     recompute: int
+    prefill: int | None
+    """Inference: of the forward pass over the prompt."""
+    decode: int | None
+    """Inference: of the one that adds the last token to each sequence; None where there is none."""
     total: int
     elementwise: int
     model_flops_per_token: int
@@ -144,6 +150,9 @@ class Estimate:
     flops: Flops
     notes: tuple[str, ...]
     step: StepMemory
+    """Of an inference the pass over the prompt."""
+    generation: Generation | None = None
+    """Of an inference all of it."""
     evaluate: Callable[[], StepMemory | None] | None = field(repr=False, compare=False, default=None)
     """Makes the step of an evaluation between training steps. None: this answers none of training."""
     time: None = None
@@ -168,13 +177,13 @@ class Estimate:
     @cached_property
     def timeline(self) -> list[Point]:
         """Allocated bytes through the step, ready to be drawn."""
-        return curve(self.step.timeline)
+        return curve((self.generation or self.step).timeline)
 
     @cached_property
     def tensors(self) -> tuple[TensorEntry, ...]:
         """The ledger behind every sum, the largest first."""
         source = MEGATRON_SOURCE if self.step.step.wiring is Wiring.MEGATRON else TRANSFORMERS_SOURCE
-        return inventory(self.step, source.format(family=self.architecture.model_type))
+        return inventory(self.generation or self.step, source.format(family=self.architecture.model_type))
 
     def to_dict(self, *, reserved: bool = False) -> dict[str, Any]:
         """The JSON object of the contract; with `reserved` the simulated allocator's bytes too, some 20 ms later."""
@@ -201,9 +210,10 @@ def estimate(scenario: Scenario) -> Estimate:
     architecture = load_model(scenario.model)
     gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
     evaluate = partial(_evaluation, scenario, architecture) if scenario.task is Task.TRAINING else None
-    architecture, workload, plan = resolve(scenario, architecture)
-    filled = {"sequence_length": workload.sequence_length, "attention": plan.attention}
-    return _answer(scenario.model_copy(update=filled), architecture, workload, plan, gpu, evaluate)
+    answering = resolve_inference if scenario.task is Task.INFERENCE else resolve
+    architecture, workload, plan = answering(scenario, architecture)
+    filled = scenario.model_copy(update=_filled(workload, plan))
+    return _answer(filled, architecture, workload, plan, gpu, evaluate)
 
 
 def _evaluation(scenario: Scenario, architecture: Architecture) -> StepMemory | None:
@@ -211,6 +221,19 @@ def _evaluation(scenario: Scenario, architecture: Architecture) -> StepMemory | 
     with suppress(ConfigError):
         return step_memory(*resolve(scenario.model_copy(update={"task": Task.EVALUATION}), architecture))
     return None
+
+
+def _filled(workload: Workload, plan: Plan) -> dict[str, Any]:
+    """What a scenario may leave open."""
+    if plan.task is not Task.INFERENCE:
+        return {"sequence_length": workload.sequence_length, "attention": plan.attention}
+    return {
+        "batch_size": workload.micro_batch_size,
+        "prompt_length": workload.sequence_length,
+        "output_length": workload.output_length,
+        "precision": plan.precision,
+        "attention": plan.attention,
+    }
 
 
 def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None = None) -> Estimate:
@@ -258,15 +281,21 @@ def _answer(
     gpu: Gpu | None,
     evaluate: Callable[[], StepMemory | None] | None = None,
 ) -> Estimate:
-    step = step_memory(architecture, workload, plan)
+    if plan.task is Task.INFERENCE:
+        whole = generation(architecture, workload, plan)
+        step, memory, flops = whole.prefill, _memory(whole, gpu, _of_generation(whole)), generation_flops(whole)
+    else:
+        whole, step = None, step_memory(architecture, workload, plan)
+        memory, flops = _memory(step, gpu, _of_step(step, architecture, gpu)), step_flops(step, workload)
     return Estimate(
         scenario=scenario,
         architecture=architecture,
         parameters=_parameters(step),
-        memory=_memory(step, architecture, gpu),
-        flops=step_flops(step, workload),
+        memory=memory,
+        flops=flops,
         notes=notes(architecture, workload, plan, gpu),
         step=step,
+        generation=whole,
         evaluate=evaluate,
     )
 
@@ -299,20 +328,15 @@ def _parameters(step: StepMemory) -> Parameters:
     )
 
 
-def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Memory:
+def _memory(step: StepMemory | Generation, gpu: Gpu | None, of_task: dict[str, Any]) -> Memory:
     timeline = step.timeline
     peak = timeline.peak
-    architecture = architecture.with_frozen_layers(step.plan.frozen_layers)
-    workspace = _cublas_workspace_bytes(gpu) if gpu else 0
-    needed = peak.peak_bytes + CUBLAS_HANDLES * workspace + ASSUMED_CONTEXT_BYTES
+    handles = CUBLAS_HANDLES if isinstance(step, StepMemory) else 1
+    workspaces = handles * _cublas_workspace_bytes(gpu)
+    needed = peak.peak_bytes + workspaces + ASSUMED_CONTEXT_BYTES
     headroom = gpu.capacity_bytes - needed if gpu else None
-    simulate = partial(reserved, step, forward_workspace_bytes=workspace, backward_workspace_bytes=workspace)
     return Memory(
         persistent_bytes={kind.value: size for kind, size in step.persistent_bytes.items()},
-        saved_activation_bytes=step.forward_end_bytes - timeline.base_bytes,
-        autograd_saved_bytes=step.hooks_bytes,
-        saved_activation_bytes_per_layer=_saved_per_layer(step, architecture),
-        offloaded_bytes=step.offloaded_bytes,
         phases=tuple(
             PhaseMemory(
                 name=phase,
@@ -321,20 +345,44 @@ def _memory(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> Me
             )
             for phase in timeline.phases
         ),
-        first_step_peak_allocated_bytes=step.first_step_peak_bytes,
         peak_allocated_bytes=peak.peak_bytes,
         peak_phase=peak.stretch.phase,
         peak_at=peak.stretch.label,
         at_peak={kind.value: size for kind, size in step.at_peak_bytes.items()},
-        paged_optimizer_state_bytes=step.paged_bytes,
-        library_workspace_bytes=CUBLAS_HANDLES * workspace if gpu else None,
+        library_workspace_bytes=workspaces if gpu else None,
         assumed_context_bytes=ASSUMED_CONTEXT_BYTES if gpu else None,
-        kv_cache_bytes=None,
         gpu_memory_bytes=gpu.capacity_bytes if gpu else None,
         fits=headroom >= 0 if headroom is not None else None,
         headroom_bytes=headroom,
-        simulate=None if step.step.batches is not None else simulate,
+        **of_task,
     )
+
+
+def _of_step(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> dict[str, Any]:
+    """What a training or an evaluation has beside."""
+    architecture = architecture.with_frozen_layers(step.plan.frozen_layers)
+    workspace = _cublas_workspace_bytes(gpu)
+    simulate = partial(reserved, step, forward_workspace_bytes=workspace, backward_workspace_bytes=workspace)
+    return {
+        "saved_activation_bytes": step.forward_end_bytes - step.timeline.base_bytes,
+        "autograd_saved_bytes": step.hooks_bytes,
+        "saved_activation_bytes_per_layer": _saved_per_layer(step, architecture),
+        "offloaded_bytes": step.offloaded_bytes,
+        "first_step_peak_allocated_bytes": step.first_step_peak_bytes,
+        "paged_optimizer_state_bytes": step.paged_bytes,
+        "kv_cache_bytes": None,
+        "simulate": None if step.step.batches is not None else simulate,
+    }
+
+
+def _of_generation(step: Generation) -> dict[str, Any]:
+    """What a generation has beside: a cache, and nothing that backward would need."""
+    nothing = ("saved_activation_bytes", "autograd_saved_bytes", "saved_activation_bytes_per_layer")
+    return dict.fromkeys((*nothing, "offloaded_bytes", "paged_optimizer_state_bytes"), 0) | {
+        "first_step_peak_allocated_bytes": step.timeline.peak.peak_bytes,
+        "kv_cache_bytes": step.cache_bytes,
+        "simulate": None,
+    }
 
 
 def _saved_per_layer(step: StepMemory, architecture: Architecture) -> int | list[int]:
@@ -346,9 +394,9 @@ def _saved_per_layer(step: StepMemory, architecture: Architecture) -> int | list
     return each[0] if len(each) == 1 else each
 
 
-def _cublas_workspace_bytes(gpu: Gpu) -> int:
+def _cublas_workspace_bytes(gpu: Gpu | None) -> int:
     """Of one handle."""
-    if gpu.compute_capability is None:
+    if gpu is None or gpu.compute_capability is None:
         return 0
     hopper = float(gpu.compute_capability) >= HOPPER
     return CUBLAS_WORKSPACE_BYTES_HOPPER if hopper else CUBLAS_WORKSPACE_BYTES
@@ -362,14 +410,30 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
     forward, backward, recompute, needed, core = (
         FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_causal")
     )
-    layer, length, prefix = step.runs[1], step.sizes[0]["S"], num_prefix_tokens(step.plan.adapter)
+    layer, length, keys = step.runs[1], step.sizes[0]["S"], step.sizes[0]["S+T"]
     return Flops(
         forward=k * forward,
         backward=k * backward,
         recompute=k * recompute,
+        prefill=None,
+        decode=None,
         total=k * (forward + backward + recompute),
         elementwise=k * done["elementwise"],
         model_flops_per_token=(needed + core) // tokens,
-        model_flops_per_token_causal=(needed + causal_flops(core, length, prefix)) // tokens,
+        model_flops_per_token_causal=(needed + causal_flops(core, length, keys - length)) // tokens,
         attention=attention_flops(layer.part.attention, layer.sizes),
+    )
+
+
+def generation_flops(step: Generation) -> Flops:
+    """FLOPs of prompt and output; between its first and its last token a pass's grow by the same number each."""
+    prefill = step_flops(step.prefill, step.prefill.workload)
+    if step.decode is None or step.first_decode is None:
+        return prefill._replace(prefill=prefill.forward)
+    first, last = (step_flops(each, each.workload) for each in (step.first_decode, step.decode))
+    num_tokens = step.prefill.workload.output_length
+    whole = prefill.forward + num_tokens * (first.forward + last.forward) // 2
+    elementwise = prefill.elementwise + num_tokens * (first.elementwise + last.elementwise) // 2
+    return prefill._replace(
+        forward=whole, prefill=prefill.forward, decode=last.forward, total=whole, elementwise=elementwise
     )

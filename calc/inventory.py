@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .generation import Generation
 from .ledger import Dimension, Kind, Tensor
 from .memory import StepMemory
 from .sizes import StorageClass, storage_class
@@ -90,6 +91,7 @@ ALIVE = {
     Kind.OPTIMIZER_STATES: "always, from the first step's end on",
     Kind.BUFFERS: "always",
     Kind.INPUTS: "always",
+    Kind.KV_CACHE: "from their token's forward to the end of the sequence",
     Kind.GRADIENTS: "from their backward to zero_grad",
     Kind.ACTIVATIONS: "from their forward to their backward",
     Kind.AUTOCAST_WEIGHTS: "from their forward to their backward, or to the end of autocast",
@@ -97,7 +99,7 @@ ALIVE = {
 }
 
 
-def inventory(memory: StepMemory, library: str) -> tuple[TensorEntry, ...]:
+def inventory(memory: StepMemory | Generation, library: str) -> tuple[TensorEntry, ...]:
     """Every tensor that persists, is kept for backward, or is alive at the peak; the largest together first."""
     groups = memory.sizes
     entries = []
@@ -140,13 +142,13 @@ MOST_KNOWN = 512
 """Of some ten kilobytes each; when there are as many, all are forgotten."""
 
 
-def _counts(memory: StepMemory, library: str) -> list[Count]:
+def _counts(memory: StepMemory | Generation, library: str) -> list[Count]:
     """How many there are of each tensor follows from the ledger, its runs and the place of the peak, not from sizes: of
     steps that differ in sizes alone it is counted once."""
     timeline = memory.timeline
     peak = timeline.peak
     place = (timeline.spans.index(peak), peak.peak_part, peak.num_events_to_peak, len(timeline.spans))
-    key = (memory.step, memory.layout, place, memory.buffers, memory.inputs, library)
+    key = (memory.structure, place, library)
     counts = _KNOWN.get(key)  # not looked up twice: another thread may clear it in between
     if counts is None:
         if len(_KNOWN) >= MOST_KNOWN:
@@ -155,7 +157,7 @@ def _counts(memory: StepMemory, library: str) -> list[Count]:
     return counts
 
 
-def _counted(memory: StepMemory, library: str) -> Iterator[Count]:
+def _counted(memory: StepMemory | Generation, library: str) -> Iterator[Count]:
     group_of = {id(sizes): group for group, sizes in enumerate(memory.sizes)}
     persistent = list(memory.persistent())
     total = _by_sizes([*persistent, *_kept(memory)])
@@ -164,7 +166,7 @@ def _counted(memory: StepMemory, library: str) -> Iterator[Count]:
         of_peak = at_peak[key]
         for tensor in of_total | of_peak:
             if of_total[tensor] or of_peak[tensor]:
-                description = _described(tensor, library, memory.step.origins.get(tensor.name))
+                description = _described(tensor, library, memory.origins.get(tensor.name))
                 yield description, group_of[key], of_total[tensor], of_peak[tensor]
 
 
@@ -178,10 +180,10 @@ def _by_sizes(surpluses: Iterable[Surplus]) -> dict[int, defaultdict[Tensor, int
     return sums
 
 
-def _kept(memory: StepMemory) -> Iterator[Surplus]:
-    """What forward leaves for backward."""
+def _kept(memory: StepMemory | Generation) -> Iterator[Surplus]:
+    """What forward leaves for backward, or for the tokens to come."""
     for span in memory.timeline.spans:
-        if span.stretch.phase is not Phase.FORWARD:
+        if span.stretch.phase not in {Phase.FORWARD, Phase.PREFILL, Phase.DECODE}:
             return
         yield span.stretch.sizes, span.stretch.program.net, span.stretch.count
 

@@ -28,10 +28,11 @@ FLASH_HEAD_LIMIT, FLASH_HEAD_LARGEST = 224, 256
 
 
 def needs_mask(layer: Layer, sequence_length: int) -> bool:
-    """A window that is not longer than the sequence needs a mask, and so do keys before the text's
-    (_ignore_causal_mask_sdpa in transformers)."""
-    slides = layer.sliding_window is not None and sequence_length >= layer.sliding_window
-    return slides or layer.num_prefix_tokens > 0
+    """A window that is not longer than the sequence needs a mask, and so do keys before the text's, unless it is of one
+    token (_ignore_causal_mask_sdpa in transformers)."""
+    num_keys = sequence_length + layer.num_prefix_tokens
+    slides = layer.sliding_window is not None and num_keys >= layer.sliding_window
+    return slides or (layer.num_prefix_tokens > 0 and sequence_length > 1)
 
 
 def repeats_heads(layer: Layer, sequence_length: int) -> bool:
@@ -61,7 +62,7 @@ def _flash_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | N
     query_dim, value_dim = layer.head_dims
     if query_dim != value_dim:
         return f"the flash kernel takes one head size for queries and values, not {query_dim} and {value_dim}"
-    if layer.num_prefix_tokens:
+    if layer.num_prefix_tokens and sequence_length > 1:
         return "keys before the text's need a mask, which the flash kernel does not take"
     if needs_mask(layer, sequence_length):
         return f"a sliding window of {layer.sliding_window} tokens needs a mask, which the flash kernel does not take"

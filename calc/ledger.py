@@ -24,8 +24,8 @@ Symbols = Mapping[str, Any]
 """What each symbol stands for: integers, NumPy float64 arrays or SymPy expressions."""
 
 SYMBOLS = {
-    "B": "micro_batch_size",
-    "S": "sequence_length, with the virtual tokens of a prompt",
+    "B": "micro_batch_size; of inference batch_size",
+    "S": "sequence_length, with the virtual tokens of a prompt; of inference prompt_length, or one token",
     "L": "num_hidden_layers",
     "V": "vocab_size",
     "U": "num_labels",
@@ -53,7 +53,7 @@ SYMBOLS = {
     "Rk": "kv_lora_rank",
     "Rk+Q": "kv_lora_rank + elements of a head that positions turn",
     "R": "adapter.rank",
-    "T": "adapter.num_virtual_tokens",
+    "T": "adapter.num_virtual_tokens; of inference the tokens whose keys and values are in the cache",
     "S-T": "sequence_length without virtual tokens",
     "E": "adapter.encoder_hidden_size",
     "A": "eval_accumulation_steps",
@@ -61,8 +61,9 @@ SYMBOLS = {
     "C": "tokens whose logits are made at once",
     "C2": "tokens of the second chunk",
     "S+1": "sequence_length + 1",
-    "S+T": "keys of the text and of the prefix before it",
-    "S+T⌈8⌉": "keys of the text and of the prefix before it, rounded up to 8",
+    "S+T": "keys of the text and of what is before it",
+    "S+T+1": "one more",
+    "S+T⌈8⌉": "keys of the text and of what is before it, rounded up to 8",
     "S⌈8⌉": "sequence_length, rounded up to 8",
     "S⌈32⌉": "sequence_length, rounded up to 32",
     "S⌈128⌉": "sequence_length, rounded up to 128",
@@ -81,6 +82,7 @@ class Kind(StrEnum):
     OPTIMIZER_STATES = "optimizer_states"
     BUFFERS = "buffers"
     INPUTS = "inputs"
+    KV_CACHE = "kv_cache"
     ACTIVATIONS = "activations"
     AUTOCAST_WEIGHTS = "autocast_weights"
     TEMPORARIES = "temporaries"

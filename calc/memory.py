@@ -35,6 +35,9 @@ PERSISTENT_KINDS: tuple[Kind, ...] = (
 )
 
 
+Structure = tuple[Any, ...]
+
+
 @dataclass(frozen=True)
 class Run:
     """`count` equal parts of the step, with their sizes."""
@@ -83,6 +86,21 @@ class StepMemory:
     def total(self, which: Sum) -> int:
         return sum(self.sums(which).values())
 
+    @property
+    def structure(self) -> Structure:
+        """All that the counts of its tensors depend on beside sizes."""
+        return self.step, self.layout, self.buffers, self.inputs
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """What makes each tensor, by its name."""
+        return self.step.origins
+
+    @property
+    def layers(self) -> tuple[Run, ...]:
+        """The runs of layers."""
+        return self.runs[1:-1]
+
     def persistent(self) -> Iterator[Surplus]:
         """Everything alive between steps."""
         for run in self.runs:
@@ -113,9 +131,7 @@ class StepMemory:
     @cached_property
     def at_peak_bytes(self) -> dict[Kind, int]:
         """The parts of the peak, by kind; they add up to it."""
-        parts = dict.fromkeys(Kind, 0) | self.persistent_bytes
-        self.timeline.add_peak_by_kind(parts)
-        return parts
+        return self.timeline.peak_by_kind(self.persistent_bytes)
 
     @cached_property
     def forward_end_bytes(self) -> int:
@@ -183,7 +199,8 @@ class StepMemory:
     def micro_batch(self, *, later: bool) -> Iterator[Stretch]:
         """Forward and backward; `later`: backward finds gradients and adds to them."""
         runs = self.runs
-        yield from self._forward()
+        yield from self.forward(Phase.FORWARD)
+        yield from self._regularisation(Phase.FORWARD)
         yield Stretch(phase=Phase.BACKWARD, label="loss", program=self.step.between, sizes=runs[-1].sizes)
         yield from self._cache(CacheEnd.OUTPUTS_BEFORE_BACKWARD)
         yield Stretch(phase=Phase.BACKWARD, label="loss", program=self.step.begin, sizes=runs[-1].sizes)
@@ -196,12 +213,12 @@ class StepMemory:
             if run.part.graph_end.steps:
                 yield _stretch(Phase.BACKWARD, run, run.part.graph_end)
 
-    def _forward(self) -> Iterator[Stretch]:
+    def forward(self, phase: Phase) -> Iterator[Stretch]:
+        """One forward pass."""
         for run in self.runs:
-            yield _stretch(Phase.FORWARD, run, run.part.forward)
+            yield _stretch(phase, run, run.part.forward)
         for run in self.runs:
-            yield _stretch(Phase.FORWARD, run, run.part.forward_end)
-        yield from self._regularisation(Phase.FORWARD)
+            yield _stretch(phase, run, run.part.forward_end)
 
     def _regularisation(self, phase: Phase) -> Iterator[Stretch]:
         """What is added to the loss for each part's weights: after it in forward, before it in backward."""
@@ -221,11 +238,11 @@ class StepMemory:
     def evaluation(self, batches: Batches) -> Iterator[Stretch]:
         """The first batch, and the last of those whose logits are kept."""
         sizes = self.runs[-1].sizes
-        yield from self._forward()
+        yield from self.forward(Phase.FORWARD)
         yield Stretch(phase=Phase.FORWARD, label="logits", program=batches.after_first, sizes=sizes)
         if self.plan.eval_accumulation_steps > 1:
             yield Stretch(phase=Phase.FORWARD, label="logits", program=batches.before_last, sizes=sizes)
-            yield from self._forward()
+            yield from self.forward(Phase.FORWARD)
             yield Stretch(phase=Phase.FORWARD, label="logits", program=batches.after_last, sizes=sizes)
 
     def _cache(self, end: CacheEnd) -> Iterator[Stretch]:

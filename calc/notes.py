@@ -17,7 +17,7 @@ GENERAL = (
         "torch.compile is not modelled: it computes pointwise results of norms, activations and the loss again, "
         "and keeps less."
     ),
-    "time is not computed yet; kv_cache_bytes belongs to inference, which is not supported yet.",
+    "time is not computed yet.",
     "Left out: temporaries that depend on data (the sort in embedding's backward) or on the GPU (split reductions).",
 )
 
@@ -35,6 +35,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_attention(architecture, workload, plan, gpu),
         *_of_head(architecture),
         *_of_evaluation(plan),
+        *_of_inference(plan),
         *_of_experts(architecture),
         *_of_plan(plan),
         *_of_optimizer(plan),
@@ -57,7 +58,7 @@ def _of_gpu(gpu: Gpu | None) -> Iterator[str]:
         return
     yield (
         "Assumed in the verdict: 480 MiB for the CUDA context, as read on an A100 with torch 2.1.1; "
-        "two cuBLAS workspaces, from the source."
+        "a cuBLAS workspace for each thread that multiplies, from the source."
     )
     if gpu.usable_memory_bytes is None:
         yield f"{gpu.name}: no driver reading of its usable memory was found; the datasheet's figure is used."
@@ -67,8 +68,10 @@ def _of_gpu(gpu: Gpu | None) -> Iterator[str]:
 
 def _of_length(architecture: Architecture, workload: Workload) -> Iterator[str]:
     longest = architecture.max_position_embeddings
-    if workload.sequence_length > longest:
-        yield f"sequence_length = {workload.sequence_length:,} is beyond max_position_embeddings = {longest:,}."
+    length = workload.sequence_length + workload.output_length
+    if length > longest:
+        name = "prompt_length + output_length" if workload.output_length else "sequence_length"
+        yield f"{name} = {length:,} is beyond max_position_embeddings = {longest:,}."
 
 
 def _of_attention(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> Iterator[str]:
@@ -184,6 +187,16 @@ def _of_evaluation(plan: Plan) -> Iterator[str]:
             "does for compute_metrics: each batch is added by torch.cat, which holds them twice for a moment. Labels "
             "and losses are left out. Under accelerate's mixed precision logits leave the model in fp32, here in the "
             "type they are computed in."
+        )
+
+
+def _of_inference(plan: Plan) -> Iterator[str]:
+    if plan.task is Task.INFERENCE:
+        yield (
+            "task = inference is transformers' generate with its default, a DynamicCache: the whole prompt at once, "
+            "then a token at a time, for which each layer's keys and values are copied. Of the passes that add a token "
+            "the last is shown, with prompt_length + output_length tokens in the cache. Left out: what a sampler makes "
+            "of the logits, and how engines such as vLLM keep their cache. Reserved bytes are not simulated."
         )
 
 

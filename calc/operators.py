@@ -21,6 +21,8 @@ from .primitives import (
 )
 
 TOKENS: Shape = ("B", "S")
+LAST_TOKENS: Shape = ("B", 1)
+"""One of each sequence."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,6 @@ ADAMW = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FUSED, Optimizer.ADAMW_FOR_L
 BITSANDBYTES = frozenset({Optimizer.ADAMW_8BIT, Optimizer.PAGED_ADAMW_8BIT})
 
 SUPPORTED = {
-    "task": {Task.TRAINING, Task.EVALUATION},
     "attention": {Attention.AUTO, Attention.EAGER, *OBSTACLES},
     "num_gpus": {1},
     "torch_compile": {False},
@@ -72,7 +71,10 @@ class Workload:
 
     micro_batch_size: int
     sequence_length: int
+    """Of a generation that of the prompt."""
     gradient_accumulation_steps: int = 1
+    output_length: int = 0
+    """Tokens a generation adds to the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,8 +121,8 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
 
     Raises ConfigError for what is not supported yet and for pairs that cannot be.
     """
-    _refuse_what_comes_later(scenario)
-    _check_experts(scenario, architecture)
+    refuse_what_comes_later(scenario)
+    check_experts(scenario, architecture)
     if scenario.task is Task.EVALUATION:
         resolve(scenario.model_copy(update=AROUND_IT), architecture)
         scenario = _evaluated(scenario)
@@ -141,7 +143,9 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         task=scenario.task,
         precision=scenario.precision,
         optimizer=_optimizer(scenario),
-        attention=_attention(scenario, architecture, workload.sequence_length + num_prompt_tokens(scenario.adapter)),
+        attention=attention_kernel(
+            scenario, architecture, workload.sequence_length + num_prompt_tokens(scenario.adapter)
+        ),
         recompute=recompute_kind(scenario, architecture),
         recompute_saved_operators=saved_operators(scenario, architecture),
         recompute_interval=layers_in_a_row(scenario, "recompute_interval", architecture),
@@ -162,16 +166,16 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     return architecture, workload, plan
 
 
-def _refuse_what_comes_later(scenario: Scenario) -> None:
+def refuse_what_comes_later(scenario: Scenario) -> None:
     for field, supported in SUPPORTED.items():
         value = getattr(scenario, field)
         if value not in supported:
-            raise ConfigError(field, _plain(value), f"is not supported yet; supported: {listed(supported)}")
+            raise ConfigError(field, plain(value), f"is not supported yet; supported: {listed(supported)}")
     if scenario.eval_accumulation_steps and scenario.task is not Task.EVALUATION:
         raise ConfigError("eval_accumulation_steps", scenario.eval_accumulation_steps, "is for task = evaluation")
     for field in INFERENCE_FIELDS:
-        if getattr(scenario, field) is not None:
-            raise ConfigError(field, getattr(scenario, field), "is for task = inference, which is not supported yet")
+        if getattr(scenario, field) is not None and scenario.task is not Task.INFERENCE:
+            raise ConfigError(field, getattr(scenario, field), "is for task = inference")
     for field in Parallel.model_fields:
         if getattr(scenario.parallel, field) != Parallel.model_fields[field].default:
             raise ConfigError(f"parallel.{field}", getattr(scenario.parallel, field), "is not supported yet")
@@ -225,7 +229,7 @@ GROUPED_ROW_BYTES = 16
 """Rows of grouped_mm's matrices are multiples of it (ATen/native/GroupedMMUtils.h)."""
 
 
-def _check_experts(scenario: Scenario, architecture: Architecture) -> None:
+def check_experts(scenario: Scenario, architecture: Architecture) -> None:
     """What goes with a mixture of experts, where there is one."""
     mixed = [layer for layer, _ in architecture.layers if layer.experts]
     if not mixed:
@@ -292,11 +296,11 @@ def _refuse_unread_fields(adapter: Adapter) -> None:
         value = getattr(adapter, name)
         if name != "kind" and name not in ADAPTER_FIELDS[kind] and value != field.default:
             raise ConfigError(
-                f"adapter.{name}", _plain(value), f"is not read with adapter.kind = {kind}; choose another kind"
+                f"adapter.{name}", plain(value), f"is not read with adapter.kind = {kind}; choose another kind"
             )
 
 
-def _plain(value: object) -> object:
+def plain(value: object) -> object:
     return value.value if isinstance(value, StrEnum) else value
 
 
@@ -361,7 +365,7 @@ def _optimizer(scenario: Scenario) -> Optimizer:
     if scenario.optimizer not in ADAMW:
         raise ConfigError(
             "optimizer",
-            _plain(scenario.optimizer),
+            plain(scenario.optimizer),
             f"should be adamw, adamw-fused or adamw-for-loop with precision = {scenario.precision}",
         )
     for field, only in RECIPE_LOOP.items():
@@ -389,7 +393,7 @@ def _fp32_sums(scenario: Scenario) -> bool:
     return scenario.accumulate_grads_in_fp32
 
 
-def _attention(scenario: Scenario, architecture: Architecture, sequence_length: int) -> Attention:
+def attention_kernel(scenario: Scenario, architecture: Architecture, sequence_length: int) -> Attention:
     """The kernel: what was asked for, or what `auto` comes to; `auto` itself where it differs by layer."""
     asked = scenario.attention
     if scenario.implementation is Implementation.MEGATRON:

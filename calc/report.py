@@ -61,12 +61,20 @@ def print_estimate(estimate: Estimate) -> None:
     colour = {None: "", True: " green", False: " red"}[memory.fits]
     console.print(Text(verdict(estimate), style=f"bold{colour}"), soft_wrap=True)
     place = "" if memory.peak_phase is Phase.OPTIMIZER else f", {memory.peak_at}"
-    unit = "batch" if estimate.scenario.task is Task.EVALUATION else "step"
-    console.print(f"Peak in {memory.peak_phase}{place}; {format_flops(flops.total)} a {unit}.\n")
+    whole = PER[estimate.scenario.task].format(flops=format_flops(flops.total))
+    console.print(f"Peak in {memory.peak_phase}{place}; {whole}.\n")
     for table in (_at_peak(estimate), _phases(estimate), _parameters(estimate), _flops(estimate)):
         console.print(table)
         console.print()
     _print_notes(console, estimate.notes)
+
+
+PER = {
+    Task.TRAINING: "{flops} a step",
+    Task.EVALUATION: "{flops} a batch",
+    Task.INFERENCE: "{flops} for prompts and outputs",
+}
+"""What the FLOPs are of."""
 
 
 def _at_peak(estimate: Estimate) -> Table:
@@ -110,6 +118,8 @@ def _parameters(estimate: Estimate) -> Table:
 def _flops(estimate: Estimate) -> Table:
     flops = estimate.flops
     counts = {
+        "prefill": flops.prefill,
+        "the last token's decoding": flops.decode,
         "forward": flops.forward,
         "backward": flops.backward,
         "recompute": flops.recompute,
@@ -118,7 +128,7 @@ def _flops(estimate: Estimate) -> Table:
         "of the model, per token": flops.model_flops_per_token,
     }
     return _table(
-        "FLOPs of one step",
+        "FLOPs of prompts and outputs" if flops.prefill else "FLOPs of one step",
         ("", "count", "exactly"),
         ((name, format_flops(count), f"{count:,}") for name, count in counts.items() if count),
     )

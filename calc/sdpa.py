@@ -7,7 +7,6 @@ pack_gqa, of a single token that needs a mask.
 from dataclasses import replace
 
 from .attention import (
-    HEADS,
     AttentionCore,
     merged,
     output_heads,
@@ -88,7 +87,7 @@ def _flash(inputs: tuple[Tensor, ...], out: Tensor, core: AttentionCore) -> Row:
         temporaries += [like(out, f"d{name} per query head") for name in ("k", "v")]
     if core.output_by_head:
         temporaries.append(like(out, "output by token"))
-    if core.pads_heads and not (core.one_head or core.one_token):
+    if core.pads_heads and core.parts_heads:
         # padding lays heads one after the other; mha_bwd wants tokens
         temporaries += [like(out, f"{name} by token") for name in ("∂output", "output")]
     return _fused("flash_attention", inputs, out, (statistics, *generator), scores, values, tuple(temporaries))
@@ -144,7 +143,7 @@ def efficient_attention(
     if numerics.compute is DType.FP32:
         # Kernels for half precision compute it themselves.
         product, by_token = like(out, "∂output·output"), like(delta, "delta by token")
-        row = replace(row, backward_prelude=(product, by_token, *(() if core.one_head or core.one_token else (delta,))))
+        row = replace(row, backward_prelude=(product, by_token, *((delta,) if core.parts_heads else ())))
     elif core.accumulates_output:
         row = replace(row, temporaries=(like(out, "output accumulator", dtype=DType.FP32),))
     return [*rows, row], out
@@ -179,7 +178,8 @@ def math_attention(
         causal_rows, bias = _causal_bias()
         rows += causal_rows
     if core.grouped and not core.repeats_heads:
-        expanded = like(key, "k repeated", shape=HEADS), like(value, "v repeated", shape=HEADS)
+        heads = ("B", core.keys, "N", "D")
+        expanded = like(key, "k repeated", shape=heads), like(value, "v repeated", shape=heads)
         pairs = zip((key, value), expanded, strict=True)
         rows += [copy(x, wide, name="repeat_interleave", copies_gradient=True) for x, wide in pairs]
         key, value = expanded
@@ -205,7 +205,7 @@ def _math_weights(query: Tensor, key: Tensor, bias: Tensor | None, core: Attenti
     """softmax(q·kᵀ + bias), rows without any token set to 0 (_safe_softmax); dropout."""
     scaled = like(key, "k scaled")
     merge_q, query = merged(query, core.merges_query_heads_by_copy)
-    by_head = core.grouped or core.prefixed
+    by_head = core.grouped or core.is_cached
     merge_k, factor = merged(scaled, core.merges_query_heads_by_copy and not by_head)
     scores, weights = (Tensor(name, core.scores, DType.FP32) for name in ("scores", "attention weights"))
     product = matmul("scores", query, factor, scores, core.scores_product)
@@ -252,7 +252,7 @@ def _math_values(
         lower = like(by_head, "attention by head, rounded", dtype=numerics.compute)
         rows.append(cast(by_head, lower))
         by_head = lower
-    rows += [frame(*held), view(by_head, out) if core.one_head else copy(by_head, out)]
+    rows += [frame(*held), copy(by_head, out) if core.parts_heads else view(by_head, out)]
     return rows, out
 
 

@@ -15,7 +15,7 @@ from .hardware import Gpu, gpu_named, gpus
 from .kernels import MASK_MULTIPLE, fewer_splits
 from .losses import larger_chunks
 from .model_source import load_config, load_model
-from .scenario import LARGEST_SIZE, Loss, Scenario, num_prompt_tokens
+from .scenario import LARGEST_SIZE, Loss, Scenario, Task, num_prompt_tokens
 from .tradeoff import recompute_tradeoffs
 from .units import format_bytes, format_gib
 
@@ -27,6 +27,12 @@ class Maximise(StrEnum):
     SEQUENCE_LENGTH = "sequence_length"
     ADAPTER_RANK = "adapter.rank"
     NUM_LAYERS = "num_layers"
+    BATCH_SIZE = "batch_size"
+    PROMPT_LENGTH = "prompt_length"
+    OUTPUT_LENGTH = "output_length"
+
+
+OF_INFERENCE = frozenset({Maximise.BATCH_SIZE, Maximise.PROMPT_LENGTH, Maximise.OUTPUT_LENGTH})
 
 
 class Minimise(StrEnum):
@@ -215,6 +221,9 @@ def _setter(scenario: Scenario, sought: Maximise) -> Callable[[int], Scenario]:
     if sought is Maximise.NUM_LAYERS:
         config = load_config(scenario.model) if isinstance(scenario.model, str) else scenario.model
         return lambda count: scenario.model_copy(update={"model": with_num_layers(config, count)})
+    if (sought in OF_INFERENCE) is not (scenario.task is Task.INFERENCE) and sought is not Maximise.NUM_LAYERS:
+        sizes = ", ".join(size for size in Maximise if (size in OF_INFERENCE) is (scenario.task is Task.INFERENCE))
+        raise ConfigError("maximise", sought.value, f"should be one of {sizes} with task = {scenario.task}")
     return lambda size: scenario.model_copy(update={sought.value: size})
 
 
@@ -249,6 +258,7 @@ def _growing(
     starts = {
         Maximise.MICRO_BATCH_SIZE: lambda: {2, *chunks}.union(*map(fewer_splits, layers)),
         Maximise.SEQUENCE_LENGTH: lambda: {2, *windows, *chunks},
+        **dict.fromkeys(OF_INFERENCE, lambda: {2}),
         Maximise.ADAPTER_RANK: lambda: _ranks_of_other_states(trials[1]),
         Maximise.NUM_LAYERS: lambda: set[int](),
     }[sought]()
@@ -289,6 +299,9 @@ def _first_guess(scenario: Scenario, sought: Maximise, architecture: Architectur
     given = {
         Maximise.MICRO_BATCH_SIZE: scenario.micro_batch_size,
         Maximise.SEQUENCE_LENGTH: scenario.sequence_length or architecture.max_position_embeddings,
+        Maximise.BATCH_SIZE: scenario.batch_size or 1,
+        Maximise.PROMPT_LENGTH: scenario.prompt_length or architecture.max_position_embeddings,
+        Maximise.OUTPUT_LENGTH: scenario.output_length or architecture.max_position_embeddings,
         Maximise.ADAPTER_RANK: scenario.adapter.rank if scenario.adapter else 1,
         Maximise.NUM_LAYERS: architecture.num_layers,
     }

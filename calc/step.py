@@ -54,6 +54,8 @@ class Step:
 
     wiring: Wiring
     parts: tuple[Part, ...]
+    output: Tensor
+    """Of the last part: the loss, or in generation the logits."""
     cache_end: CacheEnd
     between: Program
     """After forward: the scaled loss is made, the outputs are dropped."""
@@ -124,6 +126,7 @@ def step(facts: StepFacts) -> Step:
     return Step(
         wiring=facts.model.kind.wiring,
         parts=parts,
+        output=pieces[-1].section.output,
         cache_end=facts.model.cache_end,
         between=between,
         begin=begin,
@@ -222,9 +225,12 @@ def _units(facts: StepFacts) -> list[Unit]:
             layer: _adapted(section, without if layer.frozen else facts.adapter, facts.plan.numerics)
             for layer, section in layers.items()
         }
-    if facts.plan.task is Task.EVALUATION:
+    if facts.plan.task is not Task.TRAINING:
         embedding, last = _evaluated(embedding), _evaluated(last)
         layers = {layer: _evaluated(section) for layer, section in layers.items()}
+    if facts.plan.task is Task.INFERENCE:
+        embedding, last = frozen_section(embedding), frozen_section(last)
+        layers = {layer: frozen_section(section) for layer, section in layers.items()}
     units = {
         unit: recomputed([(layers[layer], times) for layer, times in unit], facts.plan)
         for unit in dict.fromkeys(facts.layers)

@@ -6,7 +6,7 @@ with the number of layers.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property
@@ -25,6 +25,10 @@ class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
+    PREFILL = "prefill"
+    """Of a generation the forward pass over the prompt,"""
+    DECODE = "decode"
+    """and the one that adds the last token."""
 
 
 class Program:
@@ -106,6 +110,8 @@ class Stretch:
     """The index of the layer its first program belongs to, or begins with."""
     num_layers: int = 1
     """How many layers each program is of."""
+    is_drawn: bool = True
+    """It is part of the curve; else it stands for more than it shows."""
 
     @property
     def layer_step(self) -> int:
@@ -168,15 +174,17 @@ class Timeline:
     def phase_end_bytes(self, phase: Phase) -> int:
         return next(span.end_bytes for span in reversed(self.spans) if span.stretch.phase is phase)
 
-    def add_peak_by_kind(self, totals: dict[Kind, int]) -> None:
-        """Add what the step has allocated at its peak."""
+    def peak_by_kind(self, persistent_bytes: Mapping[Kind, int]) -> dict[Kind, int]:
+        """What persists, and what the step has allocated at its peak."""
+        totals = dict.fromkeys(Kind, 0) | dict(persistent_bytes)
         for span in self.spans:
             stretch = span.stretch
             if span is self.peak:
                 stretch.program.add_by_kind(totals, stretch.sizes, span.peak_part)
                 stretch.program.add_first_by_kind(totals, stretch.sizes, span.num_events_to_peak)
-                return
+                break
             stretch.program.add_by_kind(totals, stretch.sizes, stretch.count)
+        return totals
 
     def up_to_peak(self) -> Iterator[Surplus]:
         """What the step has allocated by its peak and not freed."""

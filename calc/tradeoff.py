@@ -48,7 +48,7 @@ class Tradeoff:
 def recompute_tradeoffs(scenario: Scenario) -> tuple[Tradeoff, ...]:
     """Every way of recomputation for `scenario`, by the FLOPs it adds; of equals what keeps most first. Raises
     ConfigError where there is no backward."""
-    if scenario.task is Task.EVALUATION:
+    if scenario.task is not Task.TRAINING:
         raise ConfigError("task", scenario.task.value, "has no backward, for which recomputation would keep less")
     current = estimate(scenario.model_copy(update=NOTHING))
     ways = [scenario.model_copy(update=fields) for fields in _ways(current.architecture.num_layers)]

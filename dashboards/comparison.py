@@ -6,7 +6,7 @@ from typing import Any
 
 import calc
 from calc.advice import SUGGESTED_RANK
-from calc.scenario import Adapter, AdapterKind, Recompute
+from calc.scenario import Adapter, AdapterKind, Recompute, Task
 
 SUGGESTED = Adapter(rank=SUGGESTED_RANK)
 
@@ -33,7 +33,9 @@ PLAIN: Mapping[str, Any] = {
 
 def alternatives(scenario: calc.Scenario, estimate: calc.Estimate) -> list[Alternative]:
     """Full training, recomputation and LoRA under the user's other choices, the least change first; before them the
-    user's own scenario, where it is none of these."""
+    user's own scenario, where it is none of these. None for inference, which trains nothing."""
+    if scenario.task is Task.INFERENCE:
+        return []
     adapter = scenario.adapter if scenario.adapter and scenario.adapter.kind is AdapterKind.LORA else SUGGESTED
     changes = {
         "full_training": (None, Recompute.NONE),

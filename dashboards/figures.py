@@ -35,7 +35,7 @@ LABEL_PERCENT = (8, 14)
 MOST_TICKS = 5
 
 
-PHASE_WEIGHTS = {"forward": 3, "backward": 5, "optimizer": 2}
+PHASE_WEIGHTS = {"forward": 3, "backward": 5, "optimizer": 2, "prefill": 5, "decode": 5}
 """How much of the curve's width a phase takes: its order of operations is drawn, not its time."""
 
 

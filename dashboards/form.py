@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
+from calc.inference import WEIGHTS
 from calc.plan import SUPPORTED
 from calc.recompute_choices import RECOMPUTES
 from calc.scenario import (
@@ -20,7 +21,8 @@ from calc.scenario import (
 YES_OR_NO = ("false", "true")
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "task": tuple(task for task in Task if task in SUPPORTED["task"]),
+    "task": tuple(Task),
+    "weight_dtype": ("bf16", *(dtype for dtype in WEIGHTS if dtype != "bf16")),
     "problem_type": ("", *ProblemType),
     "precision": tuple(Precision),
     "recompute": (Recompute.NONE, Recompute.SELECTIVE, Recompute.OPERATORS, Recompute.FULL),
@@ -57,9 +59,13 @@ NAMES = (
 )
 """Lists of the names of operators and modules."""
 
+LENGTHS = tuple(size for power in range(7, 17) for size in (2**power, 3 * 2 ** (power - 1)))
 STOPS = {
     "micro_batch_size": (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128),
-    "sequence_length": tuple(size for power in range(7, 17) for size in (2**power, 3 * 2 ** (power - 1))),
+    "sequence_length": LENGTHS,
+    "batch_size": (1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+    "prompt_length": LENGTHS,
+    "output_length": (1, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768),
 }
 """Where each slider stops; the number field beside it takes any size."""
 

@@ -106,6 +106,8 @@ class Question:
         self.words = WORDS[self.language]
         self.is_whole = bool(fields.pop("whole", None))
         self.pairs = written(fields.items()) or query_pairs(EXAMPLE)
+        if not {"model", "config"}.intersection(dict(self.pairs)):
+            self.pairs.insert(0, ("model", str(EXAMPLE.model)))
 
     def context(self, *stages: Stage) -> dict[str, Any]:
         """What every page's template needs, with the answers to `stages`, or with `wrong` in their place."""
@@ -114,7 +116,7 @@ class Question:
             scenario = scenario_from_query(self.pairs)
             answers = [VIEWS[stage](scenario, self.words) for stage in stages]
         except calc.ConfigError as error:
-            nothing = {"answer": None, "resolved_sequence_length": "", "snippet": ""}
+            nothing = {"answer": None, "resolved": {}, "snippet": ""}
             return common | nothing | {"wrong": complaint(error, self.language)}
         return {name: value for context in (common, *answers) for name, value in context.items()}
 
@@ -195,7 +197,7 @@ def _rendered(question: Question, stage: Stage) -> Response:
     if context["wrong"]:
         return JSONResponse({"problem": context["wrong"], "slots": {}, "resolved": {}})
     slots = {part: TEMPLATES.get_template(f"parts/{part}.html").render(context) for part in PARTS[stage]}
-    resolved = {"sequence_length": context["resolved_sequence_length"]} if stage is Stage.ANSWER else {}
+    resolved = context["resolved"] if stage is Stage.ANSWER else {}
     return JSONResponse({"problem": None, "slots": slots, "resolved": resolved})
 
 

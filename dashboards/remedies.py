@@ -7,6 +7,7 @@ from urllib.parse import urlencode
 
 import calc
 from calc.advice import Advice, Effect, advice_beside
+from calc.scenario import Task
 from calc.solution import Maximise, Minimise
 from calc.units import GIB
 
@@ -22,7 +23,11 @@ MOST_CHANGES = 8
 SMALLEST_SHOWN_BYTES = GIB // 20
 """Less rounds to 0.0 GiB."""
 
-SOUGHT = (Maximise.MICRO_BATCH_SIZE, Maximise.SEQUENCE_LENGTH)
+SOUGHT = {
+    Task.TRAINING: (Maximise.MICRO_BATCH_SIZE, Maximise.SEQUENCE_LENGTH),
+    Task.EVALUATION: (Maximise.MICRO_BATCH_SIZE, Maximise.SEQUENCE_LENGTH),
+    Task.INFERENCE: (Maximise.BATCH_SIZE, Maximise.PROMPT_LENGTH, Maximise.OUTPUT_LENGTH),
+}
 """The sizes of which the page shows the largest that fits."""
 
 GENTLEST_FIRST = tuple(Effect)
@@ -31,6 +36,7 @@ GENTLEST_FIRST = tuple(Effect)
 def remedies_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
     """Everything the templates of the remedies need for `scenario`."""
     current = calc.estimate(scenario)
+    sizes = SOUGHT[scenario.task] if scenario.gpu else ()
     others, changes = alternatives(scenario, current), advice_beside(scenario, current)
     beside = [_alternative_row(each, current, words) for each in others]
     known = [each.scenario for each in others]
@@ -39,7 +45,7 @@ def remedies_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
         "advice": {"advice_beside": beside, "advice_single": [row for row in single if row["saved"]][:MOST_CHANGES]},
         "fits": current.memory.fits,
         "nearest": nearest_that_fits(changes, beside, current, words),
-        "largest": [bound(scenario, current, words, maximise=field) for field in SOUGHT] if scenario.gpu else [],
+        "largest": [bound(scenario, current, words, maximise=field) for field in sizes],
         "smallest_gpu": bound(scenario, current, words, minimise=Minimise.GPU),
     }
 

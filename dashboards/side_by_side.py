@@ -167,8 +167,8 @@ def _quantities(
     if comparison is None:
         return {}
     quantities: dict[str, Sequence[int]] = dict(comparison.quantities)
-    for phase in comparison.estimates[0].memory.phases:
-        quantities[f"phase.{phase.name}"] = [_phase_peak(answer, phase.name) for answer in comparison.estimates]
+    for name in dict.fromkeys(phase.name for answer in comparison.estimates for phase in answer.memory.phases):
+        quantities[f"phase.{name}"] = [_phase_peak(answer, name) for answer in comparison.estimates]
     columns = {}
     for name, values in quantities.items():
         by_column = {index: (value, value - values[0]) for index, value in zip(answered, values, strict=True)}
@@ -177,7 +177,8 @@ def _quantities(
 
 
 def _phase_peak(answer: calc.Estimate, name: str) -> int:
-    return next(phase.peak_allocated_bytes for phase in answer.memory.phases if phase.name == name)
+    """Zero where the answer has no such phase."""
+    return next((phase.peak_allocated_bytes for phase in answer.memory.phases if phase.name == name), 0)
 
 
 def _additions(columns: Sequence[Column], words: Mapping[str, str]) -> list[dict[str, str]]:

@@ -25,9 +25,9 @@ MOST_FLOPS_TICKS = 4
 
 
 def tradeoff_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
-    """Everything the figure's template needs for `scenario`; its own way is one of those drawn. Evaluation has none."""
-    if scenario.task is Task.EVALUATION:
-        return {"tradeoff": None}
+    """Everything the figure's template needs for `scenario`, whose own way is one of those drawn; of training only."""
+    if scenario.task is not Task.TRAINING:
+        return {"tradeoff": None, "task": scenario.task}
     ways = calc.recompute_tradeoffs(scenario)
     if scenario not in [way.scenario for way in ways]:
         own = calc.Tradeoff(scenario=scenario, estimate=calc.estimate(scenario))

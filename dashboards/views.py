@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import calc
+from calc.timeline import Phase
 from calc.units import format_exact_bytes, format_gib
 
 from . import figures
@@ -11,12 +12,18 @@ from . import figures
 Words = Mapping[str, str]
 
 
+PHASE_KEYS = {Phase.OPTIMIZER: "optimizer_phase"}
+"""Where a phase's word has another name."""
+RESOLVED = ("sequence_length", "prompt_length", "output_length")
+"""Fields that may be left open, and what the answer takes then."""
+
+
 def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
     """Everything the answer's templates need for `scenario`."""
     estimate = calc.estimate(scenario)
     answer = estimate.to_dict()
     memory = answer["memory"]
-    phase_words = {"forward": words["forward"], "backward": words["backward"], "optimizer": words["optimizer_phase"]}
+    phase_words = {phase.value: words[PHASE_KEYS.get(phase, phase)] for phase in Phase}
     drawn = figures.curve(memory)
     return {
         "answer": answer,
@@ -29,7 +36,7 @@ def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
         "ledger": ledger(answer),
         "snippet": python_snippet(scenario),
         "model_name": scenario.model if isinstance(scenario.model, str) else words["config_used"],
-        "resolved_sequence_length": answer["scenario"]["sequence_length"],
+        "resolved": {field: answer["scenario"][field] for field in RESOLVED if answer["scenario"][field] is not None},
     }
 
 

@@ -39,10 +39,9 @@ Value = TypeVar("Value")
 
 LONGEST_DEFAULT_SEQUENCE = 4096
 
+PURE_DTYPE: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHT_DTYPE: dict[str, torch.dtype] = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
+    **PURE_DTYPE,
     "bf16-autocast": torch.float32,
     "fp16-autocast": torch.float32,
 }
@@ -133,6 +132,8 @@ class Job:
     hold_outputs: bool
     eval_accumulation_steps: int
     """Batches whose logits an evaluation keeps."""
+    output_length: int
+    """Tokens a generation adds."""
 
     @property
     def num_batches(self) -> int:
@@ -158,7 +159,8 @@ def build_job(
     for field, only in ONLY.items():
         supported(field, getattr(scenario, field), {only: None})
     checkpoint_options = {"use_reentrant": False, "context_fn": contexts(scenario, context_fn)}
-    precision = supported("precision", scenario.precision, WEIGHT_DTYPE)
+    types = PURE_DTYPE if scenario.task == "inference" else WEIGHT_DTYPE
+    precision = supported("precision", scenario.precision, types)
     optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     # A copy: transformers writes into nested fields (rope_scaling).
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
@@ -184,9 +186,9 @@ def build_job(
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter, AUTOCAST_DTYPE.get(scenario.precision))
         patch(model, scenario, device)
-        model.train()
+        model.train(scenario.task != "inference")
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
-        input_ids = torch.zeros(scenario.micro_batch_size, sequence_length(scenario, hf_config), dtype=torch.int64)
+        input_ids = torch.zeros(tokens(scenario, hf_config), dtype=torch.int64)
         labels = labels_of(input_ids, auto_class, hf_config)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
@@ -202,6 +204,7 @@ def build_job(
         weight_ema=weight_ema,
         hold_outputs=scenario.hold_outputs,
         eval_accumulation_steps=scenario.eval_accumulation_steps,
+        output_length=scenario.output_length or 0,
     )
 
 
@@ -253,8 +256,12 @@ def supported(field: str, asked: Key, known: dict[Key, Value]) -> Value:
     return known[asked]
 
 
-def sequence_length(scenario: Scenario, hf_config: Any) -> int:
-    return scenario.sequence_length or min(hf_config.max_position_embeddings, LONGEST_DEFAULT_SEQUENCE)
+def tokens(scenario: Scenario, hf_config: Any) -> tuple[int, int]:
+    """How many sequences of how many tokens one forward pass gets."""
+    longest = min(hf_config.max_position_embeddings, LONGEST_DEFAULT_SEQUENCE)
+    if scenario.task == "inference":
+        return scenario.batch_size or 1, scenario.prompt_length or longest
+    return scenario.micro_batch_size, scenario.sequence_length or longest
 
 
 def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ class Phase(StrEnum):
     FORWARD = "forward"
     BACKWARD = "backward"
     OPTIMIZER = "optimizer"
+    PREFILL = "prefill"
+    DECODE = "decode"
 
 
 def training_step(job: Job, during: Callable[[Phase], AbstractContextManager[None]]) -> None:
@@ -56,6 +59,43 @@ def evaluation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
                     kept.add(logits)
     del loss, logits  # which the loop holds while the next batch runs
     job.model.train()
+
+
+def generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]) -> list[torch.Tensor]:
+    """The keys and values of all layers after the prompt's forward pass and the one that adds the last token.
+
+    The passes between are left out: the cache gets, layer by layer, the length they would have given it. Each phase
+    ends with the outputs still held.
+    """
+    with torch.no_grad():
+        with during(Phase.PREFILL):
+            outputs = job.model(input_ids=job.input_ids, use_cache=True, logits_to_keep=1)
+        cache = outputs.past_key_values
+        del outputs
+        if not job.output_length:
+            return held(cache)
+        for layer in cache.layers:
+            lengthen(layer, job.output_length - 1)
+        token = job.input_ids.new_zeros(job.input_ids.shape[0], 1)
+        with during(Phase.DECODE):
+            outputs = job.model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        del outputs
+        return held(cache)
+
+
+def held(cache: Any) -> list[torch.Tensor]:
+    """What a DynamicCache holds."""
+    return [each for layer in cache.layers for each in (layer.keys, layer.values)]
+
+
+def lengthen(layer: DynamicLayer, num_tokens: int) -> None:
+    """A layer's keys and values after `num_tokens` more tokens, one after the other."""
+    for name in ("keys", "values"):
+        before: torch.Tensor = getattr(layer, name)
+        batch_size, num_heads, length, head_dim = before.shape
+        setattr(layer, name, before.new_empty(batch_size, num_heads, length + num_tokens, head_dim))
+    if isinstance(layer, DynamicSlidingWindowLayer):
+        layer.cumulative_length += num_tokens
 
 
 def forward(job: Job) -> Any:

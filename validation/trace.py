@@ -43,7 +43,7 @@ from validation.cuda_kernels import (
 from validation.cuda_losses import CHUNKED_LOSS, chunked_loss, losses_on_cuda
 from validation.models import CannotRun, Job, build_job, parameter_counts, supported
 from validation.quick_fakes import QuickFakeTensorMode
-from validation.step import Phase, evaluation, forward, training_step
+from validation.step import Phase, evaluation, forward, generation, training_step
 
 ALLOCATION_UNIT_BYTES = 512
 FIRST_STEP, STEADY_STEP = 1, 2
@@ -217,9 +217,13 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
         )
         if job.weight_ema is not None:
             recorder.hold(job.weight_ema.n_averaged, "persistent", on_device=False)
+        cached = 0
         with recorder:
             for recorder.step in (FIRST_STEP, STEADY_STEP):
                 recorder.live_bytes_before_step[recorder.step] = recorder.live_bytes
+                if scenario.task is Task.INFERENCE:
+                    cached = storage_bytes(generation(job, recorder.during))
+                    continue
                 if scenario.task is Task.TRAINING:
                     training_step(job, recorder.during)
                     continue
@@ -227,10 +231,9 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
                 if recorder.step == FIRST_STEP:
                     recorder.step = BETWEEN
                     training_step(job, recorder.during)
-        evaluates = scenario.task is Task.EVALUATION
-        saved = 0 if evaluates else autograd_saved_bytes(job)
-    done = flops(recorder, job.num_batches if evaluates else 1)
-    return Trace(parameter_counts(job.model), memory(job, recorder, saved), done, tuple(recorder.events))
+        own = of_task(scenario.task, job, recorder, cached)
+    done = flops(recorder, job.num_batches if scenario.task is Task.EVALUATION else 1)
+    return Trace(parameter_counts(job.model), memory(job, recorder) | own, done, tuple(recorder.events))
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,7 +319,18 @@ def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     return sum(round_up(size, ALLOCATION_UNIT_BYTES) for size in sizes.values())
 
 
-def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, Any]:
+def of_task(task: Task, job: Job, recorder: StepRecorder, cached: int) -> dict[str, int]:
+    """What forward leaves: for backward, or for the tokens to come."""
+    if task is Task.INFERENCE:
+        return {"kv_cache_bytes": cached}
+    [forward_end, *_] = recorder.ended[STEADY_STEP]
+    return {
+        "saved_activation_bytes": forward_end.end_allocated_bytes - recorder.live_bytes_before_step[STEADY_STEP],
+        "autograd_saved_bytes": autograd_saved_bytes(job) if task is Task.TRAINING else 0,
+    }
+
+
+def memory(job: Job, recorder: StepRecorder) -> dict[str, Any]:
     steady = recorder.ended[STEADY_STEP]
     phases = [phase_bytes(phase, steady) for phase in dict.fromkeys(each.name for each in steady)]
     highest = max(phases, key=lambda phase: phase.peak_allocated_bytes)
@@ -333,8 +347,6 @@ def memory(job: Job, recorder: StepRecorder, autograd_saved: int) -> dict[str, A
             "gradients": gradients,
             "inputs": storage_bytes([job.input_ids, job.labels]),
         },
-        "saved_activation_bytes": steady[0].end_allocated_bytes - before[STEADY_STEP],
-        "autograd_saved_bytes": autograd_saved,
         "phases": [asdict(phase) for phase in phases],
         "first_step_peak_allocated_bytes": max(phase.peak_allocated_bytes for phase in recorder.ended[FIRST_STEP]),
         "peak_allocated_bytes": highest.peak_allocated_bytes,
@@ -361,7 +373,10 @@ def phase_bytes(name: Phase, ended: list[PhaseBytes]) -> PhaseBytes:
 
 
 def flops(recorder: StepRecorder, num_batches: int) -> dict[str, int]:
-    """Of a training step, or of one of `num_batches` of an evaluation."""
+    """Of a training step, of one of `num_batches` of an evaluation, or of the two passes of a generation."""
+    passes = {phase.value: recorder.flops[STEADY_STEP, phase] for phase in (Phase.PREFILL, Phase.DECODE)}
+    if any(passes.values()):
+        return {phase: done for phase, done in passes.items() if done}
     parts = {work: recorder.flops[STEADY_STEP, work] // num_batches for work in ("forward", "backward", "recompute")}
     return parts | {"total": sum(parts.values())}
 

@@ -4,10 +4,10 @@ the text's in every layer (peft/peft_model.py, get_prompt; peft/tuners/prefix_tu
 from collections.abc import Iterator
 from dataclasses import replace
 
+from calc.cache import Cache, lent
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Lent, Row, Section, Tensor
 from calc.operators import Numerics, embedding, parameter, stamped
-from calc.prefix import lent_prefixes
 from calc.primitives import cast, frame, like, view
 
 from .facts import AdapterFacts
@@ -19,13 +19,13 @@ KEYS_AND_VALUES = 2
 def with_prefix(section: Section, facts: AdapterFacts, numerics: Numerics) -> Section:
     """`section`, the embedding, after the prefixes of all layers: made as one tensor, then copied into the cache."""
     past = Tensor("prefixes", ("B", "T", KEYS_AND_VALUES, "L", "K", "D"), numerics.weights)
-    lent = [
+    lent_to_layers = [
         replace(each, tensor=replace(each.tensor, name=f"{layer}.{each.tensor.name}"))
         for layer in range(facts.num_prefixed_layers)
-        for each in lent_prefixes(numerics)
+        for each in lent(Cache.PREFIX, numerics)
     ]
-    rows = stamped([*_encoded(past, facts, numerics), *_cached(past, lent)], Component.ADAPTER, ENCODER)
-    return replace(section, rows=(*rows, *section.rows), lent=tuple(lent))
+    rows = stamped([*_encoded(past, facts, numerics), *_cached(past, lent_to_layers)], Component.ADAPTER, ENCODER)
+    return replace(section, rows=(*rows, *section.rows), lent=tuple(lent_to_layers))
 
 
 def _encoded(past: Tensor, facts: AdapterFacts, numerics: Numerics) -> Iterator[Row]:

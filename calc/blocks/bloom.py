@@ -148,7 +148,7 @@ def _core(
         *dropping,
         *casts,
         matmul("values", lower, value, by_head, core.values_product(value)),
-        view(by_head, out) if core.one_head else copy(by_head, out, copies_gradient=core.merges_heads_by_copy),
+        copy(by_head, out, copies_gradient=core.merges_heads_by_copy) if core.parts_heads else view(by_head, out),
     ]
     return rows, out, weights, (*heads, scores, masked)
 

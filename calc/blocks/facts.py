@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 from calc.architecture import LayerKind, ModelKind
 from calc.attention import SLIDING_MASK, AttentionCore
+from calc.cache import left, lent
 from calc.contexts import CacheEnd
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Section, Tensor
 from calc.losses import LinearLoss
 from calc.operators import TOKENS, Numerics
-from calc.prefix import extended, lent_prefixes
 from calc.scenario import ProblemType
 
 
@@ -47,6 +47,8 @@ class ModelFacts(NamedTuple):
     linear_loss: LinearLoss | None = None
     """Head and loss in one call; None: logits and their cross-entropy."""
     cache_end: CacheEnd = CacheEnd.FORWARD
+    generates: bool = False
+    """Logits are made of each sequence's last token, and no loss."""
 
 
 INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)
@@ -70,6 +72,6 @@ def mask_rows(masks: Iterable[Tensor]) -> Iterator[Row]:
 
 def with_cache(layer: Section, core: AttentionCore, numerics: Numerics) -> Section:
     """`layer` with what a cache brings it and takes from it, where there is one."""
-    if not core.prefixed:
+    if not core.is_cached:
         return layer
-    return replace(layer, lent=lent_prefixes(numerics), cached=extended(numerics))
+    return replace(layer, lent=lent(core.cache, numerics), cached=left(core.cache, numerics))

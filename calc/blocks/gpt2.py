@@ -4,11 +4,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from calc.attention import HEADS
+from calc.cache import updated
 from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
 from calc.operators import POSITION_IDS, Numerics, dropped, embedding, linear, parameter, stamped
-from calc.prefix import with_prefixes
 from calc.primitives import add, dropout, frame, part, view
 from calc.scenario import Attention
 from calc.wirings import Parts
@@ -98,9 +98,9 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
         view(parts[2], v, copies_gradient=copies),
         view(parts[0], q, copies_gradient=copies),
     ]
-    if core.prefixed:
-        prefix_rows, k, v = with_prefixes(k, v, numerics)
-        rows += prefix_rows
+    if core.is_cached:
+        cache_rows, k, v = updated(k, v, core.cache, numerics, sliding=core.sliding)
+        rows += cache_rows
     attention_rows, out, held = attention(q, k, v, facts, numerics)
     projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
     rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]

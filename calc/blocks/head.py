@@ -6,8 +6,8 @@ from calc.classification import classifier
 from calc.ledger import Component, Gradient, Row, Section, Tensor
 from calc.losses import cross_entropy, linear_loss
 from calc.norms import norm_of
-from calc.operators import Numerics, linear, parameter, stamped
-from calc.primitives import frame, like, scale, soft_cap
+from calc.operators import LAST_TOKENS, TOKENS, Numerics, linear, parameter, stamped
+from calc.primitives import frame, like, part, scale, soft_cap
 
 from .facts import INPUT_IDS, ModelFacts, hidden_states
 
@@ -36,8 +36,9 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
     if facts.linear_loss is not None:
         loss_rows, loss = linear_loss(normed, weight, facts.linear_loss, numerics)
         return Section(name="head", rows=(*norm, frame(x, *outside), *loss_rows), input=x, output=loss)
-    logits = Tensor("logits", ("B", "S", "V"), numerics.compute)
-    loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence)
+    tokens = LAST_TOKENS if facts.generates else TOKENS
+    logits = Tensor("logits", (*tokens, "V"), numerics.compute)
+    kept = like(normed, "hidden states of the last tokens", shape=(*tokens, "H")) if facts.generates else normed
     given = logits
     after: list[Row] = []
     if facts.kind.logits_soft_capped:
@@ -46,10 +47,11 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
     elif facts.kind.logits_scaled:
         given = like(logits, "logits before scaling")
         after = [scale(given, logits)]
-    read, before = normed, list[Row]()
+    before: list[Row] = [part(normed, (kept,))] if facts.generates else []
+    read = kept
     if facts.kind.head_input_scaled:
-        read = like(normed, "head input, scaled")
-        before = [scale(normed, read)]
+        read = like(kept, "head input, scaled")
+        before.append(scale(kept, read))
     if facts.kind.head_normalised:
         normalising, weight = _normalised(weight)
         before += normalising
@@ -58,8 +60,11 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
         *linear("lm_head", read, given, ("H",), ("V",), numerics, bias=facts.kind.head_bias, weight=weight),
         *after,
     ]
-    rows = [*norm, frame(x, *outside), *stamped(projection, Component.HEAD, "lm_head"), *loss_rows, frame(normed)]
-    return Section(name="head", rows=tuple(rows), input=x, output=loss)
+    rows = [*norm, frame(x, *outside), *stamped(projection, Component.HEAD, "lm_head")]
+    if facts.generates:
+        return Section(name="head", rows=(*rows, frame(normed)), input=x, output=logits)
+    loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence)
+    return Section(name="head", rows=(*rows, *loss_rows, frame(normed)), input=x, output=loss)
 
 
 def _normalised(weight: Tensor) -> tuple[list[Row], Tensor]:

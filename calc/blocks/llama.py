@@ -2,12 +2,12 @@
 
 from calc.architecture import EmbeddingScale, Mixture, QueryKeyNorm, ResidualDropout
 from calc.attention import HEADS, KEY_VALUE_HEADS
+from calc.cache import updated
 from calc.ledger import Component, Gradient, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.liger import liger_rotary
 from calc.norms import norm_of
 from calc.operators import POSITION_IDS, Numerics, dropped, embedding, linear, parameter, stamped
-from calc.prefix import with_prefixes
 from calc.primitives import add, dropout, frame, like, part, scale, view
 from calc.rotary import Pair, rotary_tables, tables_row, turned
 from calc.wirings import Parts
@@ -109,7 +109,8 @@ def _parallel_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(middle, down, output),
         frame(x, normed, attended, down, *held),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=_modules(facts))
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=_modules(facts))
+    return with_cache(layer, facts.core, numerics)
 
 
 def _stream(numerics: Numerics) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,9 +188,11 @@ def _heads(
     rows, (q, k, v) = _projections(x, facts, numerics)
     turning, (turned_q, turned_k), parts = _with_positions(q, k, facts, numerics)
     rows += [*turning, frame(q, k)]
-    if facts.core.prefixed:
-        prefix_rows, turned_k, v = with_prefixes(turned_k, v, numerics)
-        rows += prefix_rows
+    if facts.kind.fused_query_key_value:
+        parts = (*parts, v)
+    if facts.core.is_cached:
+        cache_rows, turned_k, v = updated(turned_k, v, facts.core.cache, numerics, sliding=facts.core.sliding)
+        rows += cache_rows
     return rows, (turned_q, turned_k, v), parts
 
 
@@ -240,6 +243,7 @@ def _projections(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list
     if kind.fused_query_key_value:
         return _fused_projection(x, facts, numerics)
     rows: list[Row] = []
+    later: list[Row] = []
     heads: list[Tensor] = []
     for name, shape, one_head in (
         ("q", HEADS, core.one_head),
@@ -248,18 +252,20 @@ def _projections(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list
     ):
         flat, head = Tensor(f"{name}_proj output", shape, numerics.linear), Tensor(name, shape, numerics.linear)
         rows += linear(f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=kind.query_key_value_bias)
+        splitting: list[Row] = []
         if kind.query_key_norm is not QueryKeyNorm.NONE and name != "v":
             dims = ("D",) if kind.query_key_norm is QueryKeyNorm.HEAD else shape[2:]
             norm = norm_of(kind.norm, liger=facts.liger)
             norm_rows, flat = norm(f"self_attn.{name}_norm", flat, f"{name}_norm output", dims, numerics)
-            rows += norm_rows
+            splitting += norm_rows
             head = like(flat, name)
         copies = not facts.liger and not one_head  # q's and k's gradients come from rotary positions
         if name == "v" or kind.rotary is None:
             copies = core.copies_gradient_by_token(one_head=one_head, cast=numerics.linear is not numerics.weights)
-        rows.append(view(flat, head, copies_gradient=copies))
+        splitting.append(view(flat, head, copies_gradient=copies))
+        (later if kind.norms_after_projections else rows).extend(splitting)
         heads.append(head)
-    return rows, heads
+    return [*rows, *later], heads
 
 
 PARTS = Parts(

@@ -102,7 +102,9 @@ def gemma3_text(fields: Fields) -> Architecture:
         fields,
         "gemma3_text",
         replace(GEMMA2, vocab_size=262208, max_position_embeddings=131072),
-        layer=replace(layer, norms=BOTH_NORMS, query_key_norm=QueryKeyNorm.HEAD, rotary=rotary),
+        layer=replace(
+            layer, norms=BOTH_NORMS, query_key_norm=QueryKeyNorm.HEAD, norms_after_projections=True, rotary=rotary
+        ),
         model=replace(
             GEMMA_MODEL,
             rotary=rotary,

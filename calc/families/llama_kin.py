@@ -307,7 +307,7 @@ def glm4(fields: Fields) -> Architecture:
 
 def exaone4(fields: Fields) -> Architecture:
     """Exaone4ForCausalLM: norms after attention and MLP; where some layers slide, the others have no positions."""
-    layer = replace(LLAMA_LAYER, norms=POST_NORMS, query_key_norm=QueryKeyNorm.HEAD)
+    layer = replace(LLAMA_LAYER, norms=POST_NORMS, query_key_norm=QueryKeyNorm.HEAD, norms_after_projections=True)
     return llama_like(
         fields,
         "exaone4",

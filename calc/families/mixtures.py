@@ -82,12 +82,18 @@ def qwen2_moe(fields: Fields) -> Architecture:
         layers = zip(_sparse(fields, layer, mixed, num_layers), _windows(fields, num_layers), strict=True)
         return runs(replace(each, sliding_window=window) for each, window in layers)
 
+    model = replace(
+        LLAMA_MODEL,
+        always_makes_causal_mask=True,
+        always_makes_sliding_mask=True,
+        kernels_get_it=not fields.flag("use_sliding_window", default=False),
+    )
     return llama_like(
         fields,
         "qwen2_moe",
         QWEN2_MOE,
         layer=replace(LLAMA_LAYER, query_key_value_bias=fields.flag("qkv_bias", default=True)),
-        model=replace(LLAMA_MODEL, always_makes_causal_mask=True, always_makes_sliding_mask=True),
+        model=model,
         pattern=pattern,
     )
 

@@ -77,7 +77,9 @@ def test_a_body_that_is_no_question_is_a_bad_request(client, path, body):
 def test_the_document_says_what_is_sought_and_how_many_are_compared(client):
     document = client.get("/openapi.json").json()
     search = document["components"]["schemas"]["Search"]["properties"]
-    assert search["maximise"]["enum"] == ["micro_batch_size", "sequence_length", "adapter.rank", "num_layers"]
+    training, inference = search["maximise"]["enum"][:4], search["maximise"]["enum"][4:]
+    assert training == ["micro_batch_size", "sequence_length", "adapter.rank", "num_layers"]
+    assert inference == ["batch_size", "prompt_length", "output_length"]
     assert search["minimise"]["enum"] == ["gpu", "recompute"]
     assert set(search) == {*calc.Scenario.model_fields, "maximise", "minimise"}
     assert document["components"]["schemas"]["Scenarios"]["properties"]["scenarios"]["maxItems"] == 4

@@ -14,7 +14,6 @@ from calc.scenario import ADAPTER_FIELDS, LARGEST_SIZE, AdapterKind, Attention, 
 from calc.scenario import scenario_from_strings as from_strings
 
 LATER: dict[str, list[Any]] = {
-    "task": ["inference"],
     "num_gpus": [2],
     "torch_compile": [True],
     "attention": ["cudnn"],
@@ -28,13 +27,8 @@ LATER: dict[str, list[Any]] = {
     "parallel.zero_stage": [1, 2, 3],
     "parallel.schedule": ["1f1b"],
     "parallel.virtual_stages": [2],
-    "batch_size": [1],
-    "prompt_length": [1],
-    "output_length": [0],
-    "weight_dtype": ["fp8"],
-    "kv_cache_dtype": ["bf16"],
-    "page_size": [16],
 }
+LATER_OF_INFERENCE: dict[str, Any] = {"weight_dtype": "fp8", "page_size": 16, "use_liger_kernel": True, "num_gpus": 2}
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in LATER.items() for value in values])
@@ -46,12 +40,26 @@ def test_what_comes_later(field: str, value: Any) -> None:
     assert "not supported yet" in refusal.value.expected
 
 
+@pytest.mark.parametrize("field", INFERENCE_FIELDS)
+def test_fields_of_inference_are_read_there_alone(field: str) -> None:
+    value = {"weight_dtype": "bf16", "kv_cache_dtype": "bf16"}.get(field, "8")
+    with pytest.raises(ConfigError, match="is for task = inference") as refusal:
+        estimate(from_strings([("model", "gpt2"), (field, value)]))
+    assert refusal.value.field == field
+
+
+@pytest.mark.parametrize("field", LATER_OF_INFERENCE)
+def test_what_comes_later_of_inference(field: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        estimate(Scenario(model="gpt2", task=Task.INFERENCE, **{field: LATER_OF_INFERENCE[field]}))
+    assert refusal.value.field == field
+
+
 def test_every_value_is_built_or_comes_later() -> None:
-    for field, words in {"task": Task, "attention": Attention}.items():
-        assert sorted(map(str, SUPPORTED[field])) == sorted(set(map(str, words)) - set(LATER[field]))
+    assert sorted(map(str, SUPPORTED["attention"])) == sorted(set(map(str, Attention)) - set(LATER["attention"]))
     assert sorted(ADAPTER_FIELDS) == sorted(AdapterKind)
     assert {f"parallel.{name}" for name in Parallel.model_fields} <= LATER.keys()
-    assert set(INFERENCE_FIELDS) | SUPPORTED.keys() <= LATER.keys()
+    assert SUPPORTED.keys() <= LATER.keys()
 
 
 READ_BY_THE_ENGINE = {
@@ -104,7 +112,7 @@ WITHOUT_EFFECT = {"adapter.alpha"}
 
 @pytest.mark.parametrize("field", sorted(Scenario.model_fields.keys() - {"model"}))
 def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
-    if field in LATER or field == "parallel":
+    if field in LATER or field in {"parallel", "task", *INFERENCE_FIELDS}:
         return
     model = "qwen3-0.6b" if field == "use_liger_kernel" else "gpt2"
     plain: dict[str, Any] = {"model": model, "precision": "bf16", "recompute": "full"}
@@ -115,6 +123,14 @@ def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
     if field == "recompute_saved_operators":
         plain["recompute"] = "operators"
     assert answer(**plain) != answer(**plain | {field: READ_BY_THE_ENGINE[field]})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("batch_size", 2), ("prompt_length", 9), ("output_length", 2), ("weight_dtype", "fp32")]
+)
+def test_every_field_of_inference_has_an_effect(field: str, value: int | str) -> None:
+    plain: dict[str, Any] = {"model": "gpt2", "task": "inference", "prompt_length": 8}
+    assert answer(**plain) != answer(**plain | {field: value})
 
 
 @pytest.mark.parametrize("field", sorted(Adapter.model_fields.keys() - {"kind"}))

@@ -13,7 +13,7 @@ from calc import ConfigError, Scenario, hardware
 from calc.model_source import load_config, load_model
 from calc.plan import SUPPORTED
 from calc.scenario import LARGEST_SIZE, Attention, Loss, Optimizer, Precision, Recompute
-from calc.solution import Limit, Maximise, _growing, _largest, needed_bytes, with_num_layers
+from calc.solution import OF_INFERENCE, Limit, Maximise, _growing, _largest, needed_bytes, with_num_layers
 from calc.tradeoff import recompute_tradeoffs
 
 LLAMA: dict[str, Any] = {
@@ -258,7 +258,7 @@ def test_what_the_kernel_does_not_take_is_a_limit() -> None:
 
 def test_the_largest_size_is_a_limit(gpu_of: Callable[[int], str]) -> None:
     scenario = asked(model=LLAMA, gpu=gpu_of(10**18), sequence_length=1, adapter={"rank": 1})
-    for sought in Maximise:
+    for sought in sorted(set(Maximise) - OF_INFERENCE):
         solution = calc.solve(scenario, maximise=sought)
         assert (solution.value, solution.limit, solution.next_value) == (LARGEST_SIZE, Limit.LARGEST_SIZE, None)
         assert "1,000,000,000" in solution.reason
@@ -387,3 +387,23 @@ def test_the_smallest_gpu_is_of_the_same_vendor(gpu: str | None, vendor: str) ->
         found = calc.solve(Scenario(model="gpt2", gpu=gpu, micro_batch_size=micro_batch_size), minimise="gpu").value
         assert isinstance(found, str)
         assert hardware.gpu_named(found).vendor == vendor
+
+
+@pytest.mark.parametrize("sought", sorted(OF_INFERENCE))
+@pytest.mark.parametrize("model", ["llama-3.2-1b", "qwen3-0.6b"])
+def test_the_next_larger_inference_does_not_fit(model: str, sought: Maximise) -> None:
+    scenario = asked(model=model, gpu="rtx-4090", task="inference", prompt_length=100, output_length=10, batch_size=3)
+    solution = calc.solve(scenario, maximise=sought)
+    assert isinstance(solution.value, int)
+    inside, beyond = (
+        calc.estimate(scenario.model_copy(update={sought.value: value}))
+        for value in (solution.value, solution.value + 1)
+    )
+    assert (inside.memory.fits, beyond.memory.fits) == (True, False)
+
+
+@pytest.mark.parametrize(("task", "sought"), [("inference", "micro_batch_size"), ("training", "batch_size")])
+def test_a_task_has_sizes_of_its_own(task: str, sought: str) -> None:
+    with pytest.raises(calc.ConfigError, match=f"with task = {task}") as refusal:
+        calc.solve(asked(model="gpt2", gpu="rtx-4090", task=task), maximise=sought)
+    assert (refusal.value.field, refusal.value.value) == ("maximise", sought)

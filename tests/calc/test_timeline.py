@@ -109,8 +109,7 @@ def test_what_is_alive_at_the_peak() -> None:
     # Each backward part leaves 512 - 1024 bytes, so the first is the highest: 3 kib, one half, one large.
     assert done.peak.peak_bytes == 3 * 1024 + 512 + 4096
     assert alive_at_peak(done) == {KIB: 3, HALF: 1, LARGE: 1}
-    parts = dict.fromkeys(Kind, 0)
-    done.add_peak_by_kind(parts)
+    parts = done.peak_by_kind({})
     assert {kind: size for kind, size in parts.items() if size} == {
         Kind.ACTIVATIONS: 3072,
         Kind.GRADIENTS: 512,

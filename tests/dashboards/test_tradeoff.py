@@ -113,8 +113,9 @@ def test_the_first_in_order_has_the_room():
     assert places(touching, [], [2, 0, 1], [SIZE]).keys() == {2, 0}
 
 
-def test_evaluation_has_no_trade_off():
-    scenario = calc.Scenario(model="gpt2", task=Task.EVALUATION)
-    assert tradeoff_view(scenario, ENGLISH) == {"tradeoff": None}
-    with pytest.raises(calc.ConfigError, match="task = 'evaluation'"):
+@pytest.mark.parametrize("task", [Task.EVALUATION, Task.INFERENCE])
+def test_what_has_no_backward_has_no_trade_off(task):
+    scenario = calc.Scenario(model="gpt2", task=task)
+    assert tradeoff_view(scenario, ENGLISH) == {"tradeoff": None, "task": task}
+    with pytest.raises(calc.ConfigError, match=f"task = '{task}'"):
         calc.recompute_tradeoffs(scenario)

@@ -1,0 +1,111 @@
+"""What a Scenario of task = inference means for one architecture: the sizes of prompt and output, the types, the
+kernel."""
+
+from dataclasses import replace
+
+from .architecture import Architecture, Wiring
+from .errors import ConfigError
+from .plan import (
+    DEFAULT_SEQUENCE_LENGTH,
+    INFERENCE_FIELDS,
+    NUMERICS,
+    Plan,
+    Workload,
+    attention_kernel,
+    check_experts,
+    plain,
+    refuse_what_comes_later,
+)
+from .scenario import Implementation, Precision, Scenario
+
+HALF_OR_FULL = (Precision.BF16, Precision.FP16, Precision.FP32)
+CACHING = frozenset({Wiring.GPT2, Wiring.LLAMA})
+"""The layers whose key/value cache is written down."""
+INSTEAD = {"micro_batch_size": "batch_size", "sequence_length": "prompt_length, output_length"}
+"""What an inference takes in the place of a training's sizes."""
+WEIGHTS = {numerics.weights.label: precision for precision, numerics in NUMERICS.items() if precision in HALF_OR_FULL}
+"""The types of weights that are built, and the precision each stands for."""
+
+READ_BY_INFERENCE = frozenset(
+    {"model", "gpu", "num_gpus", "task", "implementation", "precision", "attention", "parallel", *INFERENCE_FIELDS}
+)
+
+
+def resolve_inference(scenario: Scenario, architecture: Architecture) -> tuple[Architecture, Workload, Plan]:
+    """What a generation means for `architecture`: the workload's sequence is the prompt."""
+    refuse_what_comes_later(scenario)
+    precision = _weights(scenario)
+    scenario = scenario.model_copy(update={"precision": precision})
+    _check_generation(scenario, architecture)
+    check_experts(scenario, architecture)
+    prompt_length, output_length = _context(scenario, architecture)
+    workload = Workload(
+        micro_batch_size=scenario.batch_size or 1, sequence_length=prompt_length, output_length=output_length
+    )
+    architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
+    plan = Plan(
+        task=scenario.task, precision=precision, attention=attention_kernel(scenario, architecture, prompt_length)
+    )
+    return architecture, workload, plan
+
+
+def _weights(scenario: Scenario) -> Precision:
+    """The precision of a generation: that of the weights, bf16 where nothing says otherwise."""
+    dtype, precision = scenario.weight_dtype, scenario.precision
+    if dtype is not None and dtype not in WEIGHTS:
+        raise ConfigError("weight_dtype", dtype, f"is not supported yet; supported: {', '.join(sorted(WEIGHTS))}")
+    given = None if precision is Scenario.model_fields["precision"].default else precision
+    if given is not None and given not in WEIGHTS.values():
+        raise ConfigError("precision", given.value, f"should be one of {', '.join(WEIGHTS.values())} for inference")
+    named = WEIGHTS[dtype] if dtype is not None else None
+    if given and named and given is not named:
+        raise ConfigError("weight_dtype", dtype, f"should be the type that precision = {given} gives the weights")
+    return given or named or Precision.BF16
+
+
+def _check_generation(scenario: Scenario, architecture: Architecture) -> None:
+    for name, field in Scenario.model_fields.items():
+        value = getattr(scenario, name)
+        if name in READ_BY_INFERENCE or value == field.default:
+            continue
+        if name in INSTEAD:
+            raise ConfigError(name, plain(value), f"is not read with task = inference; it takes {INSTEAD[name]}")
+        raise ConfigError(name, plain(value), "is not read with task = inference")
+    if scenario.implementation is not Implementation.TRANSFORMERS:
+        raise ConfigError("implementation", scenario.implementation.value, "should be transformers for inference")
+    if scenario.page_size is not None:
+        raise ConfigError("page_size", scenario.page_size, "is not supported yet; leave it out: a contiguous cache")
+    weights = NUMERICS[scenario.precision].weights.label
+    if scenario.kv_cache_dtype not in {None, weights}:
+        raise ConfigError(
+            "kv_cache_dtype", scenario.kv_cache_dtype, f"should be {weights}, the weights' type; others come later"
+        )
+    if architecture.num_labels is not None:
+        raise ConfigError("model.architectures", architecture.num_labels, "should be a language model for inference")
+    if not has_cache(architecture):
+        raise ConfigError("task", "inference", f"is not supported yet for {architecture.model_type}")
+
+
+def has_cache(architecture: Architecture) -> bool:
+    """Its key/value cache is written down."""
+    latent = any(layer.kind.latent is not None for layer, _ in architecture.layers)
+    return architecture.wiring in CACHING and not latent
+
+
+def _context(scenario: Scenario, architecture: Architecture) -> tuple[int, int]:
+    """The tokens of prompt and output: together those a training's sequence has, one of them new, unless given."""
+    longest = architecture.max_position_embeddings
+    output_length = 1 if scenario.output_length is None else scenario.output_length
+    default = max(1, min(longest, DEFAULT_SEQUENCE_LENGTH) - output_length)
+    prompt_length = scenario.prompt_length or default
+    context = prompt_length + output_length
+    if architecture.kind.learned_positions and context > longest:
+        problem = (
+            f"should be at most {longest - output_length}: the model has {longest} positions for prompt and output"
+        )
+        raise ConfigError("prompt_length", prompt_length, problem)
+    windows = {layer.sliding_window for layer, _ in architecture.layers if layer.sliding_window}
+    if windows and context >= min(windows):
+        problem = f"should leave prompt and output below the sliding window of {min(windows)} tokens: a longer context"
+        raise ConfigError("prompt_length", prompt_length, f"{problem} is not supported yet")
+    return prompt_length, output_length

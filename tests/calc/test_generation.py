@@ -1,0 +1,131 @@
+"""Generation: what the cache holds, what the passes add up to, and what is refused."""
+
+from typing import Any
+
+import pytest
+
+from calc import ConfigError, Estimate, Scenario, estimate
+from calc.scenario import Task
+from calc.timeline import Phase
+
+LLAMA = "llama-3.1-8b"
+TINY = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "intermediate_size": 104,
+    "vocab_size": 199,
+    "max_position_embeddings": 256,
+}
+
+
+def generated(model: str | dict[str, Any] = LLAMA, **fields: Any) -> Estimate:
+    return estimate(Scenario(model=model, task=Task.INFERENCE, **fields))
+
+
+def test_the_cache_holds_keys_and_values_of_prompt_and_output() -> None:
+    memory = generated(batch_size=16, prompt_length=2000, output_length=48).memory
+    keys_and_values, layers, tokens, heads, head_dim, itemsize = 2, 32, 16 * 2048, 8, 128, 2
+    assert memory.kv_cache_bytes == keys_and_values * layers * tokens * heads * head_dim * itemsize
+
+
+@pytest.mark.parametrize("output_length", [0, 1, 64])
+def test_the_parts_add_up_to_the_peak(output_length: int) -> None:
+    memory = generated(prompt_length=100, output_length=output_length).memory
+    assert sum(memory.at_peak.values()) == memory.peak_allocated_bytes
+    assert memory.peak_allocated_bytes == max(phase.peak_allocated_bytes for phase in memory.phases)
+    assert [phase.name for phase in memory.phases] == [Phase.PREFILL, Phase.DECODE][: 1 + bool(output_length)]
+
+
+def test_weights_are_not_trained() -> None:
+    answer = generated(prompt_length=8)
+    assert (answer.parameters.trainable, answer.memory.persistent_bytes["optimizer_states"]) == (0, 0)
+    assert answer.memory.persistent_bytes["parameters"] == 2 * answer.parameters.total
+
+
+@pytest.mark.parametrize(("fields", "itemsize"), [({}, 2), ({"weight_dtype": "fp16"}, 2), ({"precision": "fp32"}, 4)])
+def test_the_type_of_the_weights(fields: dict[str, str], itemsize: int) -> None:
+    answer = generated(prompt_length=8, **fields)
+    assert answer.memory.persistent_bytes["parameters"] == itemsize * answer.parameters.total
+
+
+def test_flops_are_those_of_all_tokens() -> None:
+    """The sum over the passes, one by one."""
+    whole = generated(TINY, prompt_length=10, output_length=7, batch_size=3).flops
+    each = [generated(TINY, prompt_length=10 + before, output_length=1, batch_size=3).flops for before in range(7)]
+    prefill = generated(TINY, prompt_length=10, output_length=0, batch_size=3).flops
+    assert prefill.decode is None
+    assert whole.prefill == prefill.total
+    assert whole.decode == each[-1].decode
+    assert whole.total == prefill.total + sum(token.decode or 0 for token in each)
+    assert whole.backward == 0
+
+
+def test_the_last_token_is_decoded_with_all_others_in_the_cache() -> None:
+    """Its pass holds the whole cache, and one layer's old keys beside the new."""
+    memory = generated(prompt_length=4096, output_length=4096).memory
+    assert memory.kv_cache_bytes is not None
+    one_tensor = memory.kv_cache_bytes // 64
+    weights, decode = memory.persistent_bytes["parameters"], memory.phases[-1]
+    beyond = decode.peak_allocated_bytes - weights - memory.kv_cache_bytes - one_tensor
+    assert 0 < beyond < one_tensor // 8
+
+
+def test_an_answer_asked_again_is_the_same() -> None:
+    answer = generated(gpu="h100-sxm-80gb", weight_dtype="fp16")
+    again = estimate(Scenario(**answer.to_dict()["scenario"]))
+    assert again.to_dict() == answer.to_dict()
+    assert (answer.scenario.prompt_length, answer.scenario.output_length) == (4095, 1)
+
+
+def test_one_thread_multiplies() -> None:
+    trained = estimate(Scenario(model=LLAMA, gpu="h100-sxm-80gb"))
+    assert generated(gpu="h100-sxm-80gb").memory.library_workspace_bytes == 2**25
+    assert trained.memory.library_workspace_bytes == 2**26
+
+
+REFUSED = {
+    "micro_batch_size": 2,
+    "sequence_length": 128,
+    "optimizer": "sgd",
+    "recompute": "full",
+    "adapter": {"kind": "lora"},
+    "weight_dtype": "int4",
+    "kv_cache_dtype": "fp8",
+    "page_size": 16,
+    "precision": "fp16-autocast",
+    "implementation": "megatron",
+    "num_labels": 2,
+}
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_is_not_read_is_refused(field: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        generated(**{field: REFUSED[field]})
+    assert refusal.value.field == field
+
+
+def test_two_types_of_weights_are_one_too_many() -> None:
+    with pytest.raises(ConfigError, match="the type that precision = bf16 gives"):
+        generated(precision="bf16", weight_dtype="fp16")
+
+
+def test_learned_positions_limit_prompt_and_output() -> None:
+    with pytest.raises(ConfigError, match="should be at most 992: the model has 1024 positions"):
+        generated("gpt2", prompt_length=993, output_length=32)
+    assert generated("gpt2", prompt_length=992, output_length=32).memory.kv_cache_bytes
+
+
+def test_a_window_shorter_than_the_context_comes_later() -> None:
+    windowed = TINY | {"model_type": "mistral", "sliding_window": 32}
+    assert generated(windowed, prompt_length=30, output_length=1).memory.kv_cache_bytes
+    with pytest.raises(ConfigError, match="below the sliding window of 32 tokens"):
+        generated(windowed, prompt_length=31, output_length=1)
+
+
+def test_families_without_a_cache_are_refused_by_name() -> None:
+    with pytest.raises(ConfigError, match="not supported yet for bloom"):
+        generated({"model_type": "bloom"})

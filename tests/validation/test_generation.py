@@ -1,0 +1,88 @@
+"""Generation against the real model's: parameters, FLOPs, the cache and both passes' peaks, to the byte."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from calc import ConfigError, Scenario, estimate, load_model
+from calc.inference import has_cache
+from calc.scenario import Task
+from tests.validation.families import FAMILIES, config_of, configs
+from tests.validation.random_steps import SLOW, TIMES
+from validation.compare import leaves, numbers
+from validation.trace import trace
+
+Choices = dict[str, Any]
+IN_BRIEF: tuple[Choices, ...] = (
+    {"weight_dtype": "bf16", "attention": "auto", "batch_size": 2, "prompt_length": 24, "output_length": 8},
+    {"weight_dtype": "fp32", "attention": "eager", "batch_size": 1, "prompt_length": 11, "output_length": 1},
+)
+CHOICES: tuple[Choices, ...] = (
+    *IN_BRIEF,
+    {"weight_dtype": "fp32", "attention": "auto", "batch_size": 1, "prompt_length": 24, "output_length": 8},
+    {"weight_dtype": "fp16", "attention": "eager", "batch_size": 3, "prompt_length": 1, "output_length": 2},
+    {"weight_dtype": "bf16", "attention": "auto", "batch_size": 3, "prompt_length": 17, "output_length": 0},
+    {"weight_dtype": "bf16", "attention": "auto", "batch_size": 1, "prompt_length": 1, "output_length": 3},
+)
+WIDE_WINDOW = {"sliding_window": 100}
+"""Longer than all contexts here: shorter ones come later."""
+RANDOM = 60
+
+
+def agrees(scenario: Scenario, config: dict[str, Any]) -> None:
+    """Every number that both have is the same."""
+    answer = estimate(scenario)
+    traced, estimated = dict(leaves(trace(answer.scenario, config).to_dict())), dict(numbers(answer))
+    compared = traced.keys() & estimated.keys() - NOT_COMPARED
+    assert {"memory.kv_cache_bytes", "memory.phases.prefill.peak_allocated_bytes", "flops.prefill"} <= compared
+    assert {name: estimated[name] for name in compared} == {name: traced[name] for name in compared}
+
+
+NOT_COMPARED = {"parameters.trainable", "parameters.frozen"}
+"""The tracer's model is not frozen, but nothing trains it."""
+
+
+def generating(model_type: str) -> dict[str, Any]:
+    config = config_of(model_type)
+    return config | WIDE_WINDOW if "sliding_window" in config else config
+
+
+def words(choices: Choices) -> str:
+    return " ".join(map(str, choices.values()))
+
+
+@pytest.mark.parametrize("choices", CHOICES if TIMES > 1 else IN_BRIEF, ids=words)
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_both_passes(model_type: str, choices: Choices) -> None:
+    config = generating(model_type)
+    scenario = Scenario(model=config, task=Task.INFERENCE, **choices)
+    if model_type not in GENERATING:
+        with pytest.raises(ConfigError, match=f"not supported yet for {model_type}"):
+            estimate(scenario)
+        return
+    agrees(scenario, config)
+
+
+GENERATING = [model_type for model_type in FAMILIES if has_cache(load_model(config_of(model_type)))]
+
+
+def test_the_main_families_generate() -> None:
+    assert {"gpt2", "llama", "mistral", "qwen2", "qwen3", "gemma3_text", "phi3", "mixtral"} <= set(GENERATING)
+
+
+@settings(SLOW, max_examples=RANDOM * TIMES)
+@given(data=st.data(), model_type=st.sampled_from(GENERATING))
+def test_random_generations(data: st.DataObject, model_type: str) -> None:
+    config = data.draw(configs(model_type))
+    if config.get("sliding_window"):
+        config |= WIDE_WINDOW
+    asked: dict[str, Any] = {
+        "batch_size": data.draw(st.integers(1, 4)),
+        "prompt_length": data.draw(st.integers(1, 60)),
+        "output_length": data.draw(st.integers(0, 30)),
+        "weight_dtype": data.draw(st.sampled_from(("bf16", "fp16", "fp32"))),
+        "attention": data.draw(st.sampled_from(("auto", "eager"))),
+    }
+    agrees(Scenario(model=config, task=Task.INFERENCE, **asked), config)
