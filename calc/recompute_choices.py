@@ -72,6 +72,8 @@ def saved_operators(scenario: Scenario, architecture: Architecture) -> frozenset
             "should be another with adalora: it adds to a linear's output in place, which torch forbids where kept"
         )
         raise ConfigError("recompute", scenario.recompute.value, problem)
+    if scenario.adapter is not None and scenario.adapter.kind is AdapterKind.QLORA:
+        raise ConfigError("recompute", scenario.recompute.value, "is not supported yet with a 4-bit base")
     operators = operators or LINEAR_AND_FUSED_ATTENTION
     if SavedOperator.GROUPED_MM in operators and any(_adds_in_place(layer) for layer, _ in architecture.layers):
         problem = (

@@ -43,6 +43,9 @@ STEP: dict[str, Any] = {
     "adapter": None,
     "frozen_layers": 0,
     "dropout": None,
+    "batch_size": None,
+    "prompt_length": None,
+    "output_length": None,
 }
 ADAPTER: dict[str, Any] = {
     "kind": "lora",

@@ -186,14 +186,17 @@ def build_job(
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter, AUTOCAST_DTYPE.get(scenario.precision))
         patch(model, scenario, device)
-        model.train(scenario.task != "inference")
+        trains = scenario.task != "inference"
+        model.train(trains)
+        if not trains:
+            model.requires_grad_(False)
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(tokens(scenario, hf_config), dtype=torch.int64)
         labels = labels_of(input_ids, auto_class, hf_config)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
         model=model,
-        optimizers=optimizers(model),
+        optimizers=optimizers(model) if trains else [],
         autocast=partial(torch.autocast, device, autocast_dtype) if autocast_dtype else nullcontext,
         scaler=torch.amp.GradScaler(device) if scenario.precision == "fp16-autocast" else None,
         input_ids=input_ids,
@@ -258,10 +261,11 @@ def supported(field: str, asked: Key, known: dict[Key, Value]) -> Value:
 
 def tokens(scenario: Scenario, hf_config: Any) -> tuple[int, int]:
     """How many sequences of how many tokens one forward pass gets."""
-    longest = min(hf_config.max_position_embeddings, LONGEST_DEFAULT_SEQUENCE)
     if scenario.task == "inference":
-        return scenario.batch_size or 1, scenario.prompt_length or longest
-    return scenario.micro_batch_size, scenario.sequence_length or longest
+        size, length = scenario.batch_size or 1, scenario.prompt_length
+    else:
+        size, length = scenario.micro_batch_size, scenario.sequence_length
+    return size, length or min(hf_config.max_position_embeddings, LONGEST_DEFAULT_SEQUENCE)
 
 
 def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any]:

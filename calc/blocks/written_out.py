@@ -44,7 +44,9 @@ def written_out_attention(
         rows.append(cast(weights, rounded))
         weights = rounded
     value_rows, out, weights = weighted_values(weights, v, core, numerics)
-    return stamped([*rows, *value_rows, frame(query, key)], Component.ATTENTION, CORE_MODULE), out, weights
+    *weighing, merging = value_rows
+    rows += [*weighing, frame(query, key), merging]  # _attn returns before _merge_heads
+    return stamped(rows, Component.ATTENTION, CORE_MODULE), out, weights
 
 
 def _in_fp32(tensors: tuple[Tensor, Tensor]) -> tuple[list[Row], tuple[Tensor, ...]]:

@@ -350,3 +350,10 @@ def test_what_operators_do_not_go_with(choices: dict[str, Any], field: str, expe
         answered(SEVEN["llama"], **{"recompute": "operators", "sequence_length": 32} | choices)
     assert refusal.value.field == field
     assert expected in refusal.value.expected
+
+
+def test_operators_beside_a_4_bit_base_come_later() -> None:
+    scenario = Scenario(model="gpt2", recompute=Recompute.OPERATORS, adapter=Adapter(kind=AdapterKind.QLORA))
+    with pytest.raises(ConfigError, match="not supported yet with a 4-bit base") as refusal:
+        estimate(scenario)
+    assert refusal.value.field == "recompute"

@@ -99,7 +99,7 @@ def test_efficient_backward_workspace(dtype: torch.dtype, head_size: int, floats
 def test_efficient_forward_collects_large_half_precision_outputs_in_fp32() -> None:
     forward = aten._scaled_dot_product_efficient_attention.default
     hidden = [
-        hidden_workspace_bytes(forward, (by_token(dtype, 5, 4, head_size),))
+        hidden_workspace_bytes(forward, (by_token(dtype, 5, 4, head_size),) * 3)
         for dtype, head_size in ((torch.bfloat16, 136), (torch.bfloat16, 128), (torch.float32, 136))
     ]
     assert hidden == [[[4 * 2 * 5 * 4 * 136]], [], []]
