@@ -36,6 +36,8 @@ HISTORY_ENTRIES = 10**7
 
 LOSS = "loss"
 """A part of forward."""
+PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
+"""Of a training step."""
 ORDER = (Phase.FORWARD, LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
 
 

@@ -224,7 +224,7 @@ def memory(first: cuda.PhaseCounters, before: int, steady: cuda.PhaseCounters, o
         "first_step_phases": first.named(),
         "first_step_peak_allocated_bytes": first.highest("allocated"),
         **{f"peak_{counter}_bytes": steady.highest(counter) for counter in cuda.COUNTERS},
-        "peak_phase": max(Phase, key=lambda phase: steady.phases[phase]["peak_allocated_bytes"]),
+        "peak_phase": max(cuda.PHASES, key=lambda phase: steady.phases[phase]["peak_allocated_bytes"]),
         "device_bytes": own,
         "context_bytes": own - torch.cuda.memory_reserved(),
         "allocation_retries": torch.cuda.memory_stats()["num_alloc_retries"],
