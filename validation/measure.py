@@ -24,7 +24,7 @@ from validation.machine import Machine, start
 from validation.models import Job, build_job, parameter_counts, supported
 from validation.questions import QUESTIONS, Question
 from validation.records import Record, file_of, read
-from validation.step import Phase, training_step
+from validation.step import training_step
 from validation.suites import MEASURED
 from validation.supervisor import NEW_PROCESS, SUITE_NAMES, parser
 
