@@ -126,7 +126,7 @@ def _column_view(columns: Sequence[Column], index: int, bar: dict[str, Any] | No
         "without": address(others) if others else None,
         "wrong": column.wrong,
         "memory": column.estimate.memory if column.estimate else None,
-        "sequence_length": column.estimate.scenario.sequence_length if column.estimate else "",
+        "sequence_length": column.estimate.scenario.sequence_length or "" if column.estimate else "",
         "bar": bar,
     }
 
