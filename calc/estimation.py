@@ -227,12 +227,21 @@ def _filled(workload: Workload, plan: Plan) -> dict[str, Any]:
     """What a scenario may leave open."""
     if plan.task is not Task.INFERENCE:
         return {"sequence_length": workload.sequence_length, "attention": plan.attention}
+    return _sizes(workload, plan) | {"precision": plan.precision, "attention": plan.attention}
+
+
+def _sizes(workload: Workload, plan: Plan) -> dict[str, Any]:
+    """`workload` by the names that its task has for it."""
+    if plan.task is Task.INFERENCE:
+        return {
+            "batch_size": workload.micro_batch_size,
+            "prompt_length": workload.sequence_length,
+            "output_length": workload.output_length,
+        }
     return {
-        "batch_size": workload.micro_batch_size,
-        "prompt_length": workload.sequence_length,
-        "output_length": workload.output_length,
-        "precision": plan.precision,
-        "attention": plan.attention,
+        "micro_batch_size": workload.micro_batch_size,
+        "sequence_length": workload.sequence_length,
+        "gradient_accumulation_steps": workload.gradient_accumulation_steps,
     }
 
 
@@ -247,9 +256,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         model={"model_type": architecture.model_type},
         gpu=gpu.name if gpu else None,
         implementation=plan.implementation,
-        micro_batch_size=workload.micro_batch_size,
-        sequence_length=workload.sequence_length,
-        gradient_accumulation_steps=workload.gradient_accumulation_steps,
+        **_sizes(workload, plan),
         precision=plan.precision,
         optimizer=plan.optimizer,
         attention=plan.attention,
@@ -348,7 +355,7 @@ def _memory(step: StepMemory | Generation, gpu: Gpu | None, of_task: dict[str, A
         peak_allocated_bytes=peak.peak_bytes,
         peak_phase=peak.stretch.phase,
         peak_at=peak.stretch.label,
-        at_peak={kind.value: size for kind, size in step.at_peak_bytes.items()},
+        at_peak={kind.value: size for kind, size in timeline.peak_by_kind(step.persistent_bytes).items()},
         library_workspace_bytes=workspaces if gpu else None,
         assumed_context_bytes=ASSUMED_CONTEXT_BYTES if gpu else None,
         gpu_memory_bytes=gpu.capacity_bytes if gpu else None,

@@ -72,11 +72,6 @@ class Generation:
         return timeline(sum(self.persistent_bytes.values()), list(self._stretches()))
 
     @cached_property
-    def at_peak_bytes(self) -> dict[Kind, int]:
-        """The parts of the peak, by kind; they add up to it."""
-        return self.timeline.peak_by_kind(self.persistent_bytes)
-
-    @cached_property
     def cache_bytes(self) -> int:
         """Keys and values of prompt and output, all sequences, all layers."""
         last = self.passes[-1]

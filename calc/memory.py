@@ -129,11 +129,6 @@ class StepMemory:
         return timeline(sum(self.persistent_bytes.values()), list(self._stretches()))
 
     @cached_property
-    def at_peak_bytes(self) -> dict[Kind, int]:
-        """The parts of the peak, by kind; they add up to it."""
-        return self.timeline.peak_by_kind(self.persistent_bytes)
-
-    @cached_property
     def forward_end_bytes(self) -> int:
         """Allocated at the end of the first micro-batch's forward."""
         num_stretches = NUM_FORWARD_STRETCHES * len(self.runs) + len(list(self._regularisation(Phase.FORWARD)))

@@ -74,6 +74,9 @@ def saved_operators(scenario: Scenario, architecture: Architecture) -> frozenset
         raise ConfigError("recompute", scenario.recompute.value, problem)
     if scenario.adapter is not None and scenario.adapter.kind is AdapterKind.QLORA:
         raise ConfigError("recompute", scenario.recompute.value, "is not supported yet with a 4-bit base")
+    if scenario.sequence_length == 1:
+        problem = "should be at least 2 with recompute = operators: of single tokens some linears run as bmm"
+        raise ConfigError("sequence_length", 1, problem)
     operators = operators or LINEAR_AND_FUSED_ATTENTION
     if SavedOperator.GROUPED_MM in operators and any(_adds_in_place(layer) for layer, _ in architecture.layers):
         problem = (

@@ -175,7 +175,7 @@ class Timeline:
         return next(span.end_bytes for span in reversed(self.spans) if span.stretch.phase is phase)
 
     def peak_by_kind(self, persistent_bytes: Mapping[Kind, int]) -> dict[Kind, int]:
-        """What persists, and what the step has allocated at its peak."""
+        """What persists, and what the step has allocated at its peak: the parts of the peak, which add up to it."""
         totals = dict.fromkeys(Kind, 0) | dict(persistent_bytes)
         for span in self.spans:
             stretch = span.stretch

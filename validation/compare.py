@@ -14,6 +14,7 @@ BOUNDS: dict[Kind, dict[str, float]] = {
         "flops.*": 0.0,
         "memory.persistent_bytes.*": 0.0,
         "memory.*saved*_bytes": 0.0,
+        "memory.kv_cache_bytes": 0.0,
         "memory.*_allocated_bytes": 0.01,
     },
     "measurement": {

@@ -217,7 +217,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
         )
         if job.weight_ema is not None:
             recorder.hold(job.weight_ema.n_averaged, "persistent", on_device=False)
-        cached = 0
+        cached, loaded = 0, storage_bytes(job.model.parameters())
         with recorder:
             for recorder.step in (FIRST_STEP, STEADY_STEP):
                 recorder.live_bytes_before_step[recorder.step] = recorder.live_bytes
@@ -233,7 +233,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
                     training_step(job, recorder.during)
         own = of_task(scenario.task, job, recorder, cached)
     done = flops(recorder, job.num_batches if scenario.task is Task.EVALUATION else 1)
-    return Trace(parameter_counts(job.model), memory(job, recorder) | own, done, tuple(recorder.events))
+    return Trace(parameter_counts(job.model), memory(job, recorder, loaded) | own, done, tuple(recorder.events))
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,18 +330,20 @@ def of_task(task: Task, job: Job, recorder: StepRecorder, cached: int) -> dict[s
     }
 
 
-def memory(job: Job, recorder: StepRecorder) -> dict[str, Any]:
+def memory(job: Job, recorder: StepRecorder, loaded: int) -> dict[str, Any]:
+    """`loaded`: bytes of the parameters before the first step, in which int8 linears give their biases another type."""
     steady = recorder.ended[STEADY_STEP]
     phases = [phase_bytes(phase, steady) for phase in dict.fromkeys(each.name for each in steady)]
     highest = max(phases, key=lambda phase: phase.peak_allocated_bytes)
     before = recorder.live_bytes_before_step
+    parameters = storage_bytes(job.model.parameters())
     # Made by the first step, as the optimizer's states are.
     scaler = storage_bytes(scaler_tensors(job))
     gradients = storage_bytes(p.grad for p in job.model.parameters() if p.grad is not None)
     return {
         "persistent_bytes": {
-            "parameters": storage_bytes(job.model.parameters()),
-            "optimizer_states": before[STEADY_STEP] - before[FIRST_STEP] - scaler - gradients,
+            "parameters": parameters,
+            "optimizer_states": before[STEADY_STEP] - before[FIRST_STEP] - scaler - gradients - (parameters - loaded),
             "buffers": storage_bytes(job.model.buffers()) + scaler,
             "weight_ema": storage_bytes(averaged(job)),
             "gradients": gradients,

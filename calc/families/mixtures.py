@@ -259,6 +259,7 @@ def glm4_moe(fields: Fields) -> Architecture:
             LLAMA_LAYER,
             query_key_value_bias=fields.flag("attention_bias", default=False),
             query_key_norm=norm,
+            norms_after_projections=True,
             rotary=rotary,
             query_key_by_head=True,
         ),

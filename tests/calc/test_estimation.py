@@ -156,6 +156,7 @@ combinations = st.fixed_dictionaries(
 )
 REFUSED_PAIRS = {
     "recompute": lambda case: case["implementation"] == "megatron" and case["recompute"] == "operators",
+    "sequence_length": lambda case: case["sequence_length"] == 1 and case["recompute"] == "operators",
     "implementation": lambda case: case["implementation"] == "megatron" and case["model"] != "gpt2",
     "precision": lambda case: case["implementation"] == "megatron" and "autocast" in case["precision"],
     "optimizer": lambda case: case["precision"] in RECIPE_PRECISIONS and "sgd" in case["optimizer"],

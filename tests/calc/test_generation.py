@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from calc import ConfigError, Estimate, Scenario, estimate
+from calc import ConfigError, Estimate, Scenario, estimate, estimate_plan
 from calc.scenario import Task
 from calc.timeline import Phase
 
@@ -78,6 +78,17 @@ def test_an_answer_asked_again_is_the_same() -> None:
     again = estimate(Scenario(**answer.to_dict()["scenario"]))
     assert again.to_dict() == answer.to_dict()
     assert (answer.scenario.prompt_length, answer.scenario.output_length) == (4095, 1)
+
+
+def test_a_plan_is_answered_as_its_scenario() -> None:
+    """The core's way in gives a scenario that can be asked."""
+    asked = generated("qwen3-0.6b", batch_size=3, prompt_length=20, output_length=5)
+    generation, decoder = asked.generation, asked.architecture
+    assert generation is not None
+    answer = estimate_plan(decoder, generation.prefill.workload, generation.plan)
+    assert answer.memory.to_dict() == asked.memory.to_dict()
+    again = estimate(answer.scenario.model_copy(update={"model": "qwen3-0.6b"}))
+    assert again.memory.to_dict() == asked.memory.to_dict()
 
 
 def test_one_thread_multiplies() -> None:

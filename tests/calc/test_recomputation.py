@@ -357,3 +357,10 @@ def test_operators_beside_a_4_bit_base_come_later() -> None:
     with pytest.raises(ConfigError, match="not supported yet with a 4-bit base") as refusal:
         estimate(scenario)
     assert refusal.value.field == "recompute"
+
+
+def test_operators_want_more_than_one_token() -> None:
+    """torch.matmul folds a frozen weight's input only where its strides allow, and else runs bmm."""
+    with pytest.raises(ConfigError, match="at least 2 with recompute = operators") as refusal:
+        estimate(Scenario(model="gpt2", recompute=Recompute.OPERATORS, sequence_length=1))
+    assert refusal.value.field == "sequence_length"
