@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json(answer.to_dict())
     else:
-        from calc.report import print_comparison
+        from calc.report.estimates import print_comparison
 
         print_comparison(answer)
     return ANSWERED

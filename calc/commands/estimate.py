@@ -23,7 +23,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json(answer.to_dict(reserved=options.reserved))
     else:
-        from calc.report import print_estimate  # rich takes longer to import than an estimate takes
+        from calc.report.estimates import print_estimate  # rich takes longer to import than an estimate takes
 
         print_estimate(answer)
     return DOES_NOT_FIT if options.fail_if_oom and answer.memory.fits is False else ANSWERED

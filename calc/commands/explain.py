@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json(topic.to_json(answer))
     else:
-        from calc import report
+        from calc.report import explanations
 
-        getattr(report, topic.printer)(answer)
+        getattr(explanations, topic.printer)(answer)
     return ANSWERED

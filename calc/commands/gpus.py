@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json([gpu.to_dict() for gpu in gpus])
     else:
-        from calc.report import print_gpus
+        from calc.report.lists import print_gpus
 
         print_gpus(gpus)
     return ANSWERED

@@ -17,7 +17,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json([model.to_dict() for model in models])
     else:
-        from calc.report import print_models
+        from calc.report.lists import print_models
 
         print_models(models)
     return ANSWERED

@@ -22,7 +22,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         write_json(answer.to_dict())
     else:
-        from calc.report import print_solution
+        from calc.report.estimates import print_solution
 
         print_solution(answer)
     return DOES_NOT_FIT if options.fail_if_oom and answer.value is None else ANSWERED

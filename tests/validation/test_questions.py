@@ -13,11 +13,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from calc.scenario import Attention
 from validation import cuda, questions
+from validation.as_on_cuda import as_on_cuda, only_reference_counting
 from validation.cases import case
 from validation.machine import Machine
 from validation.questions import QUESTIONS, bytes_of
+from validation.recorder import StepRecorder
 from validation.step import Phase
-from validation.trace import StepRecorder, as_on_cuda, only_reference_counting
 
 DOCUMENTATION = Path(__file__).parents[2] / "docs" / "validation.md"
 MACHINE: Any = None

@@ -1,0 +1,1 @@
+"""Answers as a person reads them in a terminal. Only here rich is known; imported when a table is printed."""
