@@ -398,9 +398,12 @@ def test_nothing_is_wider_than_the_screen(page, width):
         "/formulas",
         "/compare",
         "/?model=llama-3.1-8b&gpu=a100-sxm-80gb&micro_batch_size=4&adapter.kind=lora",
+        "/?task=inference&gpu=h100-sxm-80gb",
+        "/?task=inference&lang=zh",
+        "/?task=evaluation",
     ):
         page.goto(path)
-        if path.startswith("/?") or path == "/":
+        if path.startswith("/?model") or path == "/":
             expect(page.locator("#tradeoff .point.current")).to_have_count(1)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
