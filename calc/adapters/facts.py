@@ -20,6 +20,7 @@ LORA_TARGETS = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), ("query", "value")),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     **dict.fromkeys(("bloom", "gpt_neox"), ("query_key_value",)),
+    "chatglm": ("qkv_proj",),
     "mpt": ("Wqkv",),
     "phi": ("q_proj", "v_proj", "fc1", "fc2"),
     **dict.fromkeys((*LLAMA_LIKE, "gpt_neo", "gptj", "opt", "stablelm"), ("q_proj", "v_proj")),
@@ -49,9 +50,9 @@ IA3_FEEDFORWARD = {
 """peft/utils/constants.py, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING and its likes, by model_type."""
 ADALORA_TARGETS = {
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
-    "gpt_neox": ("query_key_value",),
+    **dict.fromkeys(("bloom", "gpt_neox"), ("query_key_value",)),
     "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
-    **dict.fromkeys((*GEMMAS, "llama", "qwen2", "qwen3"), ("q_proj", "v_proj")),
+    **dict.fromkeys((*GEMMAS, "gpt_neo", "gptj", "llama", "qwen2", "qwen3"), ("q_proj", "v_proj")),
 }
 TARGETS = {AdapterKind.IA3: IA3_TARGETS, AdapterKind.ADALORA: ADALORA_TARGETS}
 """Of kinds with defaults of their own; the others have LoRA's."""

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given, settings
+from peft.utils import constants
 from peft.utils import transformers_weight_conversion as peft_names
 from transformers import AutoConfig
 
 from calc import Adapter, ConfigError, Scenario, estimate
-from calc.adapters.facts import CONVERTED_TARGETS
+from calc.adapters.facts import ADALORA_TARGETS, CONVERTED_TARGETS, IA3_FEEDFORWARD, IA3_TARGETS, LORA_TARGETS
 from calc.families import FAMILIES as SUPPORTED
 from calc.scenario import SavedOperator
 from tests.validation import families
@@ -68,6 +69,29 @@ def test_target_names_that_peft_makes_those_of_experts() -> None:
     mapping = vars(peft_names)["_MOE_TARGET_MODULE_MAPPING"]
     expected = {family: frozenset(mapping[base]) for family, base in converted.items() if base in mapping}
     assert expected == CONVERTED_TARGETS
+
+
+NOT_PEFTS = {
+    "mixtral": "PEFT lists some, but converts them before it looks there, and finds none",
+    "chatglm": "its own query_key_value is called qkv_proj here, as GLM's would be",
+    "bert": "AdaLoRA has no class for a masked language model",
+    "roberta": "AdaLoRA has no class for a masked language model",
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "defaults"),
+    {
+        "LORA_TARGET": LORA_TARGETS,
+        "IA3_TARGET": IA3_TARGETS,
+        "IA3_FEEDFORWARD": IA3_FEEDFORWARD,
+        "ADALORA_TARGET": ADALORA_TARGETS,
+    }.items(),
+)
+def test_default_targets_are_pefts(kind: str, defaults: dict[str, tuple[str, ...]]) -> None:
+    theirs = vars(constants)[f"TRANSFORMERS_MODELS_TO_{kind}_MODULES_MAPPING"]
+    different = {family for family in SUPPORTED if tuple(theirs.get(family, ())) != defaults.get(family, ())}
+    assert different <= NOT_PEFTS.keys()
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
