@@ -10,7 +10,7 @@ from typing import NamedTuple
 from .dtype import DType
 from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .operators import TOKENS, Numerics, autocast_weight, stamped
-from .primitives import cast, frame, like, softmax
+from .primitives import cast, frame, like, log_softmax
 from .scenario import Loss
 
 CHUNKS: dict[str, Shape] = {"first": ("C",), "second": ("C2",)}
@@ -78,7 +78,7 @@ def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Ten
         Row(name="pad", reads=(), writes=(padded,)),
         # The shifted labels of one sequence lie side by side already: no copy is made.
         Row(name="shift", reads=(padded,), writes=(target,), is_view=one_sequence),
-        softmax(values, log_probabilities, name="log_softmax"),
+        log_softmax(values, log_probabilities),
         Row(
             name="nll_loss",
             reads=(log_probabilities, target),
@@ -98,7 +98,7 @@ LABELS = Tensor("labels", TOKENS, DType.INT64, Kind.INPUTS)
 def unshifted_cross_entropy(logits: Tensor, labels: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """F.cross_entropy of logits in their own type; under autocast nll_loss alone is computed in fp32."""
     given = like(logits, "log probabilities")
-    rows, log_probabilities = [softmax(logits, given, name="log_softmax")], given
+    rows, log_probabilities = [log_softmax(logits, given)], given
     if numerics.autocast:
         log_probabilities = like(given, "log probabilities in fp32", dtype=DType.FP32)
         rows.append(cast(given, log_probabilities))

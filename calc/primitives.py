@@ -130,9 +130,17 @@ def unary(name: str, x: Tensor, out: Tensor, *, saves_output: bool = False) -> R
     return Row(name=name, reads=(x,), writes=(out,), gradients=(Gradient(of=x),), saves=(kept,), elementwise_flops=1)
 
 
-def softmax(x: Tensor, out: Tensor, *, name: str = "softmax") -> Row:
-    """Keeps its result (_softmax_backward_data). FLOPs: exponential, sum and division per element."""
-    return Row(name=name, reads=(x,), writes=(out,), gradients=(Gradient(of=x),), saves=(out,), elementwise_flops=3)
+def softmax(x: Tensor, out: Tensor) -> Row:
+    """Keeps its result, by which backward multiplies the gradient before its kernel runs (softmax_backward_cuda_out in
+    SoftMax.cu)."""
+    return replace(log_softmax(x, out), name="softmax", backward_temporaries=(like(out, f"∂{out.name}·{out.name}"),))
+
+
+def log_softmax(x: Tensor, out: Tensor) -> Row:
+    """Keeps its result (_log_softmax_backward_data). FLOPs: exponential, sum and division per element."""
+    return Row(
+        name="log_softmax", reads=(x,), writes=(out,), gradients=(Gradient(of=x),), saves=(out,), elementwise_flops=3
+    )
 
 
 def dropout(x: Tensor, out: Tensor) -> Row:

@@ -244,6 +244,11 @@ def in_safe_softmax(scores: torch.Tensor, dim: int, *rest: Any) -> list[list[int
     return [[scores.numel(), scores.numel() // scores.shape[dim], scores.element_size()]]
 
 
+def in_softmax_backward(grad: torch.Tensor, output: torch.Tensor, *rest: Any) -> list[list[int]]:
+    """SoftMax.cu, softmax_backward_cuda_out: the gradient times the result. (That of log_softmax has none.)"""
+    return [[output.nbytes]]
+
+
 def in_foreach_norm(tensors: list[torch.Tensor], *rest: Any) -> list[list[int]]:
     """ForeachReduceOp.cu, foreach_tensor_norm_cuda: the norm of each chunk, as many for every tensor."""
     chunks = max(-(-x.numel() // FOREACH_CHUNK) for x in tensors)
@@ -255,6 +260,7 @@ HIDDEN: dict[Any, Callable[..., list[list[int]]]] = {
     aten._scaled_dot_product_efficient_attention.default: in_efficient_forward,
     aten._scaled_dot_product_efficient_attention_backward.default: in_efficient_backward,
     aten._safe_softmax.default: in_safe_softmax,
+    aten._softmax_backward_data.default: in_softmax_backward,
     aten._foreach_norm.Scalar: in_foreach_norm,
 }
 

@@ -80,7 +80,7 @@ def _core(q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics
     rows = [
         matmul("scores", q, k, scores, SCORES_PRODUCT),
         _scale_in_place(scores, scaled),
-        softmax(scaled, weights),
+        replace(softmax(scaled, weights), backward_temporaries=()),  # a kernel of its own, which writes over its input
     ]
     if facts.core.dropout:
         dropped = like(weights, "attention weights after dropout")

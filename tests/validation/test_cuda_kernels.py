@@ -118,5 +118,12 @@ def test_safe_softmax_marks_scores_and_rows() -> None:
     assert hidden_workspace_bytes(aten._safe_softmax.default, (scores, -1)) == [[2 * 4 * 5 * 7, 2 * 4 * 5, 4]]
 
 
+def test_softmax_backward_multiplies_the_gradient_by_the_result_first() -> None:
+    shares = torch.empty(2, 4, 5, 7)
+    backward = aten._softmax_backward_data.default
+    assert hidden_workspace_bytes(backward, (shares, shares, -1, torch.float32)) == [[4 * 2 * 4 * 5 * 7]]
+    assert hidden_workspace_bytes(aten._log_softmax_backward_data.default, (shares, shares, -1, torch.float32)) == []
+
+
 def test_other_operators_hide_nothing() -> None:
     assert hidden_workspace_bytes(aten.mm.default, (torch.empty(1), torch.empty(1))) == []
