@@ -321,7 +321,9 @@ class Layer:
     frozen: bool = False
     """Its weights are not trained."""
     num_prefix_tokens: int = 0
-    """Trained keys and values before those of the text (prefix tuning)."""
+    """Keys and values before those of the text: trained (prefix tuning), or a cache's that it sees."""
+    num_stored_tokens: int = 0
+    """Of a cache: those whose keys and values lie in memory, more than it sees where its window has cut them off."""
 
     @property
     def head_dims(self) -> tuple[int, int]:
@@ -462,6 +464,22 @@ class Architecture:
             return self
         layers = tuple((replace(layer, num_prefix_tokens=num_tokens), count) for layer, count in self.layers)
         return replace(self, layers=layers)
+
+    def with_cache(self, prompt_length: int, num_tokens: int) -> "Architecture":
+        """The same with `num_tokens` in each layer's key/value cache, the prompt's and those added one by one.
+
+        A layer with a window keeps one token less than it, as a view of what it last joined: of the whole prompt, then
+        of a window (DynamicSlidingWindowLayer.update of transformers 5.23.0).
+        """
+
+        def cached(layer: Layer) -> Layer:
+            window = layer.sliding_window
+            if window is None:
+                return replace(layer, num_prefix_tokens=num_tokens, num_stored_tokens=num_tokens)
+            stored = num_tokens if num_tokens == prompt_length else min(num_tokens, window)
+            return replace(layer, num_prefix_tokens=min(num_tokens, window - 1), num_stored_tokens=stored)
+
+        return replace(self, layers=tuple((cached(layer), count) for layer, count in self.layers))
 
 
 def _frozen(runs: tuple[tuple[Layer, int], ...], left: int) -> Iterator[tuple[Layer, int]]:

@@ -2,16 +2,17 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 
 from .adapters.facts import OUTPUT_LAYER, adapter_facts
 from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer
 from .attention import AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
-from .cache import Cache
+from .cache import Cache, is_windowed
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
-from .generation import Generation
+from .generation import Generation, Growth
 from .grad_scaler import HELD, uses_grad_scaler
 from .kernels import (
     FLASH_SEQUENCE_BLOCK,
@@ -24,6 +25,7 @@ from .kernels import (
     is_grouped,
     layer_kernel,
     needs_mask,
+    packs_heads,
     repeats_heads,
     round_up,
 )
@@ -81,17 +83,23 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
 
 def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Generation:
     """Prefill and decoding of `workload`'s prompt and output on `architecture`."""
-    prompt, num_tokens = workload.sequence_length, workload.output_length
-    one_token = replace(workload, sequence_length=1)
+    prompt, one_token = workload.sequence_length, replace(workload, sequence_length=1)
 
-    def decode(num_before: int) -> StepMemory | None:
-        return step_memory(architecture.with_prefix(num_before), one_token, plan) if num_tokens else None
+    def decode(num_before: int) -> StepMemory:
+        return step_memory(architecture.with_cache(prompt, num_before), one_token, plan)
 
+    growths = _growths(architecture, prompt, prompt + workload.output_length)
     return Generation(
         prefill=step_memory(architecture, workload, plan),
-        first_decode=decode(prompt),
-        decode=decode(prompt + num_tokens - 1),
+        growths=tuple(Growth(end - begin, decode(begin), decode(end - 1)) for begin, end in growths),
     )
+
+
+def _growths(architecture: Architecture, begin: int, end: int) -> Iterator[tuple[int, int]]:
+    """From `begin` tokens before to less than `end`, apart where a window begins to cut."""
+    cuts = {layer.sliding_window - 1 for layer, _ in architecture.layers if layer.sliding_window}
+    bounds = [begin, *sorted(cut for cut in cuts if begin < cut < end), end]
+    return pairwise(bounds) if begin < end else iter(())
 
 
 def _structural(plan: Plan) -> Plan:
@@ -206,8 +214,11 @@ def _masks(architecture: Architecture, workload: Workload, plan: Plan) -> Iterat
     """The masks the model makes, in their order."""
     cores = {_core(layer, architecture.dropouts, workload, plan) for layer, _ in architecture.layers}
     masked = {core.sliding: core for core in cores if core.masked}
+    windowed = all(core.windowed for core in cores)  # its size is that of the first layer without a window, if any
     causal = {
-        replace(core, sliding=False) for core in cores if core.cache is Cache.PREFIX or core.kernel is Attention.EAGER
+        replace(core, sliding=False, windowed=windowed)
+        for core in cores
+        if core.cache is Cache.PREFIX or core.kernel is Attention.EAGER
     }
     if causal and architecture.kind.always_makes_causal_mask:
         masked.setdefault(False, causal.pop())
@@ -262,11 +273,13 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
     length, compute = workload.sequence_length, plan.numerics.compute
     kernel = layer_kernel(plan.attention, layer, length, compute)
     masked = needs_mask(layer, length) or (kernel is Attention.EAGER and not layer.kind.bidirectional)
+    sliding, cache = layer.sliding_window is not None, _cache(layer, plan)
     return AttentionCore(
         kernel=kernel,
         dropout=bool(dropouts.attention),
-        sliding=layer.sliding_window is not None,
-        cache=_cache(layer, plan),
+        sliding=sliding,
+        cache=cache,
+        windowed=is_windowed(cache, sliding=sliding),
         softmax=layer.kind.softmax,
         soft_capped=layer.kind.soft_capped,
         sinks=layer.kind.sinks,
@@ -279,6 +292,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         bidirectional=layer.kind.bidirectional,
         masked=masked,
         repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),
+        packs_heads=kernel is not Attention.EAGER and packs_heads(layer, length),
         pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
         pads_mask=masked and kernel is Attention.EFFICIENT and (length + layer.num_prefix_tokens) % MASK_MULTIPLE > 0,
         accumulates_output=accumulates_output(max(layer.head_dims), compute),
@@ -300,7 +314,7 @@ def _with_prompt(workload: Workload, plan: Plan) -> Workload:
 def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
     """The symbols that mean the same in all sections."""
     length = workload.sequence_length
-    before = architecture.layers[0][0].num_prefix_tokens
+    before = max(layer.num_prefix_tokens for layer, _ in architecture.layers)
     keys = length + before
     tokens = workload.micro_batch_size * length
     kept = plan.eval_accumulation_steps
@@ -327,6 +341,22 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         **({"U": architecture.num_labels} if architecture.num_labels else {}),
         **({"A": kept, "A-1": kept - 1} if kept else {}),
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
+        **_window_sizes(architecture, length),
+    }
+
+
+def _window_sizes(architecture: Architecture, length: int) -> dict[str, int]:
+    """Of a cache's layers with a window, which have one for all."""
+    layers = (layer for layer, _ in architecture.layers if layer.sliding_window and layer.num_stored_tokens)
+    layer = next(layers, None)
+    if layer is None:
+        return {}
+    keys = length + layer.num_prefix_tokens
+    return {
+        "Tk": layer.num_stored_tokens,
+        "S+Tw": keys,
+        "S+Tw+1": keys + 1,
+        "S+Tw⌈8⌉": round_up(keys, MASK_MULTIPLE),
     }
 
 

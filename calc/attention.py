@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from .architecture import Softmax
-from .cache import ALL_TOKENS, Cache
+from .cache import ALL_TOKENS, TOKENS_OF_WINDOW, Cache
 from .dtype import DType
 from .ledger import Dimension, Gradient, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input, parameter
@@ -62,12 +62,16 @@ class AttentionCore:
     """Its mask is the sliding window's."""
     cache: Cache = Cache.NONE
     """With one, keys and values lie head by head."""
+    windowed: bool = False
+    """Of the cache's tokens it sees those of its window alone."""
     bidirectional: bool = False
     """A token attends to those behind it, too."""
     masked: bool = False
     """It gets a mask."""
     repeats_heads: bool = False
     """transformers repeats keys and values before it calls scaled_dot_product_attention."""
+    packs_heads: bool = False
+    """It makes the query heads that share keys and values one head's queries: there is one token."""
     pads_heads: bool = False
     """The flash kernel gets heads that are padded."""
     pads_mask: bool = False
@@ -123,6 +127,8 @@ class AttentionCore:
     @property
     def keys(self) -> Dimension:
         """How many keys there are for each query."""
+        if self.windowed:
+            return TOKENS_OF_WINDOW
         return ALL_TOKENS if self.is_cached else "S"
 
     @property

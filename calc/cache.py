@@ -10,6 +10,8 @@ from .primitives import cast, cat, frame, like
 
 TOKENS_BEFORE = "T"
 ALL_TOKENS = "S+T"
+TOKENS_OF_WINDOW = "S+Tw"
+STORED_TOKENS = "Tk"
 Pair = tuple[Tensor, Tensor]
 """Keys and values."""
 
@@ -23,18 +25,25 @@ class Cache(Enum):
     EXTENDED = "puts those of one more token behind those of all before it"
 
 
-def found(cache: Cache, numerics: Numerics) -> Pair:
+def is_windowed(cache: Cache, *, sliding: bool) -> bool:
+    """Only the tokens of a window are seen of those in the cache; a prefix's knows no windows."""
+    return sliding and cache is Cache.EXTENDED
+
+
+def found(cache: Cache, numerics: Numerics, *, sliding: bool) -> Pair:
     """One layer's keys and values before the text's."""
     if cache is Cache.PREFIX:
         return _pair("prefix {}", TOKENS_BEFORE, numerics, Kind.ACTIVATIONS)
-    return _pair("{} of the tokens before", TOKENS_BEFORE, numerics, Kind.KV_CACHE)
+    tokens = STORED_TOKENS if is_windowed(cache, sliding=sliding) else TOKENS_BEFORE
+    return _pair("{} of the tokens before", tokens, numerics, Kind.KV_CACHE)
 
 
-def left(cache: Cache, numerics: Numerics) -> Pair:
+def left(cache: Cache, numerics: Numerics, *, sliding: bool) -> Pair:
     """One layer's keys and values, those before the text's included: what the cache then holds."""
     if cache is Cache.PREFIX:
         return _pair("{} with prefix", ALL_TOKENS, numerics, Kind.ACTIVATIONS)
-    return _pair("{} in the cache", ALL_TOKENS, numerics, Kind.KV_CACHE)
+    tokens = TOKENS_OF_WINDOW if is_windowed(cache, sliding=sliding) else ALL_TOKENS
+    return _pair("{} in the cache", tokens, numerics, Kind.KV_CACHE)
 
 
 def _pair(name: str, tokens: str, numerics: Numerics, kind: Kind) -> Pair:
@@ -44,11 +53,11 @@ def _pair(name: str, tokens: str, numerics: Numerics, kind: Kind) -> Pair:
     return keys, values
 
 
-def lent(cache: Cache, numerics: Numerics) -> tuple[Lent, ...]:
+def lent(cache: Cache, numerics: Numerics, *, sliding: bool = False) -> tuple[Lent, ...]:
     """What a layer finds in its cache and lets go of."""
     if cache is Cache.FILLED:
         return ()
-    pairs = zip(found(cache, numerics), left(cache, numerics), strict=True)
+    pairs = zip(found(cache, numerics, sliding=sliding), left(cache, numerics, sliding=sliding), strict=True)
     return tuple(Lent(tensor=before, known_as=before, gradient=gradient_of(whole)) for before, whole in pairs)
 
 
@@ -57,14 +66,15 @@ def updated(
 ) -> tuple[list[Row], Tensor, Tensor]:
     """The text's keys and values behind those found, in the wider type as autocast has it; copied also where none are
     found. The cache of a layer that slides lets go of the keys it found when it has the values, too
-    (DynamicSlidingWindowLayer.update); a prefix's knows no windows."""
+    (DynamicSlidingWindowLayer.update)."""
     rows: list[Row] = []
-    for text, before, whole in zip((k, v), found(cache, numerics), left(cache, numerics), strict=True):
+    old, new = found(cache, numerics, sliding=sliding), left(cache, numerics, sliding=sliding)
+    for text, before, whole in zip((k, v), old, new, strict=True):
         wide = text
         if text.dtype is not numerics.weights:
             wide = like(text, f"{text.name} in {numerics.weights.label}", dtype=numerics.weights)
             rows.append(cast(text, wide))
         rows.append(cat((wide,) if cache is Cache.FILLED else (before, wide), whole))
-    if sliding and cache is Cache.EXTENDED:
-        rows.append(frame(*found(cache, numerics)))
-    return [*rows, frame(k, v)], *left(cache, numerics)
+    if is_windowed(cache, sliding=sliding):
+        rows.append(frame(*old))
+    return [*rows, frame(k, v)], *new

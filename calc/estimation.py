@@ -433,14 +433,12 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
 
 
 def generation_flops(step: Generation) -> Flops:
-    """FLOPs of prompt and output; between its first and its last token a pass's grow by the same number each."""
+    """FLOPs of prompt and output, each token's counted."""
     prefill = step_flops(step.prefill, step.prefill.workload)
-    if step.decode is None or step.first_decode is None:
-        return prefill._replace(prefill=prefill.forward)
-    first, last = (step_flops(each, each.workload) for each in (step.first_decode, step.decode))
-    num_tokens = step.prefill.workload.output_length
-    whole = prefill.forward + num_tokens * (first.forward + last.forward) // 2
-    elementwise = prefill.elementwise + num_tokens * (first.elementwise + last.elementwise) // 2
-    return prefill._replace(
-        forward=whole, prefill=prefill.forward, decode=last.forward, total=whole, elementwise=elementwise
-    )
+    whole, elementwise, decode = prefill.forward, prefill.elementwise, None
+    for num_tokens, *ends in step.growths:
+        first, last = (step_flops(each, each.workload) for each in ends)
+        whole += num_tokens * (first.forward + last.forward) // 2
+        elementwise += num_tokens * (first.elementwise + last.elementwise) // 2
+        decode = last.forward
+    return prefill._replace(forward=whole, prefill=prefill.forward, decode=decode, total=whole, elementwise=elementwise)

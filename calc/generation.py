@@ -8,23 +8,32 @@
 
 in eval mode under torch.no_grad (transformers 5.23.0, generation/utils.py, _sample). Of the passes that add a token the
 last needs the most, for each only lengthens the cache; the others are left out, and so is what a sampler makes of the
-logits.
+logits. The first of them may hold more where a window has cut the prompt off, but less than the prefill did.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
-from .cache import Cache, found
 from .dtype import DType
-from .ledger import Kind, Tensor
+from .ledger import Kind, Section, Tensor
 from .memory import StepMemory, Structure
 from .plan import Plan
 from .sizes import Sizes
+from .step import KEPT_STRUCTURES
 from .timeline import Phase, Program, Stretch, Surplus, Timeline, timeline
 
 TOKEN = Tensor("token", ("B", 1), DType.INT64, Kind.INPUTS)
 """The last one generated, of each sequence."""
+
+
+class Growth(NamedTuple):
+    """Passes whose FLOPs grow by the same number from one to the next."""
+
+    num_tokens: int
+    first: StepMemory
+    last: StepMemory
 
 
 @dataclass(frozen=True)
@@ -32,13 +41,17 @@ class Generation:
     """Prefill and the last token's decoding, one after the other. Bytes are exact integers."""
 
     prefill: StepMemory
-    first_decode: StepMemory | None
-    """Behind the prompt alone; None where no token is generated."""
-    decode: StepMemory | None
+    growths: tuple[Growth, ...]
+    """All passes that add a token; none where no token is generated."""
 
     @property
     def plan(self) -> Plan:
         return self.prefill.plan
+
+    @property
+    def decode(self) -> StepMemory | None:
+        """The last of them."""
+        return self.growths[-1].last if self.growths else None
 
     @property
     def passes(self) -> list[StepMemory]:
@@ -87,13 +100,18 @@ class Generation:
     def _tokens_between(self, decode: StepMemory) -> Iterator[Stretch]:
         """The prompt's logits are dropped, and the cache has grown to all tokens but the last."""
         ends, sizes = self.prefill.runs[-1].sizes, decode.runs[0].sizes
-        grown = Program([(tensor, True) for tensor in found(Cache.EXTENDED, self.plan.numerics)])
         yield _between(Program([(self.prefill.step.output, False)]), ends)
         for run in self.prefill.layers:
             yield _between(run.part.outputs_end, run.sizes, run.count)
         for run in decode.layers:
-            yield _between(grown, run.sizes, run.count * run.part.num_layers)
+            yield _between(_found(run.part.section), run.sizes, run.count * run.part.num_layers)
         yield _between(Program([(TOKEN, True)]), sizes)
+
+
+@lru_cache(maxsize=KEPT_STRUCTURES)
+def _found(layer: Section) -> Program:
+    """What a layer finds in its cache comes into being."""
+    return Program([(each.tensor, True) for each in layer.lent])
 
 
 def _between(program: Program, sizes: Sizes, count: int = 1) -> Stretch:

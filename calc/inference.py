@@ -16,7 +16,7 @@ from .plan import (
     plain,
     refuse_what_comes_later,
 )
-from .scenario import Implementation, Precision, Scenario
+from .scenario import Attention, Implementation, Precision, Scenario
 
 HALF_OR_FULL = (Precision.BF16, Precision.FP16, Precision.FP32)
 CACHING = frozenset({Wiring.GPT2, Wiring.LLAMA})
@@ -43,10 +43,20 @@ def resolve_inference(scenario: Scenario, architecture: Architecture) -> tuple[A
         micro_batch_size=scenario.batch_size or 1, sequence_length=prompt_length, output_length=output_length
     )
     architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
-    plan = Plan(
-        task=scenario.task, precision=precision, attention=attention_kernel(scenario, architecture, prompt_length)
+    return (
+        architecture,
+        workload,
+        Plan(task=scenario.task, precision=precision, attention=_kernel(scenario, architecture, workload)),
     )
-    return architecture, workload, plan
+
+
+def _kernel(scenario: Scenario, architecture: Architecture, workload: Workload) -> Attention:
+    """That of all passes; auto where a window begins to cut, and so to need a mask, behind the prompt."""
+    prompt, num_tokens = workload.sequence_length, workload.output_length
+    kernels = {attention_kernel(scenario, architecture, prompt)}
+    if num_tokens:
+        kernels.add(attention_kernel(scenario, architecture.with_cache(prompt, prompt + num_tokens - 1), 1))
+    return kernels.pop() if len(kernels) == 1 else Attention.AUTO
 
 
 def _weights(scenario: Scenario) -> Precision:
@@ -82,6 +92,10 @@ def _check_generation(scenario: Scenario, architecture: Architecture) -> None:
         )
     if architecture.num_labels is not None:
         raise ConfigError("model.architectures", architecture.num_labels, "should be a language model for inference")
+    if any(layer.sliding_window == 1 for layer, _ in architecture.layers):
+        raise ConfigError(
+            "model.sliding_window", 1, "should be at least 2 for inference: a cache of 0 tokens is not cut"
+        )
     if not has_cache(architecture):
         raise ConfigError("task", "inference", f"is not supported yet for {architecture.model_type}")
 
@@ -104,8 +118,4 @@ def _context(scenario: Scenario, architecture: Architecture) -> tuple[int, int]:
             f"should be at most {longest - output_length}: the model has {longest} positions for prompt and output"
         )
         raise ConfigError("prompt_length", prompt_length, problem)
-    windows = {layer.sliding_window for layer, _ in architecture.layers if layer.sliding_window}
-    if windows and context >= min(windows):
-        problem = f"should leave prompt and output below the sliding window of {min(windows)} tokens: a longer context"
-        raise ConfigError("prompt_length", prompt_length, f"{problem} is not supported yet")
     return prompt_length, output_length

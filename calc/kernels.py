@@ -37,7 +37,19 @@ def needs_mask(layer: Layer, sequence_length: int) -> bool:
 
 def repeats_heads(layer: Layer, sequence_length: int) -> bool:
     """transformers repeats keys and values beforehand, as eager attention does; else the kernel gets fewer heads."""
-    return is_grouped(layer) and (needs_mask(layer, sequence_length) or layer.head_dim > FLASH_LARGEST_HEAD)
+    return _leaves_groups(layer, sequence_length) and sequence_length > 1
+
+
+def packs_heads(layer: Layer, sequence_length: int) -> bool:
+    """transformers makes the query heads that share keys and values queries of one head (pack_gqa)."""
+    return _leaves_groups(layer, sequence_length) and sequence_length == 1
+
+
+def _leaves_groups(layer: Layer, sequence_length: int) -> bool:
+    """The kernel is asked for no groups of heads (use_gqa_in_sdpa)."""
+    query_dim, value_dim = layer.head_dims
+    takes_groups = query_dim == value_dim <= FLASH_LARGEST_HEAD and not needs_mask(layer, sequence_length)
+    return is_grouped(layer) and not takes_groups
 
 
 def is_grouped(layer: Layer) -> bool:
@@ -75,7 +87,7 @@ def _efficient_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str
         if head_dim % multiple:
             sizes = f"head sizes that are multiples of {multiple} in {dtype.label}"
             return f"the efficient kernel takes {sizes}, not {head_dim}"
-    if is_grouped(layer) and not repeats_heads(layer, sequence_length):
+    if is_grouped(layer) and not _leaves_groups(layer, sequence_length):
         return (
             f"the efficient kernel takes as many key/value heads as query heads, "
             f"not {layer.num_key_value_heads} for {layer.num_attention_heads}"

@@ -83,7 +83,7 @@ def _of_attention(architecture: Architecture, workload: Workload, plan: Plan, gp
         yield f"attention = auto comes to {each}: a sliding window needs a mask, which flash does not take."
     if Attention.FLASH in kernels:
         yield "flash: the accumulators of a split forward are left out; the kernel splits short batches, by GPU."
-    if Attention.EFFICIENT in kernels:
+    if Attention.EFFICIENT in kernels and plan.task is Task.TRAINING:
         yield (
             "efficient: the workspace of its backward is that of GPUs with 163 KiB of shared memory per block (A100, "
             "H100, B200), as its source computes it; assumed, not measured."

@@ -1,7 +1,6 @@
 """torch's scaled_dot_product_attention as transformers calls it: the rows of each kernel (torch 2.13.0).
 
-aten/src/ATen/native/transformers: attention.cpp, cuda/attention.cu, cuda/attention_backward.cu. Left out: transformers'
-pack_gqa, of a single token that needs a mask.
+aten/src/ATen/native/transformers: attention.cpp, cuda/attention.cu, cuda/attention_backward.cu.
 """
 
 from dataclasses import replace
@@ -30,6 +29,8 @@ def sdpa_attention(
 ) -> tuple[list[Row], Tensor]:
     """sdpa_attention_forward: repeated heads, the kernel's rows, the output laid out by token."""
     rows: list[Row] = []
+    if core.packs_heads:
+        return _of_packed_heads(q, k, v, core, numerics)
     if core.repeats_heads:
         rows, k, v = repeated(k, v, core)
     if core.kernel is Attention.FLASH:
@@ -37,6 +38,19 @@ def sdpa_attention(
     else:
         kernel_rows, out = MASKED_KERNELS[core.kernel](q, k, v, core, numerics)
     return [*rows, *kernel_rows, frame(k, v)], out
+
+
+def _of_packed_heads(
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """The one token's query heads, seen as queries of the heads of keys and values (pack_gqa); the efficient kernel
+    lays its output out by query, so that it is copied to lie by head again."""
+    packed = replace(core, packs_heads=False, grouped=False)
+    rows, out = MASKED_KERNELS[core.kernel](q, k, v, packed, numerics)
+    if core.kernel is Attention.EFFICIENT and not core.one_key_value_head:
+        by_query, out = out, like(out, "attention output by head")
+        rows.append(copy(by_query, out, name="reshape"))
+    return [*rows, frame(k, v)], out
 
 
 def _lowered(tensors: tuple[Tensor, ...], numerics: Numerics) -> tuple[list[Row], tuple[Tensor, ...]]:

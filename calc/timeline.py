@@ -111,7 +111,7 @@ class Stretch:
     num_layers: int = 1
     """How many layers each program is of."""
     is_drawn: bool = True
-    """It is part of the curve; else it stands for more than it shows."""
+    """It is part of the curve and its peaks; else it stands for passes that are left out."""
 
     @property
     def layer_step(self) -> int:
@@ -161,7 +161,7 @@ class Timeline:
     @cached_property
     def peak(self) -> Span:
         """The span with the highest point, the earliest of equals."""
-        return max(self.spans, key=attrgetter("peak_bytes"))
+        return max([span for span in self.spans if span.stretch.is_drawn], key=attrgetter("peak_bytes"))
 
     @property
     def phases(self) -> list[Phase]:
@@ -169,7 +169,7 @@ class Timeline:
         return list(dict.fromkeys([span.stretch.phase for span in self.spans]))
 
     def phase_peak_bytes(self, phase: Phase) -> int:
-        return max(span.peak_bytes for span in self.spans if span.stretch.phase is phase)
+        return max(span.peak_bytes for span in self.spans if span.stretch.phase is phase and span.stretch.is_drawn)
 
     def phase_end_bytes(self, phase: Phase) -> int:
         return next(span.end_bytes for span in reversed(self.spans) if span.stretch.phase is phase)

@@ -89,13 +89,20 @@ def held(cache: Any) -> list[torch.Tensor]:
 
 
 def lengthen(layer: DynamicLayer, num_tokens: int) -> None:
-    """A layer's keys and values after `num_tokens` more tokens, one after the other."""
+    """A layer's keys and values after `num_tokens` more tokens, one after the other; one that slides sees the end of
+    what it joined last."""
+    if not num_tokens:
+        return
+    length = layer.get_seq_length() + num_tokens
+    sliding = isinstance(layer, DynamicSlidingWindowLayer)
+    joined = min(length, layer.sliding_window) if sliding else length
     for name in ("keys", "values"):
         before: torch.Tensor = getattr(layer, name)
-        batch_size, num_heads, length, head_dim = before.shape
-        setattr(layer, name, before.new_empty(batch_size, num_heads, length + num_tokens, head_dim))
-    if isinstance(layer, DynamicSlidingWindowLayer):
-        layer.cumulative_length += num_tokens
+        batch_size, num_heads, _, head_dim = before.shape
+        now = before.new_empty(batch_size, num_heads, joined, head_dim)
+        setattr(layer, name, now[:, :, -layer.sliding_window + 1 :] if sliding else now)
+    if sliding:
+        layer.cumulative_length = length
 
 
 def forward(job: Job) -> Any:

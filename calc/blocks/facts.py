@@ -74,4 +74,8 @@ def with_cache(layer: Section, core: AttentionCore, numerics: Numerics) -> Secti
     """`layer` with what a cache brings it and takes from it, where there is one."""
     if not core.is_cached:
         return layer
-    return replace(layer, lent=lent(core.cache, numerics), cached=left(core.cache, numerics))
+    return replace(
+        layer,
+        lent=lent(core.cache, numerics, sliding=core.sliding),
+        cached=left(core.cache, numerics, sliding=core.sliding),
+    )

@@ -51,15 +51,26 @@ def test_the_type_of_the_weights(fields: dict[str, str], itemsize: int) -> None:
     assert answer.memory.persistent_bytes["parameters"] == itemsize * answer.parameters.total
 
 
-def test_flops_are_those_of_all_tokens() -> None:
+WINDOWED = TINY | {"model_type": "qwen2", "sliding_window": 14, "use_sliding_window": True, "max_window_layers": 1}
+
+
+@pytest.mark.parametrize("attention", ["auto", "math", "eager"])
+@pytest.mark.parametrize("model", [TINY, WINDOWED], ids=["full", "windowed"])
+def test_flops_are_those_of_all_tokens(model: dict[str, Any], attention: str) -> None:
     """The sum over the passes, one by one."""
-    whole = generated(TINY, prompt_length=10, output_length=7, batch_size=3).flops
-    each = [generated(TINY, prompt_length=10 + before, output_length=1, batch_size=3).flops for before in range(7)]
-    prefill = generated(TINY, prompt_length=10, output_length=0, batch_size=3).flops
+    asked = {"batch_size": 3, "attention": attention}
+    whole = generated(model, prompt_length=10, output_length=7, **asked).flops
+    each = [generated(model, prompt_length=10 + before, output_length=1, **asked).flops for before in range(7)]
+    prompts = [generated(model, prompt_length=10 + before, output_length=0, **asked).flops for before in range(7)]
+    prefill = prompts[0]
     assert prefill.decode is None
     assert whole.prefill == prefill.total
     assert whole.decode == each[-1].decode
     assert whole.total == prefill.total + sum(token.decode or 0 for token in each)
+    tokens = zip(each, prompts, strict=True)
+    assert whole.elementwise == prefill.elementwise + sum(
+        one.elementwise - before.elementwise for one, before in tokens
+    )
     assert whole.backward == 0
 
 
@@ -130,11 +141,17 @@ def test_learned_positions_limit_prompt_and_output() -> None:
     assert generated("gpt2", prompt_length=992, output_length=32).memory.kv_cache_bytes
 
 
-def test_a_window_shorter_than_the_context_comes_later() -> None:
+def test_a_window_limits_the_cache() -> None:
+    """What is joined last lies in memory: the whole prompt, then one window."""
     windowed = TINY | {"model_type": "mistral", "sliding_window": 32}
-    assert generated(windowed, prompt_length=30, output_length=1).memory.kv_cache_bytes
-    with pytest.raises(ConfigError, match="below the sliding window of 32 tokens"):
-        generated(windowed, prompt_length=31, output_length=1)
+    token = 2 * 3 * 2 * 16 * 2 * 4  # keys and values, layers, heads, head size, bytes, sequences
+    held = [generated(windowed, batch_size=4, prompt_length=96, output_length=n).memory for n in (0, 1, 50)]
+    assert [memory.kv_cache_bytes for memory in held] == [96 * token, 32 * token, 32 * token]
+
+
+def test_a_window_of_one_token_is_refused() -> None:
+    with pytest.raises(ConfigError, match="at least 2"):
+        generated(TINY | {"model_type": "mistral", "sliding_window": 1}, prompt_length=3)
 
 
 def test_families_without_a_cache_are_refused_by_name() -> None:

@@ -26,8 +26,6 @@ CHOICES: tuple[Choices, ...] = (
     {"weight_dtype": "bf16", "attention": "auto", "batch_size": 3, "prompt_length": 17, "output_length": 0},
     {"weight_dtype": "bf16", "attention": "auto", "batch_size": 1, "prompt_length": 1, "output_length": 3},
 )
-WIDE_WINDOW = {"sliding_window": 100}
-"""Longer than all contexts here: shorter ones come later."""
 RANDOM = 40
 
 
@@ -40,9 +38,21 @@ def agrees(scenario: Scenario, config: dict[str, Any]) -> None:
     assert {name: estimated[name] for name in compared} == {name: traced[name] for name in compared}
 
 
-def generating(model_type: str) -> dict[str, Any]:
-    config = config_of(model_type)
-    return config | WIDE_WINDOW if "sliding_window" in config else config
+@pytest.mark.parametrize("attention", ["auto", "efficient", "math"])
+@pytest.mark.parametrize("output_length", [1, 2, 5, 9])
+def test_a_window_that_begins_to_cut_behind_the_prompt(output_length: int, attention: str) -> None:
+    config = config_of("qwen3") | {"sliding_window": 16, "head_dim": 20 if attention == "math" else 16}
+    asked: Choices = {"batch_size": 2, "prompt_length": 12, "output_length": output_length, "attention": attention}
+    if attention == "efficient":
+        config["num_key_value_heads"] = config["num_attention_heads"]
+    agrees(Scenario(model=config, task=Task.INFERENCE, **asked), config)
+
+
+def test_single_tokens_with_heads_too_large_for_groups() -> None:
+    """transformers packs them instead of repeating keys and values."""
+    config = config_of("llama") | {"head_dim": 264, "num_key_value_heads": 2}
+    asked: Choices = {"batch_size": 2, "prompt_length": 12, "output_length": 3}
+    agrees(Scenario(model=config, task=Task.INFERENCE, **asked), config)
 
 
 def words(choices: Choices) -> str:
@@ -52,7 +62,7 @@ def words(choices: Choices) -> str:
 @pytest.mark.parametrize("choices", CHOICES if TIMES > 1 else IN_BRIEF, ids=words)
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_both_passes(model_type: str, choices: Choices) -> None:
-    config = generating(model_type)
+    config = config_of(model_type)
     scenario = Scenario(model=config, task=Task.INFERENCE, **choices)
     if model_type not in GENERATING:
         with pytest.raises(ConfigError, match=f"not supported yet for {model_type}"):
@@ -73,7 +83,7 @@ def test_the_main_families_generate() -> None:
 def test_random_generations(data: st.DataObject, model_type: str) -> None:
     config = data.draw(configs(model_type))
     if config.get("sliding_window"):
-        config |= WIDE_WINDOW
+        config["sliding_window"] = data.draw(st.sampled_from((2, 7, 16, 40)))
     asked: dict[str, Any] = {
         "batch_size": data.draw(st.integers(1, 4)),
         "prompt_length": data.draw(st.integers(1, 60)),
