@@ -165,6 +165,7 @@ def _modules_to_save(adapter: Adapter, architecture: Architecture) -> tuple[str,
 
 
 def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:
+    """None where they should have been given, which `check_modules` says."""
     if adapter.kind in PROMPTED | PREFIXED:
         return ()
     if adapter.target_modules is not None:
@@ -172,12 +173,7 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
         return adapter.target_modules
     if architecture.wiring is Wiring.MEGATRON:
         return MEGATRON_TARGETS
-    defaults = TARGETS.get(adapter.kind, LORA_TARGETS)
-    if architecture.model_type not in defaults:
-        raise ConfigError(
-            "adapter.target_modules", None, f"should be given: PEFT has none for {architecture.model_type}"
-        )
-    return defaults[architecture.model_type]
+    return TARGETS.get(adapter.kind, LORA_TARGETS).get(architecture.model_type, ())
 
 
 def _refuse_experts(targets: tuple[str, ...], architecture: Architecture) -> None:
@@ -196,7 +192,7 @@ def _feedforward_modules(adapter: Adapter, architecture: Architecture) -> tuple[
     """PEFT's defaults come together: with targets of one's own no module is a feed-forward one by itself."""
     if adapter.kind is not AdapterKind.IA3 or adapter.target_modules or adapter.feedforward_modules is not None:
         return adapter.feedforward_modules or ()
-    return IA3_FEEDFORWARD[architecture.model_type]
+    return IA3_FEEDFORWARD.get(architecture.model_type, ())
 
 
 def names(name: str, module: str) -> bool:
@@ -205,12 +201,15 @@ def names(name: str, module: str) -> bool:
 
 
 def check_modules(sections: Iterable[Section], facts: AdapterFacts) -> None:
-    """Refuse a target that names no linear module of `sections`, and a module to save that is none, or a target too."""
+    """Refuse an adapter without targets, a target that names no linear module of `sections`, and a module to save that
+    is none, or a target too."""
     rows = [row for section in sections for row in section.rows]
     linears = {row.module for row in rows if is_linear(row)}
+    known = ", ".join(sorted({module.split(".")[-1] for module in linears}))
+    if not facts.target_modules and facts.kind not in PROMPTED | PREFIXED:
+        raise ConfigError("adapter.target_modules", None, f"should be given: PEFT has none here; there are {known}")
     for target in facts.target_modules:
         if target != ALL_LINEAR and not any(names(target, module) for module in linears):
-            known = ", ".join(sorted({module.split(".")[-1] for module in linears}))
             raise ConfigError(
                 "adapter.target_modules", target, f"names no linear module of this model; there are {known}"
             )

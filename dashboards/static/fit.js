@@ -262,6 +262,14 @@ function save(blob, name) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 
+answer.addEventListener("click", (event) => {
+  const link = event.target.closest("a.to-field");
+  if (!link) return;
+  event.preventDefault();
+  const place = document.getElementById(link.hash.slice(1));
+  (place.matches("fieldset") ? place.querySelector("input") : place).focus();
+});
+
 // ---- Advice: one click fills the form; a mark of the figure does too, and stays in sight
 
 answer.addEventListener("click", (event) => {

@@ -390,6 +390,14 @@ def test_the_documentation_works_offline(page):
     expect(page.locator(".opblock")).to_have_count(10)
 
 
+def test_a_complaint_leads_to_its_field(page):
+    page.goto("/?model=mixtral-8x7b&adapter.kind=lora")
+    page.click(".to-field")
+    expect(page.locator("[id='adapter.target_modules']")).to_be_focused()
+    page.keyboard.type("q_proj,v_proj")
+    expect(verdict(page)).to_contain_text("GiB")
+
+
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_is_wider_than_the_screen(page, width):
     page.set_viewport_size({"width": width, "height": 844})

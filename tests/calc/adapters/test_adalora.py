@@ -82,7 +82,7 @@ def test_dividing_by_the_rank_makes_fp32_of_the_branch_under_autocast() -> None:
         ({"task": "evaluation"}, "task = 'evaluation': is not supported yet with adapter.kind = adalora"),
         (
             {"model": LLAMA | {"model_type": "mistral"}},
-            r"adapter\.target_modules = None: should be given: PEFT has none for mistral",
+            r"adapter\.target_modules = None: should be given: PEFT has none here; there are down_proj, gate_proj",
         ),
     ],
 )
