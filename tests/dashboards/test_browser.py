@@ -391,7 +391,8 @@ def test_the_documentation_works_offline(page):
 
 
 def test_a_complaint_leads_to_its_field(page):
-    page.goto("/?model=mixtral-8x7b&adapter.kind=lora")
+    page.goto("/?model=mixtral-8x7b")
+    page.locator("[id='adapter.kind']").select_option("lora")
     page.click(".to-field")
     expect(page.locator("[id='adapter.target_modules']")).to_be_focused()
     page.keyboard.type("q_proj,v_proj")
