@@ -131,7 +131,7 @@ function complain(problem) {
   text.textContent = text.id === "problem-other" ? problem.text : problem.message;
   text.closest("details")?.setAttribute("open", "");
   document.getElementById(problem.field)?.setAttribute("aria-invalid", "true");
-  text.closest("details")?.setAttribute("open", "");
+  text.scrollIntoView({ block: "nearest" });
 }
 
 // ---- Sliders walk along stops; the number beside them takes any size

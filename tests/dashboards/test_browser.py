@@ -390,13 +390,15 @@ def test_the_documentation_works_offline(page):
     expect(page.locator(".opblock")).to_have_count(10)
 
 
-def test_a_complaint_leads_to_its_field(page):
+def test_a_complaint_is_in_sight_of_a_choice_that_needs_another_field(page):
     page.goto("/?model=mixtral-8x7b")
     page.locator("[id='adapter.kind']").select_option("lora")
-    page.click(".to-field")
-    expect(page.locator("[id='adapter.target_modules']")).to_be_focused()
-    page.keyboard.type("q_proj,v_proj")
-    expect(verdict(page)).to_contain_text("GiB")
+    problem = page.locator("[id='problem-adapter.target_modules']")
+    expect(problem).to_contain_text("q_proj, v_proj")
+    expect(problem).to_be_in_viewport()
+    page.fill("[id='adapter.target_modules']", "q_proj,v_proj")
+    page.wait_for_url("**target_modules=q_proj%2Cv_proj**")
+    expect(page.locator("#answer")).not_to_have_class("late")
 
 
 @pytest.mark.parametrize("width", [1280, 390])
