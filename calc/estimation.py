@@ -24,6 +24,7 @@ from .notes import notes
 from .parts import Sum
 from .plan import Plan, Workload, resolve
 from .reserved import Reserved, reserved
+from .roofline import InferenceTime, inference_time
 from .scenario import Scenario, Task, num_prefix_tokens
 from .timeline import Phase
 
@@ -155,7 +156,14 @@ class Estimate:
     """Of an inference all of it."""
     evaluate: Callable[[], StepMemory | None] | None = field(repr=False, compare=False, default=None)
     """Makes the step of an evaluation between training steps. None: this answers none of training."""
-    time: None = None
+
+    @cached_property
+    def time(self) -> InferenceTime | None:
+        """Seconds of a generation on its GPU. None without a GPU, of training, and where no peak is published for the
+        type of the products."""
+        if self.generation is None or self.scenario.gpu is None:
+            return None
+        return inference_time(self.generation, gpu_named(self.scenario.gpu))
 
     @cached_property
     def accuracy(self) -> dict[str, Any] | None:
@@ -198,7 +206,7 @@ class Estimate:
                 "timeline": self.timeline,
             },
             "flops": self.flops.to_dict(),
-            "time": self.time,
+            "time": self.time.to_dict() if self.time else None,
             "tensors": [tensor.to_dict() for tensor in self.tensors],
             "notes": list(self.notes),
             "accuracy": self.accuracy,

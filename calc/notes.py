@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from .architecture import LLAMA_ROTARY, Architecture, Head
+from .efficiency import reachable
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .plan import BITSANDBYTES, Plan, Workload
@@ -17,7 +18,6 @@ GENERAL = (
         "torch.compile is not modelled: it computes pointwise results of norms, activations and the loss again, "
         "and keeps less."
     ),
-    "time is not computed yet.",
     "Left out: temporaries that depend on data (the sort in embedding's backward) or on the GPU (split reductions).",
 )
 
@@ -36,6 +36,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_head(architecture),
         *_of_evaluation(plan),
         *_of_inference(plan),
+        *_of_time(plan, gpu),
         *_of_experts(architecture),
         *_of_plan(plan),
         *_of_optimizer(plan),
@@ -198,6 +199,23 @@ def _of_inference(plan: Plan) -> Iterator[str]:
             "the last is shown, with prompt_length + output_length tokens in the cache. Left out: what a sampler makes "
             "of the logits, and how engines such as vLLM keep their cache. Reserved bytes are not simulated."
         )
+
+
+def _of_time(plan: Plan, gpu: Gpu | None) -> Iterator[str]:
+    if plan.task is not Task.INFERENCE:
+        yield "time is computed for task = inference only, yet."
+        return
+    if gpu is None:
+        return
+    limit = reachable(gpu, plan.numerics.compute)
+    if limit is None:
+        yield f"time: no peak of {plan.numerics.compute.label} products is published for {gpu.name}."
+        return
+    yield (
+        f"time is a roofline, assumed and not measured: each operation takes as long as its products at "
+        f"{limit.compute_share:.0%} of the datasheet's FLOP/s, or its bytes at {limit.memory_share:.0%} of its "
+        "bandwidth, whichever is longer; the GPU never waits for its host, for which CUDA graphs are needed."
+    )
 
 
 def _of_optimizer(plan: Plan) -> Iterator[str]:

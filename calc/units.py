@@ -10,6 +10,9 @@ LARGEST_IN_FULL = 10**7
 
 BINARY_UNITS = ((GIB, "GiB"), (MIB, "MiB"), (2**10, "KiB"))
 SI_PREFIXES = ((10**18, "E"), (10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+TEN, HUNDRED = 9.995, 99.95
+"""What rounds to them at one digit less."""
 COUNT_UNITS = ((10**12, "T"), (10**9, "B"), (10**6, "M"), (10**3, "K"))
 
 
@@ -37,6 +40,25 @@ def format_flops(flops: int) -> str:
         if abs(flops) * 10 >= size:
             return f"{_decimal(flops / size, 2)} {prefix}FLOP"
     return f"{flops} FLOP"
+
+
+def format_seconds(seconds: float) -> str:
+    """Three digits and the unit that fits: `1.24 s`, `11.2 ms`, `350 µs`."""
+    for size, unit in SECOND_UNITS:
+        if seconds >= size:
+            return f"{_three_digits(seconds / size)} {unit}"
+    return f"{_three_digits(seconds * 1e6)} µs"
+
+
+def format_rate(per_second: float) -> str:
+    """Tokens a second: `1,434`, `89.6`."""
+    return _three_digits(per_second)
+
+
+def _three_digits(number: float) -> str:
+    """Three significant digits, all of them where there are more before the point."""
+    digits = 2 if number < TEN else 1 if number < HUNDRED else 0
+    return _decimal(number, digits)
 
 
 def format_count(count: int) -> str:

@@ -15,6 +15,7 @@ from calc.timeline import Phase
 from calc.units import GIB, format_bytes, format_count, format_flops, format_gib
 
 from .tables import print_notes, table, way, words
+from .times import time_tables
 
 BAR_WIDTH = 24
 
@@ -53,7 +54,8 @@ def print_estimate(estimate: Estimate) -> None:
     place = "" if memory.peak_phase is Phase.OPTIMIZER else f", {memory.peak_at}"
     whole = PER[estimate.scenario.task].format(flops=format_flops(flops.total))
     console.print(f"Peak in {memory.peak_phase}{place}; {whole}.\n")
-    for each in (_at_peak(estimate), _phases(estimate), _parameters(estimate), _flops(estimate)):
+    times = time_tables(estimate.time) if estimate.time else ()
+    for each in (_at_peak(estimate), _phases(estimate), _parameters(estimate), _flops(estimate), *times):
         console.print(each)
         console.print()
     print_notes(console, estimate.notes)

@@ -45,3 +45,22 @@ def test_flops(flops: int, text: str):
 )
 def test_counts(count: int, text: str):
     assert units.format_count(count) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (1.2399, "1.24 s"),
+        (0.01116, "11.2 ms"),
+        (0.000394, "394 µs"),
+        (1e-7, "0.10 µs"),
+        (99.97, "100 s"),
+        (9.999, "10.0 s"),
+    ],
+)
+def test_seconds(seconds: float, text: str):
+    assert units.format_seconds(seconds) == text
+
+
+def test_rates():
+    assert [units.format_rate(rate) for rate in (1433.6, 89.64, 9.2, 12345678.0)] == ["1,434", "89.6", "9.20", "1e+07"]
