@@ -96,9 +96,11 @@ def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Ge
 
 
 def _growths(architecture: Architecture, begin: int, end: int) -> Iterator[tuple[int, int]]:
-    """From `begin` tokens before to less than `end`, apart where a window begins to cut."""
+    """From `begin` tokens before to less than `end`, apart where a window begins to cut, and where what it has cut off
+    is gone."""
     cuts = {layer.sliding_window - 1 for layer, _ in architecture.layers if layer.sliding_window}
-    bounds = [begin, *sorted(cut for cut in cuts if begin < cut < end), end]
+    changes = cuts | {max(begin, cut) + 1 for cut in cuts}
+    bounds = [begin, *sorted(change for change in changes if begin < change < end), end]
     return pairwise(bounds) if begin < end else iter(())
 
 

@@ -29,7 +29,7 @@ TOKEN = Tensor("token", ("B", 1), DType.INT64, Kind.INPUTS)
 
 
 class Growth(NamedTuple):
-    """Passes whose FLOPs grow by the same number from one to the next."""
+    """Passes whose FLOPs and bytes grow by the same numbers from one to the next."""
 
     num_tokens: int
     first: StepMemory

@@ -83,15 +83,14 @@ def test_decoding_is_the_sum_of_its_tokens(batch_size: int) -> None:
     assert (whole.first_decode.seconds, decoded(whole).seconds) == pytest.approx((tokens[0], tokens[-1]))
 
 
-def test_decoding_past_a_window_is_the_sum_of_its_tokens() -> None:
-    """Layers with a window stop growing on the way."""
+@pytest.mark.parametrize("window", [200, 499, 500, 501, 510, 519, 520])
+def test_decoding_past_a_window_is_the_sum_of_its_tokens(window: int) -> None:
+    """Layers with a window stop growing on the way; one that cut the prompt off has all of it for one token more."""
     fields = {"gpu": "rtx-4090", "attention": "eager"}
-    windowed = TINY | {"model_type": "mistral", "sliding_window": 510}
+    windowed = TINY | {"model_type": "mistral", "sliding_window": window}
     outputs = range(1, FEW["output_length"] + 1)
     tokens = [decoded(timed(windowed, **fields, output_length=length)).seconds for length in outputs]
     assert timed(windowed, **fields).decode_seconds == pytest.approx(sum(tokens))
-    assert tokens[-1] == pytest.approx(tokens[-2])
-    assert tokens[1] > tokens[0]
 
 
 numbers = st.floats(min_value=0, max_value=1e3, allow_nan=False)
