@@ -16,6 +16,7 @@ class Wiring(StrEnum):
     BERT = "bert"
     ROBERTA = "roberta"
     BLOOM = "bloom"
+    FALCON = "falcon"
     GPT_BIGCODE = "gpt_bigcode"
     GPT_NEO = "gpt_neo"
     GPT_NEOX = "gpt_neox"
@@ -208,6 +209,21 @@ class ResidualDropout(StrEnum):
     MLP_ALONE = "MLP alone"
 
 
+class SharedHeads(StrEnum):
+    """How keys and values of fewer heads come to all query heads."""
+
+    REPEATED = "repeated"
+    """By the attention function, or by the kernel that takes fewer."""
+    EXPANDED = "expanded"
+    """Right behind their projection, before positions."""
+    BROADCAST = "broadcast"
+    """By the matrix products, of one head."""
+    OWN = "own"
+    """Each has one of its own."""
+    PICKED = "picked"
+    """The same, copied out of the projection."""
+
+
 class Softmax(StrEnum):
     """In which type probabilities are computed, and given."""
 
@@ -257,6 +273,9 @@ class LayerKind:
     """None: no positions."""
     multi_query: bool = False
     """One key/value head for all queries, whose projection lies behind that of the queries."""
+    shared_heads: SharedHeads = SharedHeads.REPEATED
+    always_masked: bool = False
+    """Its attention gets a mask where no kernel needs one, too."""
     query_key_by_head: bool = False
     """Positions leave queries and keys in memory as [B, N, S, D], not by token."""
     parallel: bool = False
@@ -360,6 +379,8 @@ class ModelKind:
     """Of a head that has a layer of its own."""
     writes_attention_out: bool = False
     """Its attention calls no kernel."""
+    calls_kernels_itself: bool = False
+    """Its attention is no function of its own, though it calls kernels."""
     head_bias: bool = False
     """Of the language-model head."""
     learned_positions: bool = False
@@ -384,6 +405,11 @@ class ModelKind:
     """What the head reads is multiplied by a number."""
     head_normalised: bool = False
     """Each row of the head's weight is divided by its length first."""
+
+    @property
+    def has_attention_function(self) -> bool:
+        """One that may be checkpointed alone; else layers return more than their output, too."""
+        return not (self.writes_attention_out or self.calls_kernels_itself)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from .adapters.facts import OUTPUT_LAYER, adapter_facts
-from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer
+from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer, SharedHeads
 from .attention import AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
 from .cache import Cache, is_windowed
@@ -286,6 +286,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         soft_capped=layer.kind.soft_capped,
         sinks=layer.kind.sinks,
         grouped=is_grouped(layer),
+        broadcasts_heads=is_grouped(layer) and layer.kind.shared_heads is SharedHeads.BROADCAST,
         one_sequence=workload.micro_batch_size == 1,
         one_head=layer.num_attention_heads == 1,
         one_key_value_head=layer.num_key_value_heads == 1,

@@ -52,6 +52,8 @@ class AttentionCore:
     """Each head has one more score."""
     grouped: bool
     """Fewer key/value heads than query heads."""
+    broadcasts_heads: bool = False
+    """One key/value head comes to all query heads in the products alone."""
     one_sequence: bool
     one_head: bool
     one_key_value_head: bool
@@ -264,6 +266,13 @@ def merged(x: Tensor, by_copy: bool) -> tuple[list[Row], Tensor]:
         return [], x
     out = like(x, f"{x.name}, heads together")
     return [copy(x, out, name="reshape")], out
+
+
+def broadcast(x: Tensor, core: AttentionCore) -> tuple[list[Row], Tensor]:
+    """matmul's expand of [B, 1, S, D] to all heads, which for one sequence is a view; its gradient is a sum."""
+    out = like(x, f"{x.name} of all heads", shape=(*x.shape[:2], "N", x.shape[-1]))
+    spread = view if core.one_sequence else copy
+    return [spread(x, out, copies_gradient=True)], out
 
 
 def probabilities(

@@ -6,7 +6,7 @@ torch 2.13.0, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, as it decide
 
 from collections.abc import Callable
 
-from .architecture import Layer
+from .architecture import Layer, SharedHeads
 from .dtype import DType
 from .scenario import Attention
 
@@ -32,7 +32,7 @@ def needs_mask(layer: Layer, sequence_length: int) -> bool:
     token (_ignore_causal_mask_sdpa in transformers)."""
     num_keys = sequence_length + layer.num_prefix_tokens
     slides = layer.sliding_window is not None and num_keys >= layer.sliding_window
-    return slides or (layer.num_prefix_tokens > 0 and sequence_length > 1)
+    return layer.kind.always_masked or slides or (layer.num_prefix_tokens > 0 and sequence_length > 1)
 
 
 def repeats_heads(layer: Layer, sequence_length: int) -> bool:
@@ -49,12 +49,13 @@ def _leaves_groups(layer: Layer, sequence_length: int) -> bool:
     """The kernel is asked for no groups of heads (use_gqa_in_sdpa)."""
     query_dim, value_dim = layer.head_dims
     takes_groups = query_dim == value_dim <= FLASH_LARGEST_HEAD and not needs_mask(layer, sequence_length)
-    return is_grouped(layer) and not takes_groups
+    return is_grouped(layer) and layer.kind.shared_heads is SharedHeads.REPEATED and not takes_groups
 
 
 def is_grouped(layer: Layer) -> bool:
-    """Fewer key/value heads than query heads."""
-    return layer.num_key_value_heads < layer.num_attention_heads
+    """The attention core gets fewer key/value heads than query heads."""
+    fewer = layer.num_key_value_heads < layer.num_attention_heads
+    return fewer and layer.kind.shared_heads is not SharedHeads.EXPANDED
 
 
 def kernel_obstacle(kernel: Attention, layer: Layer, sequence_length: int, dtype: DType) -> str | None:
@@ -76,6 +77,8 @@ def _flash_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | N
         return f"the flash kernel takes one head size for queries and values, not {query_dim} and {value_dim}"
     if layer.num_prefix_tokens and sequence_length > 1:
         return "keys before the text's need a mask, which the flash kernel does not take"
+    if layer.kind.always_masked:
+        return "this model always gives its attention a mask, which the flash kernel does not take"
     if needs_mask(layer, sequence_length):
         return f"a sliding window of {layer.sliding_window} tokens needs a mask, which the flash kernel does not take"
     return None

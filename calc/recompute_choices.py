@@ -29,7 +29,7 @@ def layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture) 
         return count
     if scenario.recompute not in RECOMPUTES[field]:
         raise ConfigError(field, count, f"should be 1 unless recompute is {listed(RECOMPUTES[field])}")
-    if architecture.kind.writes_attention_out:
+    if not architecture.kind.has_attention_function:
         raise ConfigError(
             field, count, f"should be 1: layers of {architecture.model_type} return more than their output"
         )
@@ -48,7 +48,7 @@ def layers_in_a_row(scenario: Scenario, field: str, architecture: Architecture) 
 
 def recompute_kind(scenario: Scenario, architecture: Architecture) -> Recompute:
     """`recompute`, once it is clear that the attention can be checkpointed alone where that is asked for."""
-    if scenario.recompute is Recompute.SELECTIVE and architecture.kind.writes_attention_out:
+    if scenario.recompute is Recompute.SELECTIVE and not architecture.kind.has_attention_function:
         problem = f"should be none or full: the attention of {architecture.model_type} is no function of its own"
         raise ConfigError("recompute", scenario.recompute.value, problem)
     return scenario.recompute

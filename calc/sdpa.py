@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from .attention import (
     AttentionCore,
+    broadcast,
     merged,
     output_heads,
     repeated,
@@ -191,7 +192,7 @@ def math_attention(
     if bias is None and not (core.one_token or core.bidirectional):
         causal_rows, bias = _causal_bias()
         rows += causal_rows
-    if core.grouped and not core.repeats_heads:
+    if core.grouped and not (core.repeats_heads or core.broadcasts_heads):
         heads = ("B", core.keys, "N", "D")
         expanded = like(key, "k repeated", shape=heads), like(value, "v repeated", shape=heads)
         pairs = zip((key, value), expanded, strict=True)
@@ -220,7 +221,10 @@ def _math_weights(query: Tensor, key: Tensor, bias: Tensor | None, core: Attenti
     scaled = like(key, "k scaled")
     merge_q, query = merged(query, core.merges_query_heads_by_copy)
     by_head = core.grouped or core.is_cached
-    merge_k, factor = merged(scaled, core.merges_query_heads_by_copy and not by_head)
+    if core.broadcasts_heads:
+        merge_k, factor = broadcast(scaled, core)
+    else:
+        merge_k, factor = merged(scaled, core.merges_query_heads_by_copy and not by_head)
     scores, weights = (Tensor(name, core.scores, DType.FP32) for name in ("scores", "attention weights"))
     product = matmul("scores", query, factor, scores, core.scores_product)
     rows = [scale(key, scaled), *merge_q, *merge_k, product, frame(scaled)]
@@ -253,7 +257,10 @@ def _math_values(
 ) -> tuple[list[Row], Tensor]:
     """The weighted values, back in the inputs' type, laid out by token."""
     written_out = repeated_in_fp32 or not core.repeats_heads
-    merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=written_out))
+    if core.broadcasts_heads:
+        merge_v, value = broadcast(value, core)
+    else:
+        merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=written_out))
     shape = output_heads(value)
     product, by_head = (Tensor(f"{name} by head", shape, DType.FP32) for name in ("attention product", "attention"))
     out = Tensor("attention output", shape, numerics.compute)

@@ -116,9 +116,9 @@ class StepRecorder(TorchDispatchMode):
 
     def _is_on_host(self, func: Any, args: Any) -> bool:
         """torch.tensor(number) makes a host tensor (an optimizer's step counter); what it alone is used for stays
-        there."""
+        there. A list that indexes a tensor becomes one on its device (sequenceToVariable)."""
         if func is torch.ops.aten.lift_fresh.default:
-            return True
+            return args[0].dim() == 0
         inputs = [x for x in tree_leaves(args) if isinstance(x, FakeTensor)]
         return bool(inputs) and all(x.untyped_storage()._cdata in self.on_host for x in inputs)
 

@@ -43,8 +43,6 @@ def attend(
     enable_gqa: bool = False,
 ) -> Tensor:
     """torch.nn.functional.scaled_dot_product_attention with `asked` kernel; auto is the first that takes the call."""
-    if not enable_gqa and query.shape[1] != key.shape[1]:
-        raise ValueError("fewer key/value heads than query heads, without enable_gqa")
     context = nullcontext()
     lower = (query, key, value)
     if torch.is_autocast_enabled("cpu"):
@@ -52,18 +50,24 @@ def attend(
         lower = query.to(dtype), key.to(dtype), value.to(dtype)
         context = torch.autocast("cpu", enabled=False)
     with context:
-        kernel = chosen(asked, *lower, attn_mask)
+        kernel = chosen(asked, *lower, attn_mask, enable_gqa)
         bias = None if attn_mask is None else additive(attn_mask, lower[0].dtype)
         if bias is not None and kernel is Attention.EFFICIENT:
             bias = expanded(bias, lower[0])
-        scale = query.shape[-1] ** -0.5 if scale is None else scale
-        return KERNELS[kernel](*lower, bias, dropout_p, is_causal, scale)
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        if kernel is Attention.MATH:
+            repeats = query.shape[1] // key.shape[1] if enable_gqa else 1
+            return math_attention(*lower, bias, dropout_p, is_causal, factor, repeats)
+        return KERNELS[kernel](*lower, bias, dropout_p, is_causal, factor)
 
 
-def chosen(asked: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Attention:
+def chosen(
+    asked: Attention, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, enable_gqa: bool = False
+) -> Attention:
     """The kernel that takes the call (select_sdp_backend, without cuDNN's)."""
+    fits = enable_gqa or query.shape[1] == key.shape[1]  # fused kernels broadcast no heads
     takes = {
-        Attention.FLASH: takes_flash(query, value, mask),
+        Attention.FLASH: fits and takes_flash(query, value, mask),
         Attention.EFFICIENT: takes_efficient(query, key, value),
         Attention.MATH: True,
     }
@@ -122,7 +126,14 @@ def efficient_attention(
 
 
 def math_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, dropout_p: float, is_causal: bool, scale: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float,
+    repeats: int = 1,
 ) -> Tensor:
     """_scaled_dot_product_attention_math, its variables and the order of its operations.
 
@@ -135,8 +146,7 @@ def math_attention(
         triangle = torch.ones(query.shape[-2], key.shape[-2], dtype=torch.bool, device=query.device).tril()
         bias = additive(triangle, scaled.dtype)
         del triangle
-    groups = query.shape[1] // key.shape[1]
-    keys, values = (x if groups == 1 else x.repeat_interleave(groups, dim=1) for x in (key_32, value_32))
+    keys, values = (x if repeats == 1 else x.repeat_interleave(repeats, dim=1) for x in (key_32, value_32))
     weights = torch.matmul(scaled, keys.transpose(-2, -1) * factor)
     if bias is not None:
         weights = weights + bias if under_dispatch_mode() else weights.add_(bias)
@@ -157,5 +167,4 @@ def under_dispatch_mode() -> bool:
 KERNELS: dict[Attention, Callable[..., Tensor]] = {
     Attention.FLASH: flash_attention,
     Attention.EFFICIENT: efficient_attention,
-    Attention.MATH: math_attention,
 }

@@ -19,6 +19,7 @@ FAMILIES = {
     "bloom": "bloom",
     "deepseek_v2": "deepseek",
     "deepseek_v3": "deepseek",
+    "falcon": "falcon",
     "gpt2": "gpt",
     "gpt_bigcode": "gpt",
     "gpt_neo": "gpt_neo",

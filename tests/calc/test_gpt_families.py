@@ -15,6 +15,8 @@ from calc.scenario import Attention, Loss, Recompute
 NOT_MODELLED = [
     ("bloom", "apply_residual_connection_post_layernorm", True),
     ("bloom", "slow_but_exact", True),
+    ("falcon", "alibi", True),
+    ("falcon", "bias", True),
     ("gpt_bigcode", "add_cross_attention", True),
     ("mpt", "expansion_ratio", 2),
     ("mpt", "no_bias", False),
@@ -104,3 +106,32 @@ def test_gptj_has_an_end_of_positions() -> None:
 def test_what_is_not_modelled_of_mpts_attention(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=f"model.{field} = .* is not supported yet; should be "):
         architecture({"model_type": "mpt", "attn_config": {field: value}})
+
+
+FALCON = {"model_type": "falcon", "hidden_size": 128, "num_attention_heads": 8, "num_hidden_layers": 2}
+NEW_FALCON = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
+
+
+def test_falcons_always_have_a_mask_and_one_head_is_broadcast_by_no_fused_kernel() -> None:
+    def kernel(config: dict[str, Any]) -> Attention:
+        return estimate(Scenario(model=config, precision="bf16", sequence_length=16)).step.plan.attention
+
+    assert kernel(FALCON) == kernel(NEW_FALCON | {"hidden_size": 8 * 18}) == Attention.MATH
+    assert kernel(FALCON | {"multi_query": False}) == kernel(NEW_FALCON) == Attention.EFFICIENT
+    with pytest.raises(ConfigError, match="always gives its attention a mask"):
+        estimate(Scenario(model=NEW_FALCON, precision="bf16", attention=Attention.FLASH, sequence_length=16))
+
+
+@pytest.mark.parametrize(
+    ("config", "field"),
+    [
+        (FALCON | {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn"),
+        (FALCON | {"multi_query": False, "num_kv_heads": 2}, "num_kv_heads"),
+        (NEW_FALCON | {"num_kv_heads": 1}, "num_kv_heads"),
+        (NEW_FALCON | {"num_kv_heads": 3}, "num_kv_heads"),
+        (NEW_FALCON | {"parallel_attn": False}, "parallel_attn"),
+    ],
+)
+def test_falcons_that_transformers_or_the_ledger_does_not_run(config: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=field):
+        architecture(config)

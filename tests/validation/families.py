@@ -24,6 +24,8 @@ class Family:
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")
     needs: Mapping[str, Any] = field(default_factory=dict)
     """Fields without which the default config does not run."""
+    variants: tuple[Mapping[str, Any], ...] = ()
+    """Fields that make its layers otherwise; a step of each is traced, too."""
     refuses: tuple[str, ...] = ()
     """Choices of a step that it does not allow."""
 
@@ -101,6 +103,23 @@ FAMILIES: dict[str, Family] = {
     ),
     "deepseek_v3": Family(
         own=DEEPSEEK, drawn=DEEPSEEK_DRAWN, lora_targets=("q_a_proj", "kv_a_proj_with_mqa", "o_proj")
+    ),
+    "falcon": Family(
+        sizes=SIZES | {"ffn_hidden_size": 104, "max_position_embeddings": 160},
+        own={"new_decoder_architecture": True, "num_kv_heads": 2},
+        drawn={
+            "ffn_hidden_size": (None, 7),
+            "new_decoder_architecture": FLAG,
+            "num_kv_heads": (None,),
+            "multi_query": FLAG,
+        },
+        variants=(
+            {"new_decoder_architecture": False},
+            {"new_decoder_architecture": False, "num_kv_heads": None, "multi_query": False, "parallel_attn": False},
+            {"num_ln_in_parallel_attn": 1, "num_kv_heads": None},
+        ),
+        lora_targets=("query_key_value", "dense_4h_to_h"),
+        refuses=("selective",),
     ),
     "gpt2": Family(
         sizes=SIZES | {"n_positions": 160, "n_inner": 104},

@@ -138,3 +138,18 @@ def test_a_step(model_type: str, choices: dict[str, Any]) -> None:
             estimate(scenario)
         return
     agree(scenario, trace(scenario, config))
+
+
+VARIANTS = [(name, dict(fields)) for name, family in FAMILIES.items() for fields in family.variants]
+
+
+@pytest.mark.parametrize("choices", CHOICES if TIMES > 1 else IN_BRIEF[1:], ids=words)
+@pytest.mark.parametrize(("model_type", "fields"), VARIANTS, ids=str)
+def test_a_step_of_a_variant(model_type: str, fields: dict[str, Any], choices: dict[str, Any]) -> None:
+    config = config_of(model_type) | fields
+    if "adapter" in choices:
+        choices = choices | {"adapter": Adapter(rank=4, target_modules=FAMILIES[model_type].lora_targets)}
+    if not set(FAMILIES[model_type].refuses).isdisjoint(map(str, choices.values())):
+        return
+    scenario = Scenario(model=config, **BATCH, **choices)
+    agree(scenario, trace(scenario, config))

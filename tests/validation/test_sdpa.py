@@ -41,13 +41,19 @@ def heads(dtype: torch.dtype, num_heads: int = 4, head_size: int = 16, device: s
 )
 def test_auto(dtype: torch.dtype, key_heads: int, head_size: int, mask: torch.Tensor | None, kernel: Attention) -> None:
     query, key = heads(dtype, 4, head_size), heads(dtype, key_heads, head_size)
-    assert chosen(AUTO, query, key, key, mask) is kernel
+    assert chosen(AUTO, query, key, key, mask, enable_gqa=True) is kernel
     for other in (FLASH, EFFICIENT, MATH):
         if other is kernel or other is MATH:
-            assert chosen(other, query, key, key, mask) is other
+            assert chosen(other, query, key, key, mask, enable_gqa=True) is other
     if kernel is not FLASH:
         with pytest.raises(ConfigError, match="choose auto"):
-            chosen(FLASH, query, key, key, mask)
+            chosen(FLASH, query, key, key, mask, enable_gqa=True)
+
+
+def test_fused_kernels_broadcast_no_heads() -> None:
+    query, key = heads(BF16, 4), heads(BF16, 1)
+    assert chosen(AUTO, query, key, key, MASK) is MATH
+    assert attend(AUTO, query, key, key, MASK.to("meta")).shape == query.shape
 
 
 def test_transformers_reaches_it_through_the_function() -> None:
@@ -75,12 +81,13 @@ def test_efficient_pads_the_rows_of_a_mask() -> None:
 
 
 @pytest.mark.parametrize("dtype", [FP32, BF16])
-@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("key_heads", [4, 2, 1])
 @pytest.mark.parametrize("masked", [False, True])
 def test_math_is_torchs_own(dtype: torch.dtype, key_heads: int, masked: bool) -> None:
     """The same values, and the same allocations on the same level, forward and backward."""
     results = []
-    for math_of in (math_attention, torch_math):
+    repeats = 4 // key_heads if key_heads > 1 else 1  # one key/value head is broadcast without enable_gqa
+    for math_of in (partial(math_attention, repeats=repeats), partial(torch_math, enable_gqa=repeats > 1)):
         torch.manual_seed(0)
         query, key, value = (heads(dtype, number, device="cpu") for number in (4, key_heads, key_heads))
         bias = torch.zeros(2, 1, 10, 10, dtype=dtype) if masked else None
@@ -95,8 +102,8 @@ def test_math_is_torchs_own(dtype: torch.dtype, key_heads: int, masked: bool) ->
         assert mine == theirs if isinstance(mine, list) else torch.equal(mine, theirs)
 
 
-def torch_math(*given: Any, scale: float) -> torch.Tensor:
-    return aten._scaled_dot_product_attention_math(*given, scale=scale, enable_gqa=True)[0]
+def torch_math(*given: Any, scale: float, enable_gqa: bool) -> torch.Tensor:
+    return aten._scaled_dot_product_attention_math(*given, scale=scale, enable_gqa=enable_gqa)[0]
 
 
 def allocations(run: Any) -> tuple[Any, list[tuple[int, int]]]:
