@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from enum import StrEnum
 
 from .dtype import DType
 from .ledger import Shape, Symbols, numel
@@ -83,3 +84,45 @@ class StateBlocks(Derived):
 
     def __str__(self) -> str:
         return f"⌈{_written(self.of)} / {QUANTISATION_BLOCK}⌉"
+
+
+SORTED_FROM = 3073
+"""embedding_dense_backward_cuda in Embedding.cu: fewer indices are added without a sort."""
+ROWS_PER_SUM = 10
+"""NROWS_PER_THREAD in EmbeddingBackwardKernel.cu."""
+WARP, LARGEST_BLOCK = 32, 1024
+"""Threads; MAX_BLOCK_SIZE in SortingCommon.cuh."""
+FEWEST_BLOCKS, FEWEST_SUMS_PER_BLOCK = 1024, 4
+"""min_blocks_for_good_occupancy and its neighbour: with fewer blocks and more sums for each, none are kept."""
+
+
+class LookUp(StrEnum):
+    """What the gradient of an embedding of many indices counts."""
+
+    INDICES = "indices"
+    TOKENS = "different indices, at most"
+    SUMS = "sums of up to 10 rows, at most"
+    ONE = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class LookUpPart(Derived):
+    """One of those, `of` being the indices; 0 where the kernel keeps no sums (embedding_backward_cuda_kernel)."""
+
+    rows: Shape
+    columns: Shape
+    part: LookUp
+
+    def size(self, sizes: Symbols) -> int:
+        indices, width = numel(self.of, sizes), numel(self.columns, sizes)
+        tokens = min(indices, numel(self.rows, sizes))
+        sums = indices // ROWS_PER_SUM + tokens
+        threads = -(-width // WARP) * WARP
+        blocks = -(-tokens * threads // min(threads, LARGEST_BLOCK))
+        adds_at_once = blocks < FEWEST_BLOCKS and sums > FEWEST_SUMS_PER_BLOCK * blocks
+        if indices < SORTED_FROM or adds_at_once:
+            return 0
+        return {LookUp.INDICES: indices, LookUp.TOKENS: tokens, LookUp.SUMS: sums, LookUp.ONE: 1}[self.part]
+
+    def __str__(self) -> str:
+        return f"{self.part.name.lower()}({_written(self.of)}, {_written(self.rows)})"

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from .architecture import Activation
+from .dimensions import LookUp, LookUpPart
 from .dtype import DType
 from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .primitives import (
@@ -154,10 +156,36 @@ def dropped(x: Tensor, name: str, *, on: bool) -> tuple[list[Row], Tensor]:
 
 
 def embedding(weight: Tensor, indices: Tensor, out: Tensor) -> Row:
-    """nn.Embedding: a look-up; keeps the indices. The dense gradient has the weight's shape.
+    """nn.Embedding: a look-up; keeps the indices. The dense gradient has the weight's shape; of many indices CUDA's
+    kernel sorts them and sums up to ten rows of the gradient in fp32 before it adds those of one token
+    (embedding_dense_backward_cuda in Embedding.cu, embedding_backward_cuda_kernel in EmbeddingBackwardKernel.cu).
 
-    Left out: the sort's temporaries in backward, which depend on the data (aten/src/ATen/native/cuda/Embedding.cu).
+    Left out: cub's temporaries, which are gone before the sums are made (docs/cuda_kernels.md).
     """
+    rows, *columns = weight.shape
+    look_up = partial(LookUpPart, indices.shape, (rows,), tuple(columns))
+    in_backward = {
+        "sorted indices": (look_up(LookUp.INDICES),),
+        "where they were": (look_up(LookUp.INDICES),),
+        "where each token begins": (look_up(LookUp.INDICES),),
+        "number of tokens": (look_up(LookUp.ONE),),
+        "sums of each token": (look_up(LookUp.TOKENS),),
+        "first sum of each token": (look_up(LookUp.TOKENS),),
+        "number of sums": (look_up(LookUp.ONE),),
+        "where each sum begins": (look_up(LookUp.SUMS),),
+    }
+    sums = Tensor(f"sums of ∂{out.name}", (look_up(LookUp.SUMS), *columns), DType.FP32, Kind.TEMPORARIES)
     return Row(
-        name="embedding", reads=(weight, indices), writes=(out,), gradients=(Gradient(of=weight),), saves=(indices,)
+        name="embedding",
+        reads=(weight, indices),
+        writes=(out,),
+        gradients=(Gradient(of=weight),),
+        saves=(indices,),
+        backward_temporaries=(
+            *(
+                Tensor(f"{out.name}: {name}", shape, DType.INT64, Kind.TEMPORARIES)
+                for name, shape in in_backward.items()
+            ),
+            sums,
+        ),
     )

@@ -249,6 +249,29 @@ def in_softmax_backward(grad: torch.Tensor, output: torch.Tensor, *rest: Any) ->
     return [[output.nbytes]]
 
 
+EMBEDDING_SORTED_FROM = 3073
+"""Embedding.cu, embedding_dense_backward_cuda: the fewest indices that are sorted."""
+EMBEDDING_ROWS_PER_SUM = 10
+"""EmbeddingBackwardKernel.cu, NROWS_PER_THREAD."""
+
+
+def in_embedding_backward(grad: torch.Tensor, indices: torch.Tensor, num_weights: int, *rest: Any) -> list[list[int]]:
+    """EmbeddingBackwardKernel.cu, embedding_backward_cuda_kernel: sums of up to ten rows in fp32, unless there are so
+    few different indices that they are added to the weights' gradient at once (use_fused_kernel)."""
+    numel, stride = indices.numel(), grad.shape[-1]
+    if numel < EMBEDDING_SORTED_FROM:
+        return []
+    max_segments = min(numel, num_weights)
+    max_partial_segment = numel // EMBEDDING_ROWS_PER_SUM + max_segments
+    stride_warped = round_up(stride, 32)
+    sum_scatter_grid = -(-max_segments * stride_warped // min(stride_warped, 1024))
+    if sum_scatter_grid < 1024 and max_partial_segment > sum_scatter_grid * 4:
+        return []  # some 60 bytes an index, most of them cub's: docs/cuda_kernels.md
+    sort = [8 * numel] * 3  # sorted_indices, orig_indices, segment_offsets
+    segments = [8, 8 * max_segments, 8 * max_segments, 8, 8 * max_partial_segment]
+    return [[*sort, *segments, 4 * max_partial_segment * stride]]
+
+
 def in_foreach_norm(tensors: list[torch.Tensor], *rest: Any) -> list[list[int]]:
     """ForeachReduceOp.cu, foreach_tensor_norm_cuda: the norm of each chunk, as many for every tensor."""
     chunks = max(-(-x.numel() // FOREACH_CHUNK) for x in tensors)
@@ -261,6 +284,7 @@ HIDDEN: dict[Any, Callable[..., list[list[int]]]] = {
     aten._scaled_dot_product_efficient_attention_backward.default: in_efficient_backward,
     aten._safe_softmax.default: in_safe_softmax,
     aten._softmax_backward_data.default: in_softmax_backward,
+    aten.embedding_dense_backward.default: in_embedding_backward,
     aten._foreach_norm.Scalar: in_foreach_norm,
 }
 

@@ -1,12 +1,23 @@
 """The corrections that make a trace on fake CPU tensors count what CUDA's kernels keep."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional
 
+from calc import Scenario, estimate
+from calc.dtype import DType
+from calc.ledger import Tensor
+from calc.operators import Numerics, embedding, parameter
+from calc.sizes import Sizes
+from tests.validation.families import config_of
 from validation.cuda_kernels import CudaFunctions, cuda_call, hidden_workspace_bytes
+from validation.trace import trace
 
 aten = torch.ops.aten
+BF16 = Numerics(weights=DType.BF16, compute=DType.BF16)
+OUT = Tensor("out", (), DType.BF16)
 
 
 def saved_dtypes(output: torch.Tensor) -> set[torch.dtype]:
@@ -123,6 +134,42 @@ def test_softmax_backward_multiplies_the_gradient_by_the_result_first() -> None:
     backward = aten._softmax_backward_data.default
     assert hidden_workspace_bytes(backward, (shares, shares, -1, torch.float32)) == [[4 * 2 * 4 * 5 * 7]]
     assert hidden_workspace_bytes(aten._log_softmax_backward_data.default, (shares, shares, -1, torch.float32)) == []
+
+
+@pytest.mark.parametrize(
+    ("num_indices", "num_weights", "stride", "expected"),
+    [
+        (3072, 5000, 64, []),
+        # 3073 indices, where they were, where each weight's begin; 2 counts; 3073 weights at most, 307 + 3073 sums
+        (3073, 5000, 64, [[8 * 3073] * 3 + [8, 8 * 3073, 8 * 3073, 8, 8 * 3380, 4 * 3380 * 64]]),
+        # one block of 64 threads for each of 127 weights: 382 + 127 sums are more than 4 · 127, so none are kept
+        (3820, 127, 64, []),
+        (3819, 127, 64, [[8 * 3819] * 3 + [8, 8 * 127, 8 * 127, 8, 8 * 508, 4 * 508 * 64]]),
+        # 128 weights of 8192 columns are 1024 blocks of 1024 threads: enough to work on the sums
+        (64000, 128, 8192, [[8 * 64000] * 3 + [8, 8 * 128, 8 * 128, 8, 8 * 6528, 4 * 6528 * 8192]]),
+        (64000, 127, 8192, []),
+    ],
+)
+def test_embedding_backward_keeps_sums_of_ten_rows(
+    num_indices: int, num_weights: int, stride: int, expected: list[list[int]]
+) -> None:
+    grad = torch.empty(num_indices, stride, dtype=torch.bfloat16, device="meta")
+    indices = torch.empty(num_indices, dtype=torch.int64, device="meta")
+    backward = aten.embedding_dense_backward.default
+    assert hidden_workspace_bytes(backward, (grad, indices, num_weights, -1, False)) == expected
+    rows = embedding(parameter("w", (num_weights, stride), BF16), Tensor("ids", (num_indices,), DType.INT64), OUT)
+    in_ledger = [each.nbytes(Sizes()) for each in rows.backward_temporaries]
+    assert [size for size in in_ledger if size] == [size for moment in expected for size in moment]
+
+
+def test_ledger_and_trace_agree_where_the_gradient_of_a_large_embedding_is_the_peak() -> None:
+    config = config_of("llama") | {"num_hidden_layers": 1, "vocab_size": 200003}
+    asked: dict[str, Any] = {"precision": "bf16", "optimizer": "sgd", "num_labels": 2}
+    scenario = Scenario(model=config, **asked, micro_batch_size=30, sequence_length=128)
+    traced = trace(scenario, config)
+    backward = [event for event in traced.events if event.step == 2 and event.phase == "backward"]
+    assert "embedding_dense_backward" in max(backward, key=lambda event: event.live_bytes).op
+    assert estimate(scenario).memory.peak_allocated_bytes == traced.memory["peak_allocated_bytes"]
 
 
 def test_other_operators_hide_nothing() -> None:
