@@ -13,7 +13,6 @@ from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
 from .generation import Generation, Growth
-from .grad_scaler import HELD, uses_grad_scaler
 from .kernels import (
     FLASH_SEQUENCE_BLOCK,
     HEAD_MULTIPLE,
@@ -32,15 +31,15 @@ from .kernels import (
 from .ledger import Tensor
 from .losses import LinearLoss, chunk_tokens, lends_nothing
 from .megatron import as_megatron
-from .memory import Run, StepMemory
+from .memory import StepMemory
 from .optimizer_step import NUM_GRADIENTS, norm_chunks
-from .optimizers import CODES, QUANTISATION_MAPS, averaged
+from .optimizers import CODES
+from .outline import Outline, outline
 from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
 from .scenario import PREFIXED, Adapter, Attention, Implementation, Loss, Task, num_prefix_tokens, num_prompt_tokens
 from .sizes import Sizes
-from .step import Step, StepFacts, step
-from .wirings import parts_of
+from .step import StepFacts, step
 
 NUM_CODES = 256
 """Of a byte."""
@@ -68,17 +67,15 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
         plan=_structural(plan),
         adapter=adapter_facts(plan.adapter, architecture, plan.numerics) if plan.adapter else None,
     )
-    built = step(facts)
-    runs = tuple(_runs(built, sections, common_sizes(architecture, workload, plan), plan))
-    _count_trained(runs, plan)
-    return StepMemory(
-        step=built,
-        runs=runs,
-        buffers=tuple(_buffers(facts.model, plan)),
-        inputs=built.inputs,
-        workload=asked,
-        plan=plan,
-    )
+    groups: dict[Layer, int] = {}
+    counts = [(count, groups.setdefault(unit[0][0], len(groups))) for unit, count in sections]
+    # Embedding and head know the sizes of the layer beside them.
+    layout = ((1, counts[0][1]), *counts, (1, counts[-1][1]))
+    course = outline(step(facts), layout, accumulates=workload.gradient_accumulation_steps > 1)
+    common = common_sizes(architecture, workload, plan)
+    sizes = tuple(Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan)) for layer in groups)
+    _count_trained(course, sizes, plan)
+    return StepMemory(outline=course, sizes=sizes, workload=asked, plan=plan)
 
 
 def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Generation:
@@ -111,25 +108,17 @@ def _structural(plan: Plan) -> Plan:
     return replace(plan, adapter=None, eval_accumulation_steps=min(plan.eval_accumulation_steps, MOST_DISTINCT))
 
 
-def _buffers(facts: ModelFacts, plan: Plan) -> Iterator[Tensor]:
-    """What lives between steps and belongs to no part."""
-    buffers = tuple(parts_of(facts.kind.wiring).buffers(facts))
-    yield from buffers
-    if plan.weight_ema:
-        yield from map(averaged, buffers)
-    if uses_grad_scaler(plan):
-        yield from HELD
-    if plan.optimizer in BITSANDBYTES:
-        yield from QUANTISATION_MAPS
-
-
-def _count_trained(runs: tuple[Run, ...], plan: Plan) -> None:
-    """Give the runs' sizes what depends on all trained parameters: how many gradients are clipped and by how many
+def _count_trained(step: Outline, sizes: tuple[Sizes, ...], plan: Plan) -> None:
+    """Give `sizes` what depends on all trained parameters: how many gradients are clipped and by how many
     chunks, and whether any is large enough for 8-bit states."""
     if plan.max_grad_norm is None and plan.optimizer not in BITSANDBYTES:
         return
     counts: dict[str, int] = {}
-    trained = [(tensor.dtype, run.count, run.sizes[tensor.shape]) for run in runs for tensor in run.part.trained]
+    trained = [
+        (tensor.dtype, place.count, sizes[place.group][tensor.shape])
+        for place in step.places
+        for tensor in place.part.trained
+    ]
     if plan.max_grad_norm is not None:
         counts[NUM_GRADIENTS] = sum(count for _, count, _ in trained)
         for dtype in {dtype for dtype, _, _ in trained}:
@@ -138,23 +127,8 @@ def _count_trained(runs: tuple[Run, ...], plan: Plan) -> None:
             counts[norm_chunks(dtype)] = chunks * sum(count for count, _ in same)
     if plan.optimizer in BITSANDBYTES:
         counts[CODES] = NUM_CODES if max(numel for _, _, numel in trained) >= SMALLEST_8BIT else 0
-    for run in runs:
-        run.sizes.update(counts)
-
-
-def _runs(built: Step, sections: list[tuple[Unit, int]], common: dict[str, int], plan: Plan) -> Iterator[Run]:
-    """The step's parts with their counts and sizes. Embedding and head know the sizes of the layer beside them."""
-    embedding, *layers, head = built.parts
-    kinds = [unit[0][0] for unit, _ in sections]
-    sizes = {
-        layer: Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan)) for layer in dict.fromkeys(kinds)
-    }
-    yield Run(embedding, 1, sizes[kinds[0]])
-    done = 0
-    for part, layer, (_, count) in zip(layers, kinds, sections, strict=True):
-        yield Run(part, count, sizes[layer], first_layer=done)
-        done += count * part.num_layers
-    yield Run(head, 1, sizes[kinds[-1]])
+    for each in sizes:
+        each.update(counts)
 
 
 def _layer_sections(architecture: Architecture, plan: Plan) -> Iterator[tuple[Unit, int]]:

@@ -13,7 +13,7 @@ from .dtype import DType
 from .ledger import Kind
 from .memory import StepMemory
 from .optimizers import optimizer_of
-from .parts import Sum, checkpointed
+from .parts import checkpointed
 from .scenario import Optimizer
 from .sizes import Counts, Sizes
 
@@ -42,8 +42,8 @@ def checkpoint_bytes(step: StepMemory) -> dict[str, int]:
 
 def _held(step: StepMemory) -> Iterator[tuple[tuple[Kind, bool], Counts, Sizes]]:
     """What both dictionaries hold on the GPU."""
-    for name, by_size in step.merged[Sum.CHECKPOINTED].items():
-        yield from ((name, counts, sizes) for counts, sizes in zip(by_size, step.sizes, strict=True))
+    for name, by_group in step.outline.checkpointed.items():
+        yield from ((name, counts, step.sizes[group]) for group, counts in by_group)
     yield from ((name, counts, step.sizes[0]) for name, counts in checkpointed(step.buffers).items())
 
 

@@ -425,7 +425,7 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
     forward, backward, recompute, needed, core = (
         FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_causal")
     )
-    layer, length, keys = step.runs[1], step.sizes[0]["S"], step.sizes[0]["S+T"]
+    layer, length, keys = step.layers[0], step.sizes[0]["S"], step.sizes[0]["S+T"]
     return Flops(
         forward=k * forward,
         backward=k * backward,
@@ -436,7 +436,7 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
         elementwise=k * done["elementwise"],
         model_flops_per_token=(needed + core) // tokens,
         model_flops_per_token_causal=(needed + causal_flops(core, length, keys - length)) // tokens,
-        attention=attention_flops(layer.part.attention, layer.sizes),
+        attention=attention_flops(layer.part.attention, step.tables[layer.group]),
     )
 
 

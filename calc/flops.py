@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .ledger import Component, Product, Row, Shape
 from .lifetimes import Lifetimes
-from .sizes import Counts, Sizes, counted, weighted
+from .sizes import Counts, Table, Total, counted, weighted
 
 FLOPS_PER_PRODUCT = 2
 """A multiplication and an addition, of each of batch·m·n·k."""
@@ -61,11 +61,6 @@ def _counts(times: dict[Product, int]) -> Counts:
     return counted(product.shape for product, count in times.items() for _ in range(count))
 
 
-def total_flops(counts: Counts, sizes: Sizes) -> int:
-    """FLOPs of products: 2·batch·m·n·k each."""
-    return FLOPS_PER_PRODUCT * counts.summed(sizes)
-
-
 def causal_flops(core_flops: int, length: int, num_prefix_tokens: int = 0) -> int:
     """`core_flops` of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on
     average, and all of a prefix."""
@@ -87,38 +82,49 @@ class AttentionFlops(NamedTuple):
 class AttentionProducts(NamedTuple):
     """The products of one layer's attention, by part, adapters left out."""
 
-    qkv_projection: Counts
-    scores: Counts
-    scores_shape: Shape
-    values: Counts
-    output_projection: Counts
+    qkv_projection: Total
+    scores: Total
+    elements: Total
+    """Of the scores."""
+    values: Total
+    output_projection: Total
+
+    @property
+    def numbers(self) -> set[int]:
+        """Those of all their shapes."""
+        return {number for part in self for number in part.numbers}
 
 
 def attention_products(rows: Iterable[Row]) -> AttentionProducts:
     """The parts of the attention that `rows` hold."""
-    before: Counter[Product] = Counter()
+    before: list[Product] = []
     core: list[Product] = []
-    after: Counter[Product] = Counter()
+    after: list[Product] = []
     for row in rows:
         if row.component is Component.ATTENTION:
             core += (product for product in row.products if product.batch)
-            (after if core else before).update(product for product in row.products if not product.batch)
+            (after if core else before).extend(product for product in row.products if not product.batch)
     return AttentionProducts(
-        qkv_projection=_counts(before),
-        scores=_counts(Counter(core[:1])),
-        scores_shape=(*core[0].batch, *core[0].m, *core[0].n),
-        values=_counts(Counter(core[1:])),
-        output_projection=_counts(after),
+        qkv_projection=_total(before),
+        scores=_total(core[:1]),
+        elements=Total({(*core[0].batch, *core[0].m, *core[0].n): 1}),
+        values=_total(core[1:]),
+        output_projection=_total(after),
     )
 
 
-def attention_flops(parts: AttentionProducts, sizes: Sizes) -> AttentionFlops:
+def _total(products: Iterable[Product]) -> Total:
+    return Total(Counter(product.shape for product in products))
+
+
+def attention_flops(parts: AttentionProducts, table: Table) -> AttentionFlops:
     """FLOPs of each part."""
+    elements = parts.elements.of(table)
     return AttentionFlops(
-        qkv_projection=total_flops(parts.qkv_projection, sizes),
-        scores=total_flops(parts.scores, sizes),
-        scaling=SCALING_FLOPS * sizes[parts.scores_shape],
-        softmax=SOFTMAX_FLOPS * sizes[parts.scores_shape],
-        values=total_flops(parts.values, sizes),
-        output_projection=total_flops(parts.output_projection, sizes),
+        qkv_projection=FLOPS_PER_PRODUCT * parts.qkv_projection.of(table),
+        scores=FLOPS_PER_PRODUCT * parts.scores.of(table),
+        scaling=SCALING_FLOPS * elements,
+        softmax=SOFTMAX_FLOPS * elements,
+        values=FLOPS_PER_PRODUCT * parts.values.of(table),
+        output_projection=FLOPS_PER_PRODUCT * parts.output_projection.of(table),
     )

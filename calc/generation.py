@@ -12,17 +12,18 @@ logits. The first of them may hold more where a window has cut the prompt off, b
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from .dtype import DType
 from .ledger import Kind, Section, Tensor
-from .memory import StepMemory, Structure
+from .memory import StepMemory
+from .outline import Outline
 from .plan import Plan
-from .sizes import Sizes
+from .sizes import Measures, Sizes, storage_bytes
 from .step import KEPT_STRUCTURES
-from .timeline import Phase, Program, Stretch, Surplus, Timeline, timeline
+from .timeline import Course, Phase, Program, Stretch, Surplus, Timeline, timeline
 
 TOKEN = Tensor("token", ("B", 1), DType.INT64, Kind.INPUTS)
 """The last one generated, of each sequence."""
@@ -59,13 +60,13 @@ class Generation:
 
     @cached_property
     def sizes(self) -> list[Sizes]:
-        """The different sizes of the passes' runs."""
+        """The different sizes of the passes."""
         return [sizes for each in self.passes for sizes in each.sizes]
 
     @property
-    def structure(self) -> Structure:
+    def structure(self) -> object:
         """All that the counts of its tensors depend on beside sizes."""
-        return tuple(item for each in self.passes for item in each.structure)
+        return tuple(each.outline for each in self.passes)
 
     @cached_property
     def origins(self) -> Mapping[str, str]:
@@ -82,39 +83,51 @@ class Generation:
 
     @cached_property
     def timeline(self) -> Timeline:
-        return timeline(sum(self.persistent_bytes.values()), list(self._stretches()))
+        course, measures = _course(*(each.outline for each in self.passes))
+        tables = [each.table(sizes) for each, sizes in zip(measures, self.sizes, strict=True)]
+        return timeline(sum(self.persistent_bytes.values()), course, tables)
 
     @cached_property
     def cache_bytes(self) -> int:
         """Keys and values of prompt and output, all sequences, all layers."""
         last = self.passes[-1]
-        held = (run.part.outputs_end.running_bytes(run.sizes)[-1] * run.count for run in last.runs)
-        return -sum(held)
-
-    def _stretches(self) -> Iterator[Stretch]:
-        yield from self.prefill.forward(Phase.PREFILL)
-        if self.decode is not None:
-            yield from self._tokens_between(self.decode)
-            yield from self.decode.forward(Phase.DECODE)
-
-    def _tokens_between(self, decode: StepMemory) -> Iterator[Stretch]:
-        """The prompt's logits are dropped, and the cache has grown to all tokens but the last."""
-        ends, sizes = self.prefill.runs[-1].sizes, decode.runs[0].sizes
-        yield _between(Program([(self.prefill.step.output, False)]), ends)
-        for run in self.prefill.layers:
-            yield _between(run.part.outputs_end, run.sizes, run.count)
-        for run in decode.layers:
-            yield _between(_found(run.part.section), run.sizes, run.count * run.part.num_layers)
-        yield _between(Program([(TOKEN, True)]), sizes)
+        return sum(
+            place.count * freed * -storage_bytes(tensor, last.sizes[place.group])
+            for place in last.outline.places
+            for tensor, freed in place.part.outputs_end.net.items()
+        )
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
+def _course(prefill: Outline, decode: Outline | None = None) -> tuple[Course, list[Measures]]:
+    """The stretches of a generation, and what is summed with each of its sizes: those of the prompt's pass, then those
+    of the last token's."""
+    stretches, num_sizes = [*prefill.course.stretches], prefill.num_sizes
+    if decode is not None:
+        last = [replace(each, group=num_sizes + each.group) for each in decode.forward(Phase.DECODE)]
+        stretches += [*_tokens_between(prefill, decode), *last]
+        num_sizes += decode.num_sizes
+    course = Course(tuple(stretches))
+    return course, [Measures(course.numbers(group)) for group in range(num_sizes)]
+
+
+def _tokens_between(prefill: Outline, decode: Outline) -> Iterator[Stretch]:
+    """The prompt's logits are dropped, and the cache has grown to all tokens but the last."""
+    yield _between(Program([(prefill.step.output, False)]), prefill.places[-1].group)
+    for place in prefill.layers:
+        yield _between(place.part.outputs_end, place.group, place.count)
+    for place in decode.layers:
+        num_layers = place.count * place.part.num_layers
+        yield _between(_found(place.part.section), prefill.num_sizes + place.group, num_layers)
+    yield _between(Program([(TOKEN, True)]), prefill.num_sizes + decode.places[0].group)
+
+
 def _found(layer: Section) -> Program:
     """What a layer finds in its cache comes into being."""
     return Program([(each.tensor, True) for each in layer.lent])
 
 
-def _between(program: Program, sizes: Sizes, count: int = 1) -> Stretch:
+def _between(program: Program, group: int, count: int = 1) -> Stretch:
     return Stretch(
-        phase=Phase.DECODE, label="tokens between", program=program, sizes=sizes, count=count, is_drawn=False
+        phase=Phase.DECODE, label="tokens between", program=program, group=group, count=count, is_drawn=False
     )

@@ -145,10 +145,7 @@ MOST_KNOWN = 512
 def _counts(memory: StepMemory | Generation, library: str) -> list[Count]:
     """How many there are of each tensor follows from the ledger, its runs and the place of the peak, not from sizes: of
     steps that differ in sizes alone it is counted once."""
-    timeline = memory.timeline
-    peak = timeline.peak
-    place = (timeline.spans.index(peak), peak.peak_part, peak.num_events_to_peak, len(timeline.spans))
-    key = (memory.structure, place, library)
+    key = (memory.structure, memory.timeline.peak_moment, library)
     counts = _KNOWN.get(key)  # not looked up twice: another thread may clear it in between
     if counts is None:
         if len(_KNOWN) >= MOST_KNOWN:
@@ -158,23 +155,22 @@ def _counts(memory: StepMemory | Generation, library: str) -> list[Count]:
 
 
 def _counted(memory: StepMemory | Generation, library: str) -> Iterator[Count]:
-    group_of = {id(sizes): group for group, sizes in enumerate(memory.sizes)}
     persistent = list(memory.persistent())
     total = _by_sizes([*persistent, *_kept(memory)])
     at_peak = _by_sizes([*persistent, *memory.timeline.up_to_peak()])
-    for key, of_total in total.items():
-        of_peak = at_peak[key]
+    for group, of_total in total.items():
+        of_peak = at_peak[group]
         for tensor in of_total | of_peak:
             if of_total[tensor] or of_peak[tensor]:
                 description = _described(tensor, library, memory.origins.get(tensor.name))
-                yield description, group_of[key], of_total[tensor], of_peak[tensor]
+                yield description, group, of_total[tensor], of_peak[tensor]
 
 
 def _by_sizes(surpluses: Iterable[Surplus]) -> dict[int, defaultdict[Tensor, int]]:
     """The tensors counted, apart for each set of sizes."""
     sums: dict[int, defaultdict[Tensor, int]] = defaultdict(lambda: defaultdict(int))
-    for sizes, surplus, times in surpluses:
-        counts = sums[id(sizes)]
+    for group, surplus, times in surpluses:
+        counts = sums[group]
         for tensor, count in surplus.items():
             counts[tensor] += count * times
     return sums
@@ -182,10 +178,10 @@ def _by_sizes(surpluses: Iterable[Surplus]) -> dict[int, defaultdict[Tensor, int
 
 def _kept(memory: StepMemory | Generation) -> Iterator[Surplus]:
     """What forward leaves for backward, or for the tokens to come."""
-    for span in memory.timeline.spans:
-        if span.stretch.phase not in {Phase.FORWARD, Phase.PREFILL, Phase.DECODE}:
+    for stretch in memory.timeline.course.stretches:
+        if stretch.phase not in {Phase.FORWARD, Phase.PREFILL, Phase.DECODE}:
             return
-        yield span.stretch.sizes, span.stretch.program.net, span.stretch.count
+        yield stretch.group, stretch.program.net, stretch.count
 
 
 def _described(tensor: Tensor, library: str, place: str | None) -> Description:

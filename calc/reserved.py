@@ -74,7 +74,7 @@ class _Process:
     """Bytes of those that are still to be made."""
     blocks: dict[Tensor, list[Block]] = field(default_factory=lambda: defaultdict(list))
     prepared: dict[tuple[Program, int], list[Operation]] = field(default_factory=dict)
-    """By the program and the identity of its sizes: all equal layers share one."""
+    """By the program and its sizes: all equal layers share one."""
 
     def run(self) -> Reserved:
         step, plan = self.step, self.step.plan
@@ -99,9 +99,10 @@ class _Process:
                     self.allocator.malloc(nbytes)
 
     def _training_step(self, passes: tuple[Pass, ...], *, gradients_exist: bool) -> None:
-        self._run(self.step.micro_batch(later=gradients_exist))
-        self._repeat(list(self.step.micro_batch(later=True)), self.step.workload.gradient_accumulation_steps - 1)
-        self._run(self.step.optimizer_phase(passes))
+        outline = self.step.outline
+        self._run(outline.micro_batch(later=gradients_exist))
+        self._repeat(list(outline.micro_batch(later=True)), self.step.workload.gradient_accumulation_steps - 1)
+        self._run(outline.optimizer_phase(passes))
 
     def _repeat(self, micro_batch: list[Stretch], times: int) -> None:
         """A micro-batch that leaves everything as it was would do so again and again."""
@@ -120,7 +121,7 @@ class _Process:
 
     def _run(self, stretches: Iterable[Stretch]) -> None:
         for stretch in stretches:
-            operations = self._operations(stretch.program, stretch.sizes)
+            operations = self._operations(stretch.program, stretch.group)
             count = stretch.count
             if stretch.phase in self.workspaces and (first := _first_product(stretch.program, self.step.step.parts)):
                 self._apply(operations[:first])
@@ -138,9 +139,9 @@ class _Process:
             else:
                 blocks.append(malloc(nbytes))
 
-    def _operations(self, program: Program, sizes: Sizes) -> list[Operation]:
+    def _operations(self, program: Program, group: int) -> list[Operation]:
         """The events of `program`; what lives outside the allocator (paged states) has no bytes here."""
-        key = program, id(sizes)
+        key, sizes = (program, group), self.step.sizes[group]
         if key not in self.prepared:
             self.prepared[key] = [
                 (self.blocks[tensor], nbytes if sign > 0 else FREE)
@@ -156,7 +157,7 @@ def _persistent(step: StepMemory, kind: Kind) -> Iterator[int]:
         yield from [_nbytes(tensor, run.sizes) for tensor in run.part.persistent if tensor.kind is kind] * run.count
     for tensor in (*step.buffers, *step.inputs):
         if tensor.kind is kind:
-            yield _nbytes(tensor, step.runs[0].sizes)
+            yield _nbytes(tensor, step.sizes[0])
 
 
 def _nbytes(tensor: Tensor, sizes: Sizes) -> int:

@@ -1,12 +1,12 @@
 """What the ledger's symbols stand for in one step."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
-from functools import cache, cached_property
+from functools import cache
 from itertools import count
 from math import prod
-from operator import mul
+from operator import itemgetter, mul, neg
 from typing import Any, NamedTuple
 
 from .dimensions import Derived
@@ -24,11 +24,7 @@ class Sizes(dict[Any, int]):
 
     def __missing__(self, key: Any) -> int:
         if isinstance(key, tuple):
-            if key and isinstance(key[0], tuple):
-                shape, itemsize = key
-                value = -(-self[shape] * itemsize // ALLOCATION_UNIT_BYTES) * ALLOCATION_UNIT_BYTES
-            else:
-                value = prod(map(self.__getitem__, key))
+            value = _allocated(self[key[0]] * key[1]) if _is_storage(key) else prod(map(self.__getitem__, key))
         elif isinstance(key, int):
             value = key
         elif isinstance(key, Derived):
@@ -38,23 +34,13 @@ class Sizes(dict[Any, int]):
         self[key] = value
         return value
 
-    @cached_property
-    def changes(self) -> "Changes":
-        """What allocating a storage adds, by the number of its class; by the negative number what freeing it adds."""
-        return Changes(self)
+
+def _is_storage(key: Shape | StorageClass) -> bool:
+    return bool(key) and isinstance(key[0], tuple)
 
 
-class Changes(dict[int, int]):
-    """Each computed once."""
-
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__()
-        self.sizes = sizes
-
-    def __missing__(self, step: int) -> int:
-        nbytes = self.sizes[_CLASSES[abs(step)]]
-        self[step] = value = nbytes if step > 0 else -nbytes
-        return value
+def _allocated(nbytes: int | Fraction) -> int:
+    return -(-nbytes // ALLOCATION_UNIT_BYTES) * ALLOCATION_UNIT_BYTES
 
 
 class Counts(NamedTuple):
@@ -62,10 +48,6 @@ class Counts(NamedTuple):
 
     keys: tuple[Any, ...]
     times: tuple[int, ...]
-
-    def summed(self, sizes: Sizes) -> int:
-        """The elements of all shapes, or the bytes of all storages, each as often as it counts."""
-        return sum(map(mul, map(sizes.__getitem__, self.keys), self.times))
 
 
 def counted(keys: Iterable[Any]) -> Counts:
@@ -82,19 +64,64 @@ def storage_class(tensor: Tensor) -> StorageClass:
     return tensor.shape, tensor.dtype.itemsize
 
 
-_NUMBERS = count(1)
-_CLASSES: dict[int, StorageClass] = {}
-
-
-@cache
-def storage_number(storage: StorageClass) -> int:
-    """The number of a storage class, from 1 on: a step's events are summed by the thousand, and integers are looked up
-    faster than shapes. Shapes are of symbols, so there are some hundred."""
-    number = next(_NUMBERS)
-    _CLASSES[number] = storage
-    return number
-
-
 def storage_bytes(tensor: Tensor, sizes: Sizes) -> int:
     """Bytes the allocator hands out for `tensor`."""
     return sizes[storage_class(tensor)]
+
+
+# ---- The same by numbers: a step sums a thousand of them, and integers are looked up faster than shapes
+
+Table = dict[int, int]
+"""By the number of a shape its elements, by that of a storage class its bytes; by the negative number the same below
+zero."""
+
+_NUMBERS = count(1)
+_KEYS: dict[int, Shape | StorageClass] = {}
+
+
+@cache
+def number_of(key: Shape | StorageClass) -> int:
+    """The number of a shape or storage class, from 1 on. Shapes are of symbols, so there are some hundred."""
+    number = next(_NUMBERS)
+    _KEYS[number] = key
+    return number
+
+
+def picker(keys: Sequence[Any]) -> Callable[[Mapping[Any, int]], tuple[int, ...]]:
+    """`itemgetter`, which gives a tuple for any number of keys."""
+    return itemgetter(*keys) if len(keys) > 1 else lambda table: tuple([table[key] for key in keys])
+
+
+class Measures:
+    """Shapes and storage classes, prepared for being computed together with many sizes."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        keys = [_KEYS[number] for number in numbers]
+        storages: list[Any] = [key for key in keys if _is_storage(key)]
+        shapes = dict.fromkeys([*(key for key in keys if not _is_storage(key)), *(shape for shape, _ in storages)])
+        places = {shape: place for place, shape in enumerate(shapes)}
+        self._dimensions = [picker(shape) for shape in shapes]
+        self._storages = [(places[shape], itemsize) for shape, itemsize in storages]
+        self._numbers = [*map(number_of, shapes), *map(number_of, storages)]
+        self._negative = [-number for number in self._numbers]
+
+    def table(self, sizes: Sizes) -> Table:
+        """What they come to with `sizes`."""
+        elements = [prod(dimensions(sizes)) for dimensions in self._dimensions]
+        amounts = [*elements, *[_allocated(elements[place] * itemsize) for place, itemsize in self._storages]]
+        table = dict(zip(self._numbers, amounts, strict=True))
+        table.update(zip(self._negative, map(neg, amounts), strict=True))
+        return table
+
+
+class Total:
+    """A sum over shapes or storage classes, prepared for being computed with many sizes."""
+
+    def __init__(self, counts: Mapping[Any, int]) -> None:
+        self.numbers = tuple(map(number_of, counts))
+        self._times = tuple(counts.values())
+        self._pick = picker(self.numbers)
+
+    def of(self, table: Table) -> int:
+        """The elements of all shapes, or the bytes of all storages, each as often as it counts."""
+        return sum(map(mul, self._pick(table), self._times))

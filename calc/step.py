@@ -4,28 +4,27 @@ What a step's ledger looks like depends on facts (kinds, types, choices), not on
 set of facts and kept.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
 from .adapters.freezing import frozen_section, with_frozen
 from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .evaluation import Batches, batches, without_gradients
-from .grad_scaler import uses_grad_scaler
+from .grad_scaler import HELD, uses_grad_scaler
 from .ledger import Kind, Row, Section, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import NEXT, CacheEnd, Context, Event, Needs, gradient_of, needs
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
-from .optimizers import averaged, kept_between_steps
-from .parts import Part, Piece, Pieces, Sum, piece
-from .plan import Plan
+from .optimizers import QUANTISATION_MAPS, averaged, kept_between_steps
+from .parts import Part, Piece, Pieces, piece
+from .plan import BITSANDBYTES, Plan
 from .recomputation import Repeated, makes_leaves, recomputed
 from .scenario import AdapterKind, Task
-from .sizes import Counts, StorageClass, storage_class, weighted
+from .sizes import StorageClass, storage_class
 from .timeline import Program
 from .wirings import parts_of
 
@@ -53,6 +52,8 @@ class Step:
     """The parts of a step in the order of forward: embedding, layers, head."""
 
     wiring: Wiring
+    plan: Plan
+    """Without what only sizes depend on."""
     parts: tuple[Part, ...]
     output: Tensor
     """Of the last part: the loss, or in generation the logits."""
@@ -70,6 +71,8 @@ class Step:
     """Of an evaluation: what is around its forward passes."""
     saved_by_several: tuple[StorageClass, ...]
     """What saved-tensor hooks see once, though several parts keep it and none of them alone makes it its own."""
+    buffers: tuple[Tensor, ...]
+    """What lives between steps and belongs to no part."""
 
     @cached_property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -91,26 +94,6 @@ class Step:
         return origins
 
 
-Layout = tuple[tuple[int, int], ...]
-"""Per part how often it is there, and which of the step's different sizes it has."""
-
-
-@lru_cache(maxsize=KEPT_STRUCTURES)
-def merged(step: Step, layout: Layout) -> Mapping[Sum, Mapping[Any, tuple[Counts, ...]]]:
-    """The sums of all parts: for each of the different sizes one Counts. They depend on no size."""
-    num_sizes = len({which for _, which in layout})
-    sums: dict[Sum, dict[Any, list[Counter]]] = {each: {} for each in Sum}
-    for part, (count, which) in zip(step.parts, layout, strict=True):
-        for each, named in part.counts.items():
-            for name, counts in named.items():
-                whole = sums[each].setdefault(name, [Counter() for _ in range(num_sizes)])[which]
-                for key, times in zip(*counts, strict=True):
-                    whole[key] += count * times
-    return {
-        each: {name: tuple(map(weighted, by_size)) for name, by_size in named.items()} for each, named in sums.items()
-    }
-
-
 @lru_cache(maxsize=KEPT_STRUCTURES)
 def step(facts: StepFacts) -> Step:
     """The step that `facts` describe."""
@@ -125,6 +108,7 @@ def step(facts: StepFacts) -> Step:
     shared = frozenset[Tensor]().union(*(each.life.saved_from_outside for each in pieces)) - pieces[0].life.saved
     return Step(
         wiring=facts.model.kind.wiring,
+        plan=facts.plan,
         parts=parts,
         output=pieces[-1].section.output,
         cache_end=facts.model.cache_end,
@@ -135,7 +119,19 @@ def step(facts: StepFacts) -> Step:
         optimizer=optimizer_step([part.trained for part in parts], [part.in_layer for part in parts], facts.plan),
         batches=_batches(pieces[-1].section, facts.plan) if facts.plan.task is Task.EVALUATION else None,
         saved_by_several=tuple(map(storage_class, shared)),
+        buffers=tuple(_buffers(facts)),
     )
+
+
+def _buffers(facts: StepFacts) -> Iterator[Tensor]:
+    buffers = tuple(parts_of(facts.model.kind.wiring).buffers(facts.model))
+    yield from buffers
+    if facts.plan.weight_ema:
+        yield from map(averaged, buffers)
+    if uses_grad_scaler(facts.plan):
+        yield from HELD
+    if facts.plan.optimizer in BITSANDBYTES:
+        yield from QUANTISATION_MAPS
 
 
 def _is_regularised(facts: StepFacts) -> bool:

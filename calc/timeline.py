@@ -1,24 +1,23 @@
-"""Memory through one step: the events of all sections in order, with real sizes.
+"""Memory through one step: the events of all sections in order, then with real sizes.
 
 A section's events are the same for each of its `count` parts, so a part is summed once and the parts follow by
-arithmetic; the work does not grow
-with the number of layers.
+arithmetic; the work does not grow with the number of layers.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 from itertools import accumulate
-from operator import attrgetter
+from typing import NamedTuple
 
 from .ledger import Kind, Tensor
 from .lifetimes import Event
-from .sizes import Sizes, StorageClass, storage_class, storage_number
+from .sizes import Table, Total, number_of, picker, storage_class
 
-Surplus = tuple[Sizes, dict[Tensor, int], int]
-"""Sizes, tensors with a count each, and how many times that."""
+Surplus = tuple[int, Mapping[Tensor, int], int]
+"""Which of the step's different sizes, tensors with a count each, and how many times that."""
 
 
 class Phase(StrEnum):
@@ -39,7 +38,7 @@ class Program:
 
     def __init__(self, events: Sequence[Event]) -> None:
         self.tensors = tuple([tensor for tensor, _ in events])
-        numbers = map(storage_number, map(storage_class, self.tensors))
+        numbers = map(number_of, map(storage_class, self.tensors))
         self.steps = tuple([number if made else -number for number, (_, made) in zip(numbers, events, strict=True)])
 
     @classmethod
@@ -64,28 +63,18 @@ class Program:
         return _surplus(self.tensors, self.steps)
 
     @cached_property
-    def _net_by_kind(self) -> tuple[tuple[tuple[Kind, StorageClass], int], ...]:
-        """The same by kind and storage class."""
-        counts: Counter[tuple[Kind, StorageClass]] = Counter()
-        for tensor, count in self.net.items():
-            counts[tensor.kind, storage_class(tensor)] += count
-        return tuple((key, count) for key, count in counts.items() if count)
+    def numbers(self) -> frozenset[int]:
+        """Those of its tensors' storage classes."""
+        return frozenset(map(abs, self.steps))
 
-    def running_bytes(self, sizes: Sizes) -> list[int]:
+    @cached_property
+    def changes(self) -> Callable[[Table], tuple[int, ...]]:
+        """The change in allocated bytes by each event."""
+        return picker(self.steps)
+
+    def running_bytes(self, table: Table) -> list[int]:
         """The change in allocated bytes after each event; [0] where there is none."""
-        if not self.steps:
-            return [0]
-        return list(accumulate(map(sizes.changes.__getitem__, self.steps)))
-
-    def add_by_kind(self, totals: dict[Kind, int], sizes: Sizes, times: int = 1) -> None:
-        """Add what the whole program leaves behind, `times` times."""
-        for (kind, storage), count in self._net_by_kind:
-            totals[kind] += sizes[storage] * count * times
-
-    def add_first_by_kind(self, totals: dict[Kind, int], sizes: Sizes, num_events: int) -> None:
-        """Add what the first `num_events` events leave behind."""
-        for tensor, step in zip(self.tensors[:num_events], self.steps, strict=False):
-            totals[tensor.kind] += sizes.changes[step]
+        return list(accumulate(self.changes(table))) or [0]
 
 
 def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, int]:
@@ -96,15 +85,15 @@ def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, in
     return {tensor: count for tensor, count in surplus.items() if count}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Stretch:
-    """`count` equal programs, one after another, of one phase. Not frozen, as a step has dozens and each estimate makes
-    them anew."""
+    """`count` equal programs, one after another, of one phase."""
 
     phase: Phase
     label: str
     program: Program
-    sizes: Sizes
+    group: int = 0
+    """Which of the step's different sizes its tensors have."""
     count: int = 1
     first_layer: int | None = None
     """The index of the layer its first program belongs to, or begins with."""
@@ -119,8 +108,62 @@ class Stretch:
         return -self.num_layers if self.phase is Phase.BACKWARD else self.num_layers
 
 
-@dataclass(slots=True, eq=False)
-class Span:
+class Moment(NamedTuple):
+    """How far a step has come: so many stretches, parts of the next one, events of the next part."""
+
+    stretches: int
+    parts: int
+    events: int
+
+
+@dataclass(frozen=True, eq=False)
+class Course:
+    """Stretches in their order, whatever the sizes."""
+
+    stretches: tuple[Stretch, ...]
+
+    @cached_property
+    def phases(self) -> Mapping[Phase, Sequence[int]]:
+        """Those there are, in their order, and the numbers of each one's stretches."""
+        phases: dict[Phase, list[int]] = {}
+        for number, stretch in enumerate(self.stretches):
+            phases.setdefault(stretch.phase, []).append(number)
+        return phases
+
+    def numbers(self, group: int) -> frozenset[int]:
+        """Those of the storage classes of all tensors with one of the sizes."""
+        return frozenset[int]().union(*(each.program.numbers for each in self.stretches if each.group == group))
+
+    def alive(self, moment: Moment) -> Iterator[Surplus]:
+        """What has been allocated by `moment` and not freed."""
+        for stretch in self.stretches[: moment.stretches]:
+            yield stretch.group, stretch.program.net, stretch.count
+        last = self.stretches[moment.stretches]
+        tensors, steps = last.program.tensors[: moment.events], last.program.steps[: moment.events]
+        yield last.group, last.program.net, moment.parts
+        yield last.group, _surplus(tensors, steps), 1
+
+    def alive_by_kind(self, moment: Moment) -> Mapping[Kind, Sequence[tuple[int, Total]]]:
+        """The storages of the same; it depends on no size, and the peaks of most sizes are at one moment."""
+        if moment not in self._known:
+            self._known[moment] = _by_kind(self.alive(moment))
+        return self._known[moment]
+
+    @cached_property
+    def _known(self) -> dict[Moment, Mapping[Kind, Sequence[tuple[int, Total]]]]:
+        return {}
+
+
+def _by_kind(surpluses: Iterable[Surplus]) -> Mapping[Kind, Sequence[tuple[int, Total]]]:
+    """Their storages, apart for each of the sizes."""
+    counts: dict[Kind, dict[int, Counter]] = {}
+    for group, surplus, times in surpluses:
+        for tensor, count in surplus.items():
+            counts.setdefault(tensor.kind, {}).setdefault(group, Counter())[storage_class(tensor)] += count * times
+    return {kind: [(group, Total(each)) for group, each in by_group.items()] for kind, by_group in counts.items()}
+
+
+class Span(NamedTuple):
     """A stretch with its bytes."""
 
     stretch: Stretch
@@ -129,12 +172,11 @@ class Span:
     """What each part adds."""
     highest_bytes: int
     """How far the first part rises above the start."""
-    running: list[int]
-    peak_bytes: int = field(init=False)
-    """The highest point, the start included."""
 
-    def __post_init__(self) -> None:
-        self.peak_bytes = self.start_bytes + self.peak_part * self.net_bytes + self.highest_bytes
+    @property
+    def peak_bytes(self) -> int:
+        """The highest point, the start included."""
+        return self.start_bytes + self.peak_part * self.net_bytes + self.highest_bytes
 
     @property
     def end_bytes(self) -> int:
@@ -145,66 +187,78 @@ class Span:
         """Which part has the highest point: the last, where parts add up."""
         return self.stretch.count - 1 if self.net_bytes > 0 else 0
 
-    @property
-    def num_events_to_peak(self) -> int:
-        """How many events of the peak's part have happened at it."""
-        return self.running.index(self.highest_bytes) + 1 if self.highest_bytes else 0
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Timeline:
-    """The whole step: `base_bytes` persistent bytes, then the spans."""
+    """The whole step: `base_bytes` persistent bytes, then a span for each stretch."""
 
+    course: Course
+    tables: Sequence[Table]
+    """Of each of the step's different sizes."""
     base_bytes: int
     spans: tuple[Span, ...]
+    peaks: list[int]
+    """The highest point of each; 0 of one that is not drawn."""
 
     @cached_property
     def peak(self) -> Span:
         """The span with the highest point, the earliest of equals."""
-        return max([span for span in self.spans if span.stretch.is_drawn], key=attrgetter("peak_bytes"))
+        return self.spans[self.peak_moment.stretches]
+
+    @cached_property
+    def peak_bytes(self) -> int:
+        return max(self.peaks)
+
+    @cached_property
+    def peak_moment(self) -> Moment:
+        """The earliest of equals."""
+        index = self.peaks.index(self.peak_bytes)
+        span = self.spans[index]
+        if not span.highest_bytes:
+            return Moment(index, span.peak_part, 0)
+        running = span.stretch.program.running_bytes(self.tables[span.stretch.group])
+        return Moment(index, span.peak_part, running.index(span.highest_bytes) + 1)
+
+    @property
+    def end_bytes(self) -> int:
+        return self.spans[-1].end_bytes
+
+    def start_bytes(self, part: slice) -> int:
+        """Before `part` of its spans."""
+        return self.spans[part.start].start_bytes
 
     @property
     def phases(self) -> list[Phase]:
         """Those there are, in their order."""
-        return list(dict.fromkeys([span.stretch.phase for span in self.spans]))
+        return list(self.course.phases)
 
     def phase_peak_bytes(self, phase: Phase) -> int:
-        return max(span.peak_bytes for span in self.spans if span.stretch.phase is phase and span.stretch.is_drawn)
+        return max([self.peaks[number] for number in self.course.phases[phase]])
 
     def phase_end_bytes(self, phase: Phase) -> int:
-        return next(span.end_bytes for span in reversed(self.spans) if span.stretch.phase is phase)
+        return self.spans[self.course.phases[phase][-1]].end_bytes
 
     def peak_by_kind(self, persistent_bytes: Mapping[Kind, int]) -> dict[Kind, int]:
         """What persists, and what the step has allocated at its peak: the parts of the peak, which add up to it."""
         totals = dict.fromkeys(Kind, 0) | dict(persistent_bytes)
-        for span in self.spans:
-            stretch = span.stretch
-            if span is self.peak:
-                stretch.program.add_by_kind(totals, stretch.sizes, span.peak_part)
-                stretch.program.add_first_by_kind(totals, stretch.sizes, span.num_events_to_peak)
-                break
-            stretch.program.add_by_kind(totals, stretch.sizes, stretch.count)
+        for kind, alive in self.course.alive_by_kind(self.peak_moment).items():
+            totals[kind] += sum([total.of(self.tables[group]) for group, total in alive])
         return totals
 
     def up_to_peak(self) -> Iterator[Surplus]:
         """What the step has allocated by its peak and not freed."""
-        for span in self.spans:
-            stretch, program = span.stretch, span.stretch.program
-            if span is self.peak:
-                top = span.num_events_to_peak
-                yield stretch.sizes, program.net, span.peak_part
-                yield stretch.sizes, _surplus(program.tensors[:top], program.steps[:top]), 1
-                return
-            yield stretch.sizes, program.net, stretch.count
+        return self.course.alive(self.peak_moment)
 
 
-def timeline(base_bytes: int, stretches: Sequence[Stretch]) -> Timeline:
+def timeline(base_bytes: int, course: Course, tables: Sequence[Table]) -> Timeline:
     """Sum the stretches in their order, from `base_bytes` on."""
-    spans = []
+    spans, peaks = [], []
     level = base_bytes
-    for stretch in stretches:
-        running = stretch.program.running_bytes(stretch.sizes)
-        span = Span(stretch, level, running[-1], max(0, max(running)), running)
-        spans.append(span)
-        level = span.end_bytes
-    return Timeline(base_bytes, tuple(spans))
+    for stretch in course.stretches:
+        running = stretch.program.running_bytes(tables[stretch.group])
+        net, highest = running[-1], max(0, max(running))
+        spans.append(Span(stretch, level, net, highest))
+        grown = stretch.count * net
+        peaks.append(level + highest + (grown - net if net > 0 else 0) if stretch.is_drawn else 0)
+        level += grown
+    return Timeline(course, tables, base_bytes, tuple(spans), peaks)

@@ -19,8 +19,9 @@ from .flops import FLOPS_PER_PRODUCT, causal_flops
 from .ledger import Component, Dimension, Kind, Row, Section, Shape, Tensor
 from .memory import StepMemory
 from .operators import CORE_MODULE
+from .outline import Outline
 from .sizes import Sizes
-from .step import KEPT_STRUCTURES, Layout, Step
+from .step import KEPT_STRUCTURES
 
 LOOK_UPS = frozenset({"embedding", "index"})
 """They read as much of their first tensor as they write."""
@@ -132,8 +133,7 @@ def used_experts(sizes: Sizes) -> float:
 
 def forward_work(memory: StepMemory) -> list[Done]:
     """What one forward pass does: each different work, and how often."""
-    each_sizes = memory.sizes
-    return [_done(work, each_sizes[which], times) for work, which, times in step_work(memory.step, memory.layout)]
+    return [_done(work, memory.sizes[group], times) for work, group, times in different_work(memory.outline)]
 
 
 def _done(work: Work, sizes: Sizes, times: int) -> Done:
@@ -144,14 +144,14 @@ def _done(work: Work, sizes: Sizes, times: int) -> Done:
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
-def step_work(step: Step, layout: Layout) -> tuple[tuple[Work, int, int], ...]:
+def different_work(step: Outline) -> tuple[tuple[Work, int, int], ...]:
     """Each different work of a forward pass, which of the step's sizes it has, and how often it is done."""
     found: Counter[tuple[Work, int]] = Counter()
-    for part, (count, which) in zip(step.parts, layout, strict=True):
-        for piece, times in part.pieces:
+    for place in step.places:
+        for piece, times in place.part.pieces:
             for work in section_work(piece.section):
-                found[work, which] += times * count
-    return tuple((work, which, times) for (work, which), times in found.items())
+                found[work, place.group] += times * place.count
+    return tuple((work, group, times) for (work, group), times in found.items())
 
 
 def section_work(section: Section) -> Iterator[Work]:

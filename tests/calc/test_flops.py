@@ -2,11 +2,11 @@
 
 from calc.attention import SCORES_PRODUCT, VALUES_PRODUCT
 from calc.dtype import DType
-from calc.flops import causal_flops, products, total_flops
+from calc.flops import FLOPS_PER_PRODUCT, causal_flops, products
 from calc.ledger import Kind, Product, Region, Row, Section, Tensor
 from calc.lifetimes import Context, lifetimes
 from calc.primitives import matmul, scale, softmax
-from calc.sizes import Sizes, counted
+from calc.sizes import Counts, Sizes, counted
 
 SIZES = Sizes(B=3, S=5, H=7, F=11, N=2, D=13)
 PRODUCT = Product((), ("B", "S"), ("F",), ("H",))
@@ -15,13 +15,17 @@ X, A, Y = (Tensor(name, ("B", "S", "H"), DType.FP32) for name in "xay")
 W = Tensor("w", ("F", "H"), DType.FP32, Kind.PARAMETERS, trainable=True)
 
 
+def summed(counts: Counts) -> int:
+    return sum(times * SIZES[shape] for shape, times in zip(*counts, strict=True))
+
+
 def flops_of(*rows: Row, input_required: bool = True, checkpointed: bool = False) -> dict[str, int]:
     region = Region(start=0, stop=len(rows)) if checkpointed else None
     section = Section(name="section", rows=rows, input=X, output=Y, region=region)
     done = products(rows, lifetimes(section, Context(input_required=input_required)))
     names = ("forward", "backward", "recompute", "needed", "needed_causal")
-    return {name: total_flops(getattr(done, name), SIZES) for name in names} | {
-        "elementwise": done.elementwise.summed(SIZES)
+    return {name: FLOPS_PER_PRODUCT * summed(getattr(done, name)) for name in names} | {
+        "elementwise": summed(done.elementwise)
     }
 
 
@@ -63,6 +67,6 @@ def test_elementwise_operations() -> None:
 
 
 def test_half_of_a_causal_core() -> None:
-    core = total_flops(counted([SCORES_PRODUCT.shape, VALUES_PRODUCT.shape]), SIZES)
+    core = FLOPS_PER_PRODUCT * summed(counted([SCORES_PRODUCT.shape, VALUES_PRODUCT.shape]))
     attended = 5 * (5 + 1) // 2  # token i attends to i tokens
     assert causal_flops(core, 5) == 2 * (2 * 3 * 2 * attended * 13)

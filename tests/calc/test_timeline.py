@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from calc.dtype import DType
 from calc.ledger import Kind, Tensor
 from calc.lifetimes import Event
-from calc.sizes import Sizes, storage_bytes
-from calc.timeline import Phase, Program, Stretch, Timeline, timeline
+from calc.sizes import Measures, Sizes, storage_bytes
+from calc.timeline import Course, Phase, Program, Stretch, Timeline, timeline
 
 KIB = Tensor("kib", ("S",), DType.FP32)
 LARGE = Tensor("large", ("S", 4), DType.FP32, Kind.TEMPORARIES)
@@ -28,11 +28,12 @@ def freed(*tensors: Tensor) -> list[Event]:
 
 
 def stretch(events: list[Event], count: int = 1, phase: Phase = Phase.FORWARD) -> Stretch:
-    return Stretch(phase=phase, label="part", program=Program(events), sizes=SIZES, count=count)
+    return Stretch(phase=phase, label="part", program=Program(events), count=count)
 
 
 def summed(*stretches: Stretch, base_bytes: int = 0) -> Timeline:
-    return timeline(base_bytes, stretches)
+    course = Course(stretches)
+    return timeline(base_bytes, course, [Measures(course.numbers(0)).table(SIZES)])
 
 
 def test_storages_are_rounded_up() -> None:
@@ -53,8 +54,8 @@ def test_literal_dimensions_and_unknown_symbols() -> None:
 
 def test_running_bytes() -> None:
     program = Program([*kept(KIB, LARGE), *freed(KIB, LARGE)])
-    assert program.running_bytes(SIZES) == [1024, 5120, 4096, 0]
-    assert Program([]).running_bytes(SIZES) == [0]
+    assert program.running_bytes(Measures(program.numbers).table(SIZES)) == [1024, 5120, 4096, 0]
+    assert Program([]).running_bytes({}) == [0]
 
 
 def test_equal_shapes_are_one_class() -> None:
@@ -85,7 +86,15 @@ def test_parts_that_go_down() -> None:
 def test_the_base_is_a_peak_too() -> None:
     done = summed(stretch(freed(KIB)), base_bytes=2048)
     assert done.peak.peak_bytes == 2048
-    assert done.peak.num_events_to_peak == 0
+    assert done.peak_moment == (0, 0, 0)
+
+
+def test_a_phase_that_comes_again() -> None:
+    backward = stretch([*kept(HALF), *freed(KIB)], phase=Phase.BACKWARD)
+    done = summed(stretch(kept(KIB)), backward, stretch([*kept(KIB, LARGE), *freed(LARGE)]), backward)
+    assert done.phases == [Phase.FORWARD, Phase.BACKWARD]
+    assert done.phase_peak_bytes(Phase.FORWARD) == 512 + 1024 + 4096
+    assert (done.phase_end_bytes(Phase.FORWARD), done.phase_end_bytes(Phase.BACKWARD)) == (512 + 1024, 2 * 512)
 
 
 def test_the_earliest_of_equal_peaks() -> None:

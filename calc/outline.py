@@ -1,0 +1,263 @@
+"""How one step of a model goes: its stretches in their order, and the sums over all its parts.
+
+It depends on the step and on how many layers there are, not on sizes; so it is built once and kept, and an answer puts
+its sizes in (memory.py).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Any
+
+from .adapters.facts import REGULARISATION
+from .contexts import CacheEnd
+from .evaluation import Batches
+from .optimizer_step import Pass
+from .optimizers import gradients_persist
+from .parts import Part, Sum
+from .scenario import Task
+from .sizes import Counts, Measures, Total, storage_class, weighted
+from .step import KEPT_STRUCTURES, Step
+from .timeline import Course, Phase, Program, Stretch, Surplus
+
+NUM_FORWARD_STRETCHES = 2
+"""Of each place: its forward, and what autocast's cache gives back at the end of it."""
+
+Layout = tuple[tuple[int, int], ...]
+"""Per part how often it is there, and which of the step's different sizes it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`count` equal parts of the step."""
+
+    part: Part
+    count: int
+    group: int
+    """Which of the step's different sizes they have."""
+    first_layer: int | None = None
+    """The index of their first layer; None for embedding and head."""
+
+
+@dataclass(frozen=True, eq=False)
+class Outline:
+    step: Step
+    layout: Layout
+    accumulates: bool
+    """There are several micro-batches."""
+
+    @cached_property
+    def places(self) -> tuple[Place, ...]:
+        """The parts of the step in the order of forward: embedding, layers, head."""
+        (first, *layers, last), (embedding, *repeated, head) = self.step.parts, self.layout
+        counts = [count * part.num_layers for part, (count, _) in zip(layers, repeated, strict=True)]
+        begins = accumulate(counts, initial=0)
+        runs = [Place(part, *each, begin) for part, each, begin in zip(layers, repeated, begins, strict=False)]
+        return Place(first, *embedding), *runs, Place(last, *head)
+
+    @property
+    def layers(self) -> tuple[Place, ...]:
+        return self.places[1:-1]
+
+    # ---- Sums
+
+    def persistent(self) -> Iterator[Surplus]:
+        """Everything alive between steps."""
+        for place in self.places:
+            yield place.group, Counter(place.part.persistent), place.count
+        yield 0, Counter((*self.step.buffers, *self.step.inputs)), 1
+
+    @cached_property
+    def totals(self) -> Mapping[Sum, Mapping[Any, Sequence[tuple[int, Total]]]]:
+        """Each sum over all parts, by what it is told apart by; for each of the different sizes one Total."""
+        return {
+            which: {
+                name: [(group, Total(counts)) for group, counts in by_group.items()]
+                for name, by_group in self._counts(which).items()
+            }
+            for which in Sum
+            if which is not Sum.CHECKPOINTED
+        }
+
+    @cached_property
+    def checkpointed(self) -> Mapping[Any, Sequence[tuple[int, Counts]]]:
+        """Shapes and types in a checkpoint, by kind and whether they are trained."""
+        return {
+            name: [(group, weighted(counts)) for group, counts in by_group.items()]
+            for name, by_group in self._counts(Sum.CHECKPOINTED).items()
+        }
+
+    def _counts(self, which: Sum) -> Mapping[Any, Mapping[int, Counter]]:
+        sums: dict[Any, dict[int, Counter]] = {}
+
+        def add(name: Any, group: int, counts: Iterable[tuple[Any, int]], times: int = 1) -> None:
+            whole = sums.setdefault(name, {}).setdefault(group, Counter())
+            for key, count in counts:
+                whole[key] += count * times
+
+        for place in self.places:
+            for name, counts in place.part.counts[which].items():
+                add(name, place.group, zip(*counts, strict=True), place.count)
+        if which is Sum.PERSISTENT:
+            for tensor in (*self.step.buffers, *self.step.inputs):
+                add(tensor.kind, 0, [(storage_class(tensor), 1)])
+        if which is Sum.SAVED:
+            add(None, 0, [(storage, 1) for storage in self.step.saved_by_several])
+        return sums
+
+    @cached_property
+    def measures(self) -> tuple[Measures, ...]:
+        """For each of the different sizes all that is summed with it."""
+        courses = [self.course, self.first_update, *([self.before_first_update] if self.before_first_update else [])]
+        numbers = [set[int]().union(*(course.numbers(group) for course in courses)) for group in range(self.num_sizes)]
+        for by_name in self.totals.values():
+            for by_group in by_name.values():
+                for group, total in by_group:
+                    numbers[group].update(total.numbers)
+        numbers[self.layers[0].group].update(self.layers[0].part.attention.numbers)
+        return tuple(map(Measures, numbers))
+
+    @cached_property
+    def num_sizes(self) -> int:
+        """How many different sizes the step has."""
+        return 1 + max(group for _, group in self.layout)
+
+    # ---- Stretches
+
+    @cached_property
+    def course(self) -> Course:
+        """The steady step; of a generation one pass."""
+        return Course(tuple(self._stretches()))
+
+    @cached_property
+    def num_forward_stretches(self) -> int:
+        """Those of the first forward pass."""
+        return NUM_FORWARD_STRETCHES * len(self.places) + len(list(self._regularisation(Phase.FORWARD)))
+
+    @cached_property
+    def update(self) -> slice:
+        """The stretches of the optimizer's `step()` in the steady step."""
+        updating, ending = (
+            len(list(self.optimizer_phase(passes)))
+            for passes in (self.step.optimizer.update, self.step.optimizer.ending)
+        )
+        stop = len(self.course.stretches) - ending
+        return slice(stop - updating, stop)
+
+    @cached_property
+    def first_update(self) -> Course:
+        """`step()` when it makes its states."""
+        return Course(tuple(self.optimizer_phase(self.step.optimizer.first_update)))
+
+    @cached_property
+    def before_first_update(self) -> Course | None:
+        """What comes before, where it differs from all later steps: they find gradients of the step before."""
+        if not gradients_persist(self.step.plan):
+            return None
+        clipping = self.optimizer_phase(self.step.optimizer.clipping)
+        return Course((*self._micro_batches(gradients_exist=False), *clipping))
+
+    def _stretches(self) -> Iterator[Stretch]:
+        if self.step.plan.task is Task.INFERENCE:
+            yield from self.forward(Phase.PREFILL)
+        elif self.step.batches is not None:
+            yield from self._evaluation(self.step.batches)
+        else:
+            yield from self._micro_batches(gradients_exist=gradients_persist(self.step.plan))
+            yield from self.optimizer_phase(self.step.optimizer.steady)
+
+    def _micro_batches(self, *, gradients_exist: bool) -> Iterator[Stretch]:
+        """The first, and one that stands for all later."""
+        yield from self.micro_batch(later=gradients_exist)
+        if self.accumulates:
+            yield from self.micro_batch(later=True)
+
+    def micro_batch(self, *, later: bool) -> Iterator[Stretch]:
+        """Forward and backward; `later`: backward finds gradients and adds to them."""
+        places, last = self.places, self.places[-1].group
+        yield from self.forward(Phase.FORWARD)
+        yield from self._regularisation(Phase.FORWARD)
+        yield Stretch(Phase.BACKWARD, "loss", self.step.between, last)
+        yield from self._cache(CacheEnd.OUTPUTS_BEFORE_BACKWARD)
+        yield Stretch(Phase.BACKWARD, "loss", self.step.begin, last)
+        yield from self._regularisation(Phase.BACKWARD)
+        for place in reversed(places):
+            yield _stretch(Phase.BACKWARD, place, place.part.backward_later if later else place.part.backward)
+        yield from self._cache(CacheEnd.OUTPUTS_AFTER_BACKWARD)
+        yield Stretch(Phase.BACKWARD, "end", self.step.finish, last)
+        for place in places:
+            if place.part.graph_end.steps:
+                yield _stretch(Phase.BACKWARD, place, place.part.graph_end)
+
+    def forward(self, phase: Phase) -> Iterator[Stretch]:
+        """One forward pass."""
+        for place in self.places:
+            yield _stretch(phase, place, place.part.forward)
+        for place in self.places:
+            yield _stretch(phase, place, place.part.forward_end)
+
+    def _regularisation(self, phase: Phase) -> Iterator[Stretch]:
+        """What is added to the loss for each part's weights: after it in forward, before it in backward."""
+        around, group = self.step.regularisation, self.places[-1].group
+        if around is None:
+            return
+        regularised = [place for place in self.places if place.part.regularisation]
+        forward = phase is Phase.FORWARD
+        first, last = around[:2] if forward else around[2:]
+        yield Stretch(phase, REGULARISATION.name, first, group)
+        for place in regularised if forward else reversed(regularised):
+            program = place.part.regularised if forward else place.part.regularised_backward
+            yield Stretch(phase, REGULARISATION.name, program, place.group, place.count)
+        yield Stretch(phase, REGULARISATION.name, last, group)
+
+    def _evaluation(self, batches: Batches) -> Iterator[Stretch]:
+        """The first batch, and the last of those whose logits are kept."""
+        group = self.places[-1].group
+        yield from self.forward(Phase.FORWARD)
+        yield Stretch(Phase.FORWARD, "logits", batches.after_first, group)
+        if self.step.plan.eval_accumulation_steps > 1:
+            yield Stretch(Phase.FORWARD, "logits", batches.before_last, group)
+            yield from self.forward(Phase.FORWARD)
+            yield Stretch(Phase.FORWARD, "logits", batches.after_last, group)
+
+    def _cache(self, end: CacheEnd) -> Iterator[Stretch]:
+        """The end of the keys and values that the outputs hold."""
+        if self.step.cache_end is end:
+            for place in self.places:
+                if place.part.section.cached:
+                    yield _stretch(Phase.BACKWARD, place, place.part.outputs_end)
+
+    def optimizer_phase(self, passes: tuple[Pass, ...]) -> Iterator[Stretch]:
+        """Clipping, step(), the averaged weights, zero_grad()."""
+        for each in passes:
+            for place, (first, later) in zip(self.places, each.parts or [], strict=bool(each.parts)):
+                if first is later or place.count == 1:
+                    yield _stretch(Phase.OPTIMIZER, place, first)
+                else:
+                    yield _stretch(Phase.OPTIMIZER, replace(place, count=1), first)
+                    yield _stretch(Phase.OPTIMIZER, replace(place, count=place.count - 1), later)
+            if each.end is not None:
+                yield _stretch(Phase.OPTIMIZER, self.places[-1], each.end)
+
+
+def _stretch(phase: Phase, place: Place, program: Program) -> Stretch:
+    first = place.first_layer
+    if first is not None and phase is Phase.BACKWARD:
+        first += (place.count - 1) * place.part.num_layers
+    return Stretch(
+        phase=phase,
+        label=place.part.section.name,
+        program=program,
+        group=place.group,
+        count=place.count,
+        first_layer=first,
+        num_layers=place.part.num_layers,
+    )
+
+
+@lru_cache(maxsize=KEPT_STRUCTURES)
+def outline(step: Step, layout: Layout, *, accumulates: bool) -> Outline:
+    """The outline of `step` with as many parts as `layout` says."""
+    return Outline(step, layout, accumulates)
