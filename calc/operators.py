@@ -163,7 +163,7 @@ def embedding(weight: Tensor, indices: Tensor, out: Tensor) -> Row:
     Left out: cub's temporaries, which are gone before the sums are made (docs/cuda_kernels.md).
     """
     rows, *columns = weight.shape
-    look_up = partial(LookUpPart, indices.shape, (rows,), tuple(columns))
+    look_up = partial(LookUpPart, out.shape[:-1], (rows,), tuple(columns))
     in_backward = {
         "sorted indices": (look_up(LookUp.INDICES),),
         "where they were": (look_up(LookUp.INDICES),),

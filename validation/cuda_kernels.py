@@ -169,7 +169,18 @@ def hidden_workspace_bytes(func: Any, args: tuple[Any, ...]) -> list[list[int]]:
     """Bytes of each tensor that CUDA's kernel for `func` allocates inside and frees before it returns: lists of those
     alive together, one after the other."""
     hidden = HIDDEN.get(func)
-    return hidden(*args) if hidden is not None else []
+    copies = [args[index].nbytes for index in READ_IN_ORDER.get(func, ()) if not args[index].is_contiguous()]
+    copies += [args[index].nbytes for index in MULTIPLIED.get(func, ()) if not is_matrix_for_cublas(args[index])]
+    moments = hidden(*args) if hidden is not None else []
+    return [copies + moment for moment in moments] or ([copies] if copies else [])
+
+
+def is_matrix_for_cublas(x: torch.Tensor) -> bool:
+    """prepare_matrix_for_cublas and prepare_batch_matrix_for_cublas in Blas.cpp: rows or columns lie side by side."""
+    rows, columns = x.shape[-2:]
+    of_row, of_column = x.stride()[-2:]
+    by_rows, by_columns = of_column == 1 and of_row >= columns, of_row == 1 and of_column >= rows
+    return by_rows or by_columns or (x.is_contiguous() and of_row > 0 and of_column > 0)
 
 
 def in_flash_backward(
@@ -278,6 +289,24 @@ def in_foreach_norm(tensors: list[torch.Tensor], *rest: Any) -> list[list[int]]:
     return [[4 * len(tensors) * chunks]]
 
 
+READ_IN_ORDER = {
+    aten.native_layer_norm.default: (0,),
+    aten.native_layer_norm_backward.default: (0, 1),
+    aten._softmax.default: (0,),
+    aten._log_softmax.default: (0,),
+    aten._softmax_backward_data.default: (1,),
+    aten._log_softmax_backward_data.default: (0, 1),
+    aten.nll_loss_forward.default: (0, 1),
+    aten.nll_loss_backward.default: (1, 2),
+    aten.embedding_dense_backward.default: (0, 1),
+}
+"""Arguments that the kernels make contiguous (layer_norm_kernel.cu, SoftMax.cu, NLLLoss in Loss.cu, Embedding.cu)."""
+MULTIPLIED = {
+    aten.mm.default: (0, 1),
+    aten.addmm.default: (1, 2),
+    aten.bmm.default: (0, 1),
+    aten.baddbmm.default: (1, 2),
+}
 HIDDEN: dict[Any, Callable[..., list[list[int]]]] = {
     aten._scaled_dot_product_flash_attention_backward.default: in_flash_backward,
     aten._scaled_dot_product_efficient_attention.default: in_efficient_forward,

@@ -9,7 +9,7 @@ from calc.dtype import DType
 from calc.ledger import Component, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
-from calc.operators import Numerics, activation, dropped, embedding, linear, parameter, stamped
+from calc.operators import TOKENS, Numerics, activation, dropped, embedding, linear, parameter, stamped
 from calc.primitives import add, frame, like, view
 from calc.wirings import Parts
 
@@ -56,7 +56,7 @@ def embeddings_of(
         *counting,
         Row(name="gather", reads=(TYPE_IDS, position_ids), writes=(types,)),
         embedding(word_table, INPUT_IDS, words),
-        embedding(type_table, types, of_types),
+        _look_up_types(type_table, types, of_types, one_sequence=facts.one_sequence),
         add(words, of_types, both),
         embedding(position_table, position_ids, positions),
         add(both, positions, total, one_sequence=facts.one_sequence),
@@ -71,6 +71,13 @@ def embeddings_of(
         held=(output,),
         leaves=(words,),
     )
+
+
+def _look_up_types(table: Tensor, types: Tensor, out: Tensor, *, one_sequence: bool) -> Row:
+    """One row of types for all sequences: CUDA's gradient copies it for each of them."""
+    row = embedding(table, types, out)
+    copied = () if one_sequence else (Tensor("token_type_ids of all", TOKENS, DType.INT64, Kind.TEMPORARIES),)
+    return replace(row, backward_temporaries=(*copied, *row.backward_temporaries))
 
 
 def bert_layer(facts: LayerFacts, numerics: Numerics) -> Section:

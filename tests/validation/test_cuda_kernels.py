@@ -17,7 +17,6 @@ from validation.trace import trace
 
 aten = torch.ops.aten
 BF16 = Numerics(weights=DType.BF16, compute=DType.BF16)
-OUT = Tensor("out", (), DType.BF16)
 
 
 def saved_dtypes(output: torch.Tensor) -> set[torch.dtype]:
@@ -157,8 +156,9 @@ def test_embedding_backward_keeps_sums_of_ten_rows(
     indices = torch.empty(num_indices, dtype=torch.int64, device="meta")
     backward = aten.embedding_dense_backward.default
     assert hidden_workspace_bytes(backward, (grad, indices, num_weights, -1, False)) == expected
-    rows = embedding(parameter("w", (num_weights, stride), BF16), Tensor("ids", (num_indices,), DType.INT64), OUT)
-    in_ledger = [each.nbytes(Sizes()) for each in rows.backward_temporaries]
+    ids, out = Tensor("ids", (num_indices,), DType.INT64), Tensor("out", (num_indices, stride), DType.BF16)
+    row = embedding(parameter("w", (num_weights, stride), BF16), ids, out)
+    in_ledger = [each.nbytes(Sizes()) for each in row.backward_temporaries]
     assert [size for size in in_ledger if size] == [size for moment in expected for size in moment]
 
 
@@ -172,5 +172,16 @@ def test_ledger_and_trace_agree_where_the_gradient_of_a_large_embedding_is_the_p
     assert estimate(scenario).memory.peak_allocated_bytes == traced.memory["peak_allocated_bytes"]
 
 
+def test_kernels_copy_operands_they_cannot_read() -> None:
+    turned = torch.empty(2, 3, 5, device="meta").transpose(1, 2)
+    spread = torch.empty(2, 3, 10, device="meta")[..., ::2]
+    assert hidden_workspace_bytes(aten._softmax.default, (turned, -1, False)) == [[turned.nbytes]]
+    assert hidden_workspace_bytes(aten.bmm.default, (turned, turned)) == []
+    assert hidden_workspace_bytes(aten.bmm.default, (turned, spread)) == [[spread.nbytes]]
+    expanded = torch.empty(1, 3, dtype=torch.int64, device="meta").expand(2, 3)
+    backward = aten.embedding_dense_backward.default
+    assert hidden_workspace_bytes(backward, (turned.mT, expanded, 9, -1, False)) == [[expanded.nbytes]]
+
+
 def test_other_operators_hide_nothing() -> None:
-    assert hidden_workspace_bytes(aten.mm.default, (torch.empty(1), torch.empty(1))) == []
+    assert hidden_workspace_bytes(aten.mm.default, (torch.empty(1, 1), torch.empty(1, 1))) == []
