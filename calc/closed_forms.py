@@ -178,6 +178,24 @@ def _ceil_div(numerator: Number, denominator: Number) -> Number:
     return -(-numerator // denominator)
 
 
+def kv_cache_bytes(
+    *,
+    num_layers: Number,
+    batch_size: Number,
+    num_tokens: Number,
+    num_key_value_heads: Number,
+    head_dim: Number,
+    element_bytes: Number = HALF_PRECISION_BYTES,
+) -> Number:
+    """Bytes of the keys and values that generation keeps of all tokens, all layers.
+
+    2·L·B·T·K·d·b: a key and a value of d elements of b bytes for each of T tokens and K key/value heads.
+    Source: Pope et al. 2022, "Efficiently Scaling Transformer Inference", section 2.1; Ainslie et al. 2023, "GQA" (K).
+    Leaves out: windows, which keep fewer tokens; latent attention; what pages leave empty.
+    """
+    return 2 * num_layers * batch_size * num_tokens * num_key_value_heads * head_dim * element_bytes
+
+
 def expert_capacity(
     *, num_tokens: Number, num_experts: Number, experts_per_token: Number = 2, capacity_factor: Number = 1
 ) -> Number:

@@ -31,6 +31,9 @@ LETTERS = {
     "d": SYMBOLS["D"],
     "E": SYMBOLS["X"],
     "k": SYMBOLS["Y"],
+    "T": "tokens of prompt and output",
+    "K": SYMBOLS["K"],
+    "b": "bytes of one element",
     "M": "half-precision elements of one multiprocessor's shared memory",
 }
 """What each letter of a statement stands for."""
@@ -119,6 +122,7 @@ def formulas(estimate: Estimate) -> tuple[Formula, ...]:
         *_attention(estimate, sizes),
         *_causal(estimate, sizes),
         *_traffic(estimate, sizes),
+        *_kv_cache(estimate, sizes),
         *_experts(estimate),
         _lora(estimate, sizes),
     )
@@ -310,6 +314,33 @@ def _traffic(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
         value=closed_forms.flash_attention_traffic_bytes(**layer, sram_bytes=sram_bytes),
         unit="bytes",
         ledger_value=None,
+    )
+
+
+def _kv_cache(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
+    """Of a generation, at its end."""
+    if estimate.generation is None:
+        return
+    tokens = sizes["S"] + estimate.generation.prefill.workload.output_length
+    element_bytes = int(estimate.generation.plan.numerics.weights.itemsize)
+    letters = {**sizes, "L": estimate.architecture.num_layers, "T": tokens, "d": sizes["D"], "b": element_bytes}
+    yield _formula(
+        closed_forms.kv_cache_bytes,
+        letters,
+        key="kv-cache",
+        title="Key/value cache at the end of the output",
+        statement="2·L·B·T·K·d·b",
+        value=closed_forms.kv_cache_bytes(
+            num_layers=letters["L"],
+            batch_size=sizes["B"],
+            num_tokens=tokens,
+            num_key_value_heads=sizes["K"],
+            head_dim=sizes["D"],
+            element_bytes=element_bytes,
+        ),
+        unit="bytes",
+        ledger_value=estimate.memory.kv_cache_bytes,
+        difference="layers with a window keep its tokens alone, layers of another kind other tensors",
     )
 
 

@@ -1,6 +1,8 @@
-"""The pages, rendered on the server: `/`, `/compare`, `/formulas`, `/accuracy` with a page per record, `/docs`.
+"""The pages, rendered on the server: `/`, `/serve`, `/compare`, `/formulas`, `/accuracy` with a page per record,
+`/docs`.
 
-`/` asks `/answer` after every change, then `/answer/remedies` and `/answer/tradeoff`.
+`/` asks `/answer` after every change, then `/answer/remedies` and `/answer/tradeoff`; `/serve` asks `/answer/serving`,
+then `/answer/throughput` and `/answer/capacity`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -31,6 +33,8 @@ from .example import EXAMPLE
 from .form import CHOICES, FIELDS, MOST_CONFIG_CHARACTERS, READ_WITH, STOPS, written
 from .remedies import remedies_view
 from .sentences import in_language
+from .serving import EXAMPLE as SERVING_EXAMPLE
+from .serving import capacity_view, served, serving_view, throughput_view
 from .side_by_side import compare_view
 from .tradeoff import tradeoff_view
 from .views import answer_view
@@ -43,14 +47,35 @@ class Stage(StrEnum):
     ANSWER = "answer"
     REMEDIES = "remedies"
     TRADEOFF = "tradeoff"
+    SERVING = "serving"
+    THROUGHPUT = "throughput"
+    CAPACITY = "capacity"
 
 
-VIEWS = {Stage.ANSWER: answer_view, Stage.REMEDIES: remedies_view, Stage.TRADEOFF: tradeoff_view}
+STAGES_OF = {
+    "fit": (Stage.ANSWER, Stage.REMEDIES, Stage.TRADEOFF),
+    "serve": (Stage.SERVING, Stage.THROUGHPUT, Stage.CAPACITY),
+}
+"""Of each page that asks, in order."""
+FIRST = frozenset(stages[0] for stages in STAGES_OF.values())
+EXAMPLES = {"fit": EXAMPLE, "serve": SERVING_EXAMPLE}
+
+VIEWS = {
+    Stage.ANSWER: answer_view,
+    Stage.REMEDIES: remedies_view,
+    Stage.TRADEOFF: tradeoff_view,
+    Stage.SERVING: serving_view,
+    Stage.THROUGHPUT: throughput_view,
+    Stage.CAPACITY: capacity_view,
+}
 
 PARTS = {
     Stage.ANSWER: ("model-facts", "summary", "why", "curve", "breakdown", "snippet"),
     Stage.REMEDIES: ("largest", "advice"),
     Stage.TRADEOFF: ("tradeoff",),
+    Stage.SERVING: ("model-facts", "summary", "why", "speed", "snippet"),
+    Stage.THROUGHPUT: ("throughput",),
+    Stage.CAPACITY: ("capacity",),
 }
 """The pieces of each; each is a template and the id of the element it fills."""
 
@@ -100,14 +125,14 @@ router = APIRouter(include_in_schema=False)
 class Question:
     """What one request for a page asks: its language, the fields it fills in and the scenario or problem they make."""
 
-    def __init__(self, request: Request, pairs: Iterable[tuple[str, str]]) -> None:
+    def __init__(self, request: Request, pairs: Iterable[tuple[str, str]], example: calc.Scenario = EXAMPLE) -> None:
         fields = dict(pairs)
         self.language = preferred_language(fields.pop("lang", None), request.headers.get("accept-language", ""))
         self.words = WORDS[self.language]
         self.is_whole = bool(fields.pop("whole", None))
-        self.pairs = written(fields.items()) or query_pairs(EXAMPLE)
+        self.pairs = written(fields.items()) or query_pairs(example)
         if not {"model", "config"}.intersection(dict(self.pairs)):
-            self.pairs.insert(0, ("model", str(EXAMPLE.model)))
+            self.pairs.insert(0, ("model", str(example.model)))
 
     def context(self, *stages: Stage) -> dict[str, Any]:
         """What every page's template needs, with the answers to `stages`, or with `wrong` in their place."""
@@ -116,7 +141,7 @@ class Question:
             scenario = scenario_from_query(self.pairs)
             answers = [VIEWS[stage](scenario, self.words) for stage in stages]
         except calc.ConfigError as error:
-            nothing = {"answer": None, "resolved": {}, "snippet": ""}
+            nothing = {"answer": None, "resolved": {}, "snippet": "", "speed": None}
             return common | nothing | {"wrong": complaint(error, self.language)}
         return {name: value for context in (common, *answers) for name, value in context.items()}
 
@@ -138,12 +163,23 @@ def _page(request: Request, name: str, context: dict[str, Any], status_code: int
 
 @router.get("/")
 async def fit(request: Request) -> HTMLResponse:
-    question = Question(request, request.query_params.multi_items())
-    stages = tuple(Stage) if question.is_whole else (Stage.ANSWER,)
-    return _page(request, "fit", question.context(*stages) | _form(request, question))
+    return _asking(request, "fit", Question(request, request.query_params.multi_items()))
 
 
-def _form(request: Request, question: Question) -> dict[str, Any]:
+@router.get("/serve")
+async def serve(request: Request) -> HTMLResponse:
+    question = Question(request, request.query_params.multi_items(), SERVING_EXAMPLE)
+    question.pairs = served(question.pairs)
+    return _asking(request, "serve", question)
+
+
+def _asking(request: Request, name: str, question: Question) -> HTMLResponse:
+    """A page with a form: its first answer, and where no script will ask for them the later ones."""
+    stages = STAGES_OF[name] if question.is_whole else STAGES_OF[name][:1]
+    return _page(request, name, question.context(*stages) | _form(request, name, question))
+
+
+def _form(request: Request, name: str, question: Question) -> dict[str, Any]:
     values = dict(question.pairs)
     return {
         "values": values,
@@ -151,12 +187,13 @@ def _form(request: Request, question: Question) -> dict[str, Any]:
         "stops": STOPS,
         "read_with_other": READ_WITH,
         "models": model_choices(),
-        "example_model": EXAMPLE.model,
+        "example_model": EXAMPLES[name].model,
         "gpus": gpu_choices(),
         "most_config_characters": MOST_CONFIG_CHARACTERS,
         "default_language": preferred_language(None, request.headers.get("accept-language", "")),
         "api_query": f"?{urlencode(question.pairs)}",
         "is_whole": question.is_whole,
+        "stages": " ".join("/answer" if stage is Stage.ANSWER else f"/answer/{stage}" for stage in STAGES_OF[name]),
     }
 
 
@@ -187,7 +224,7 @@ async def _posted(request: Request) -> Question:
 
 async def _slots(question: Question, stage: Stage) -> Response:
     """The templates of `stage`. Later stages leave the event loop to the first one of the next change."""
-    if stage is Stage.ANSWER:
+    if stage in FIRST:
         return _rendered(question, stage)
     return await run_in_threadpool(_rendered, question, stage)
 
@@ -197,7 +234,7 @@ def _rendered(question: Question, stage: Stage) -> Response:
     if context["wrong"]:
         return JSONResponse({"problem": context["wrong"], "slots": {}, "resolved": {}})
     slots = {part: TEMPLATES.get_template(f"parts/{part}.html").render(context) for part in PARTS[stage]}
-    resolved = context["resolved"] if stage is Stage.ANSWER else {}
+    resolved = context["resolved"] if stage in FIRST else {}
     return JSONResponse({"problem": None, "slots": slots, "resolved": resolved})
 
 

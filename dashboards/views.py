@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import calc
+from calc.roofline import InferenceTime
 from calc.timeline import Phase
-from calc.units import format_exact_bytes, format_gib
+from calc.units import format_exact_bytes, format_gib, format_rate, format_seconds
 
 from . import figures
 
@@ -33,6 +34,7 @@ def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
         "phase_words": phase_words,
         "peak_place": place(drawn["peak"]),
         "accuracy": accuracy_text(answer["accuracy"], words),
+        "speed_line": speed_line(estimate.time, words) if estimate.time else "",
         "ledger": ledger(answer),
         "snippet": python_snippet(scenario),
         "model_name": scenario.model if isinstance(scenario.model, str) else words["config_used"],
@@ -65,6 +67,19 @@ def accuracy_text(accuracy: dict[str, Any] | None, words: Words) -> str:
         return words["accuracy_none"]
     median = f"{100 * accuracy['median_relative_error']:.1f} %"
     return words[f"accuracy.{accuracy['compared_with']}"].format(median=median, cases=accuracy["cases"])
+
+
+def speed_line(time: InferenceTime, words: Words) -> str:
+    """One sentence: how long a token takes, how many come a second, what they wait for."""
+    prompt, token = format_seconds(time.prefill_seconds), time.seconds_per_output_token
+    if token is None or time.last_decode is None or time.output_tokens_per_second is None:
+        return words["speed_line_prompt"].format(prompt=prompt)
+    return words["speed_line"].format(
+        token=format_seconds(token),
+        rate=format_rate(time.output_tokens_per_second),
+        prompt=prompt,
+        bound=words[f"bound.{time.last_decode.bound}"],
+    )
 
 
 def ledger(answer: dict[str, Any]) -> list[dict[str, Any]]:

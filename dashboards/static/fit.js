@@ -58,8 +58,8 @@ function writeAddress() {
 
 // ---- Asking: the answer first, then what takes many estimates
 
-const STAGES = ["/answer", "/answer/remedies", "/answer/tradeoff"];
-const PREPARE = { curve: prepareCurve, tradeoff: prepareMarks };
+const STAGES = form.dataset.stages.split(" ");
+const PREPARE = { curve: prepareCurve, scatter: prepareMarks };
 
 let asked = 0;
 let dimming;
@@ -104,16 +104,15 @@ function show({ slots, resolved }) {
   restoreOpen();
 }
 
-function prepareFigure(slot) {
-  const figure = slot.querySelector("figure");
-  if (figure) PREPARE[slot.id]?.(figure);
+function prepareFigures(place) {
+  for (const [kind, prepare] of Object.entries(PREPARE)) place.querySelectorAll(`figure.${kind}`).forEach(prepare);
 }
 
 function fillSlot(slot, html) {
   const focused = slot.contains(document.activeElement) ? document.activeElement : null;
   slot.innerHTML = html;
   slot.classList.add("fresh");
-  prepareFigure(slot);
+  prepareFigures(slot);
   if (focused) (sameIn(slot, focused) ?? document.getElementById("summary")).focus({ preventScroll: true });
 }
 
@@ -278,7 +277,7 @@ answer.addEventListener("click", (event) => {
   event.preventDefault();
   fill(new URL(link.getAttribute("href"), location).searchParams);
   ask();
-  if (!link.closest("#tradeoff")) document.getElementById("summary").scrollIntoView({ block: "nearest" });
+  if (!link.closest("figure")) document.getElementById("summary").scrollIntoView({ block: "nearest" });
 });
 
 // ---- "Why?": the ledger rows behind a part; what is open stays open when the answer changes
@@ -362,14 +361,16 @@ const actions = {
   png,
 };
 for (const [id, action] of Object.entries(actions)) {
-  document.getElementById(id).hidden = false;
-  document.getElementById(id).addEventListener("click", action);
+  const button = document.getElementById(id);
+  if (!button) continue;
+  button.hidden = false;
+  button.addEventListener("click", action);
 }
 
 showConditionalFields();
 // An address may fill in a field that its other choices do not read.
 for (const text of form.querySelectorAll(".problem:not(:empty)")) text.closest("[data-when]")?.removeAttribute("hidden");
 restoreOpen();
-for (const id of Object.keys(PREPARE)) prepareFigure(document.getElementById(id));
+prepareFigures(document);
 writeAddress();
-if (!document.querySelector("#advice > *") && !document.querySelector("form [aria-invalid]")) askStages(STAGES.slice(1));
+if (!form.hasAttribute("data-whole") && !document.querySelector("form [aria-invalid]")) askStages(STAGES.slice(1));

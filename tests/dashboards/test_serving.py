@@ -1,0 +1,131 @@
+"""What the page Serve shows, without a browser."""
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+import pytest
+
+import calc
+from calc.scenario import Task
+from calc.solution import Maximise
+from dashboards.address import scenario_from_query
+from dashboards.palette import TEXTURES
+from dashboards.serving import (
+    BATCHES,
+    EXAMPLE,
+    MADE_OF,
+    at,
+    capacity_view,
+    served,
+    serving_view,
+    throughput_view,
+)
+from dashboards.words import WORDS, Language
+
+W = WORDS[Language.ENGLISH]
+
+
+def example(**fields: Any) -> calc.Scenario:
+    return EXAMPLE.model_copy(update=fields)
+
+
+def linked(row: dict[str, Any]) -> calc.Scenario:
+    return scenario_from_query(parse_qsl(row["query"]))
+
+
+def test_a_training_becomes_the_inference_of_its_model():
+    pairs = [
+        ("model", "gpt2"),
+        ("gpu", "rtx-4090"),
+        ("micro_batch_size", "4"),
+        ("precision", "bf16"),
+        ("recompute", "full"),
+    ]
+    assert served(pairs) == [("task", "inference"), ("model", "gpt2"), ("gpu", "rtx-4090")]
+    inference = [("task", "inference"), ("model", "gpt2"), ("attention", "eager")]
+    assert served(inference) == inference
+
+
+def test_the_parts_of_a_pass_are_its_time_and_bytes():
+    speed = serving_view(EXAMPLE, W)["speed"]
+    for each in speed["passes"]:
+        assert sum(row["share"] for row in each["rows"]) == pytest.approx(100)
+        assert sum(row["bytes"] for row in each["rows"]) == each["bytes"]
+        widest = max(sum(segment["width"] for segment in row["segments"]) for row in each["rows"])
+        assert widest == pytest.approx(100)
+    assert set(MADE_OF.values()) <= set(TEXTURES)
+
+
+def test_why_shows_the_formulas_and_the_tile():
+    view = serving_view(EXAMPLE, W)
+    formulas = {formula.key: formula for formula in view["why_formulas"]}
+    assert formulas.keys() == {"kv-cache", "traffic-standard", "traffic-flash"}
+    cache = formulas["kv-cache"]
+    assert cache.value == cache.ledger_value == view["answer"]["memory"]["kv_cache_bytes"]
+    # FlashAttention's algorithm 1: ⌈M / (4·d)⌉ columns, at most d rows, of 228 KiB in half precision.
+    assert view["tile"] == {"sram_bytes": 233472, "columns": 228, "rows": 128}
+
+
+@pytest.mark.parametrize("fields", [{"gpu": None}, {"gpu": "t4"}])
+def test_without_a_peak_there_is_no_time(fields: dict[str, Any]):
+    assert serving_view(example(**fields), W)["speed"] is None
+    assert throughput_view(example(**fields), W)["throughput"] is None
+
+
+def test_the_map_is_the_estimates():
+    heat = capacity_view(EXAMPLE, W)["heat"]
+    cells = {row["key"]: row for row in heat["rows"]}
+    assert len(cells) == len(BATCHES) * len(heat["contexts"])
+    for key in ("0-0", "3-4", "7-9"):
+        row = cells[key]
+        answer = calc.estimate(linked(row))
+        assert row["cache"] == answer.memory.kv_cache_bytes
+        assert row["unfit"] is (answer.memory.fits is False)
+    (x, y), num_contexts = heat["here"], len(heat["contexts"])
+    assert (x, round(y)) == (100 / 10 * 4.5, round(100 - 100 / num_contexts * 1.82))  # 16 sequences of 2,560 tokens
+
+
+def test_the_contour_is_where_the_concurrency_curve_is():
+    view = capacity_view(EXAMPLE, W)
+    most = dict(view["concurrency"]["table"])
+    for row in view["heat"]["rows"]:
+        batch, context = (linked(row).batch_size or 0), (linked(row).prompt_length or 0) + 512
+        assert row["unfit"] is (batch > most[context])
+    for context in (1024, 131072):
+        assert most[context] == calc.solve(at(EXAMPLE, 1, context), maximise=Maximise.BATCH_SIZE).value
+
+
+def test_a_mark_asks_its_own_question():
+    for row in capacity_view(EXAMPLE, W)["concurrency"]["rows"]:
+        asked = linked(row)
+        assert f"{asked.batch_size:,}" == row["name"]
+        assert calc.estimate(asked).memory.fits
+    for row in throughput_view(EXAMPLE, W)["throughput"]["rows"]:
+        assert linked(row) == example(batch_size=int(row["name"]))
+
+
+def test_the_curve_ends_behind_the_first_batch_that_does_not_fit():
+    rows = throughput_view(example(batch_size=7), W)["throughput"]["rows"]
+    assert [row["unfit"] for row in rows] == [False] * (len(rows) - 1) + [True]
+    assert [row["name"] for row in rows if row["is_current"]] == ["7"]
+    assert [row["x"] for row in rows] == sorted(row["x"] for row in rows)
+
+
+def test_where_nothing_fits_it_is_said():
+    view = capacity_view(example(model="mixtral-8x7b"), W)
+    assert view["heat"]["lead"] == "none"
+    assert view["concurrency"] is None
+    without = capacity_view(example(gpu=None), W)
+    assert (without["heat"]["lead"], without["concurrency"]) == ("no_gpu", None)
+
+
+def test_contexts_end_at_the_models_positions():
+    heat = capacity_view(calc.Scenario(model="gpt2", task=Task.INFERENCE, output_length=100), W)["heat"]
+    assert [name for name, _ in heat["contexts"]] == ["128", "256", "512", "1K"]
+
+
+def test_an_inline_config_is_answered():
+    config = {"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4, "vocab_size": 100, "n_positions": 256}
+    scenario = calc.Scenario(model=config, task=Task.INFERENCE, gpu="rtx-4090", prompt_length=8, output_length=8)
+    assert capacity_view(scenario, W)["heat"]["rows"]
+    assert throughput_view(scenario, W)["throughput"]["rows"]
