@@ -22,6 +22,7 @@ class Wiring(StrEnum):
     GPT_NEOX = "gpt_neox"
     GPTJ = "gptj"
     LLAMA = "llama"
+    LLAMA4 = "llama4"
     MODERNBERT = "modernbert"
     MPT = "mpt"
     OPT = "opt"
@@ -54,6 +55,8 @@ class Norm(StrEnum):
     RMS = "LlamaRMSNorm"
     RMS_OLMO = "Olmo2RMSNorm"
     """Weighted before it is rounded."""
+    RMS_LLAMA4 = "Llama4TextRMSNorm"
+    """As LlamaRMSNorm, whose frame holds less."""
     RMS_GEMMA = "GemmaRMSNorm"
     """Its weight is what is added to 1."""
     LAYER = "LayerNorm"
@@ -73,6 +76,8 @@ class QueryKeyNorm(StrEnum):
     """Each head by itself, one weight for all."""
     PROJECTION = "projection"
     """All heads together, before they are parted."""
+    LENGTH = "length"
+    """Each head by itself, without weights, behind its positions (Llama4TextL2Norm)."""
 
 
 class Mlp(StrEnum):
@@ -100,6 +105,8 @@ class Router(StrEnum):
     """GptOssTopKRouter."""
     SOFTMAX_OF_BEST_IN_FP32 = "probabilities of the best logits alone, in fp32"
     """GraniteMoeTopKRouter."""
+    SIGMOID_OF_BEST = "sigmoids of the best logits, 0 for all others"
+    """Llama4Router."""
     SPARSE_MIXER = "two, drawn one after the other"
     """PhimoeTopKRouter."""
 
@@ -145,6 +152,8 @@ class Mixture:
     rounds_weights: bool = True
     """A token's weights are cast to the type of the logits."""
     one_expert_per_token: bool = False
+    runs_all_experts: bool = False
+    """Each token goes through every expert, weighted by 0 where it was not chosen (Llama4TextMoe)."""
 
 
 class PositionTables(StrEnum):
@@ -267,6 +276,8 @@ class LayerKind:
     output_bias: bool = False
     mlp_bias: bool = False
     query_key_norm: QueryKeyNorm = QueryKeyNorm.NONE
+    queries_tempered: bool = False
+    """Queries are multiplied by a number of their position."""
     norms_after_projections: bool = False
     """Queries and keys are normalised when the values are there, too."""
     rotary: Rotary | None = None
@@ -274,6 +285,8 @@ class LayerKind:
     multi_query: bool = False
     """One key/value head for all queries, whose projection lies behind that of the queries."""
     shared_heads: SharedHeads = SharedHeads.REPEATED
+    chunked: bool = False
+    """Its sliding window is a chunk: the mask is made for each sequence apart."""
     always_masked: bool = False
     """Its attention gets a mask where no kernel needs one, too."""
     query_key_by_head: bool = False

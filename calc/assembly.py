@@ -254,6 +254,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         kernel=kernel,
         dropout=bool(dropouts.attention),
         sliding=sliding,
+        masks_each_sequence=layer.kind.chunked and sliding,
         cache=cache,
         windowed=is_windowed(cache, sliding=sliding),
         softmax=layer.kind.softmax,

@@ -62,6 +62,8 @@ class AttentionCore:
     """q and k lie in memory as [B, N, S, D], not by token."""
     sliding: bool = False
     """Its mask is the sliding window's."""
+    masks_each_sequence: bool = False
+    """For kernels, too."""
     cache: Cache = Cache.NONE
     """With one, keys and values lie head by head."""
     windowed: bool = False
@@ -148,8 +150,9 @@ class AttentionCore:
         """What tells who sees whom, made once per forward for all layers of a kind: what eager attention adds to its
         scores, else booleans for all sequences (sdpa_mask)."""
         name, shape = SLIDING_MASK if self.sliding else "causal_mask", ("S", self.keys)
-        eager = self.kernel is Attention.EAGER
-        return Tensor(name, ("B", *shape), numerics.weights) if eager else Tensor(name, shape, DType.BOOL)
+        if self.kernel is Attention.EAGER:
+            return Tensor(name, ("B", *shape), numerics.weights)
+        return Tensor(name, ("B", *shape) if self.masks_each_sequence else shape, DType.BOOL)
 
 
 def eager_attention(

@@ -27,6 +27,28 @@ def rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numeric
     return stamped(rows, Component.NORM, name), out
 
 
+def llama4_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """Llama4TextRMSNorm.forward: the same, step by step in one expression."""
+    rows, rounded = length_norm(name, x, f"{name}.normalised, rounded", dims)
+    weight = parameter(f"{name}.weight", dims, numerics)
+    out = like(x, out_name, dtype=wider(weight.dtype, rounded.dtype))
+    return [*rows, *stamped([multiply(rounded, weight, out), frame(x, rounded)], Component.NORM, name)], out
+
+
+def length_norm(name: str, x: Tensor, out_name: str, dims: Shape) -> tuple[list[Row], Tensor]:
+    """Llama4TextL2Norm.forward: x·rsqrt(mean(x²) + ε) in fp32, rounded."""
+    rows, normed, _ = _over_root_mean_square(name, x, dims)
+    out = like(x, out_name)
+    rows = [*rows, cast(normed, out)] if x.dtype is not normed.dtype else _renamed(rows, normed, out)
+    return stamped([*rows, frame(x)], Component.NORM, name), out
+
+
+def _renamed(rows: list[Row], old: Tensor, new: Tensor) -> list[Row]:
+    """`rows`, of which the last writes `new` in the place of `old`."""
+    *before, last = rows
+    return [*before, replace(last, writes=(new,))]
+
+
 def olmo_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """Olmo2RMSNorm.forward: the same with the weight before rounding."""
     rows, normed, variance = _over_root_mean_square(name, x, dims)
@@ -163,6 +185,7 @@ def cohere_layer_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics
 
 NORMS: dict[Norm, NormRows] = {
     Norm.RMS: rms_norm,
+    Norm.RMS_LLAMA4: llama4_rms_norm,
     Norm.RMS_OLMO: olmo_rms_norm,
     Norm.RMS_GEMMA: gemma_rms_norm,
     Norm.LAYER: layer_norm,

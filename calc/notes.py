@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from .architecture import LLAMA_ROTARY, Architecture, Head
+from .architecture import LLAMA_ROTARY, Architecture, Head, Mixture
 from .efficiency import reachable
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
@@ -98,7 +98,13 @@ def _of_attention(architecture: Architecture, workload: Workload, plan: Plan, gp
 
 
 def _of_experts(architecture: Architecture) -> Iterator[str]:
-    if any(layer.experts for layer, _ in architecture.layers):
+    mixtures = {layer.kind.mlp for layer, _ in architecture.layers if isinstance(layer.kind.mlp, Mixture)}
+    if any(mixture.runs_all_experts for mixture in mixtures):
+        yield (
+            "transformers sends every token through every expert of this model, weighted by 0 where it was not chosen: "
+            "FLOPs and activations grow with the number of experts. Left out: the routers' auxiliary loss."
+        )
+    elif mixtures:
         yield (
             "Experts run as grouped_mm, transformers' default, in which no tensor's size depends on where tokens go. "
             "Left out: the temporaries of its sorts, a few indices per token and expert; the routers' auxiliary loss."

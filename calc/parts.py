@@ -7,13 +7,14 @@ from enum import Enum
 from functools import cached_property, lru_cache
 from typing import Any
 
-from .blocks.experts import EXPERTS
 from .flops import AttentionProducts, Products, attention_products, products
 from .ledger import Component, Kind, Section, Shape, Tensor
 from .lifetimes import Context, Lifetimes, lifetimes
 from .sizes import Counts, counted, storage_class, weighted
 from .timeline import Program
 
+OF_EXPERTS = ".experts."
+"""In the names of what holds all experts' weights, by expert first."""
 KEPT_PIECES = 512
 """How many pieces are kept built; each takes some hundred kilobytes."""
 
@@ -211,7 +212,7 @@ class Part:
 
 def _met_by_a_token(parameter: Tensor) -> Shape:
     """Of experts' weights only those of the experts a token is sent to."""
-    return ("Y", *parameter.shape[1:]) if EXPERTS in parameter.name else parameter.shape
+    return ("Y", *parameter.shape[1:]) if OF_EXPERTS in parameter.name else parameter.shape
 
 
 def _counts(items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Counts]:

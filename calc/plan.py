@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from .architecture import Architecture
+from .architecture import Architecture, Mixture
 from .classification import check_head, with_classifier
 from .dtype import DType
 from .errors import ConfigError, listed
@@ -238,6 +238,8 @@ def check_experts(scenario: Scenario, architecture: Architecture) -> None:
         raise ConfigError("adapter.kind", scenario.adapter.kind.value, "is not supported yet for a mixture of experts")
     if scenario.optimizer is Optimizer.ADAFACTOR:
         raise ConfigError("optimizer", "adafactor", "is not supported yet for a mixture of experts")
+    if all(isinstance(layer.kind.mlp, Mixture) and layer.kind.mlp.runs_all_experts for layer in mixed):
+        return
     multiple = GROUPED_ROW_BYTES // NUMERICS[scenario.precision].weights.itemsize
     for name, size in (("hidden_size", architecture.hidden_size), ("intermediate_size", mixed[0].intermediate_size)):
         if size % multiple:

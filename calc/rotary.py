@@ -97,7 +97,7 @@ def complex_turned(q: Tensor, k: Tensor, made: Tables) -> tuple[list[Row], Pair]
     turned: list[Tensor] = []
     for name, x, factor in (("q", q, wide[0]), ("k", k, wide[1])):
         product = like(factor, f"{name} with positions")
-        rows.append(_complex_product(factor, made[0], product))
+        rows.append(complex_product(factor, made[0], product))
         if factor is not x:
             rounded = like(x, f"{name} with positions, rounded")
             rows.append(cast(product, rounded))
@@ -106,7 +106,7 @@ def complex_turned(q: Tensor, k: Tensor, made: Tables) -> tuple[list[Row], Pair]
     return [*rows, frame(*wide)], (turned[0], turned[1])
 
 
-def _complex_product(x: Tensor, table: Tensor, out: Tensor) -> Row:
+def complex_product(x: Tensor, table: Tensor, out: Tensor) -> Row:
     """The gradient is a product with the conjugate, which is written out."""
     return Row(
         name="mul",

@@ -166,7 +166,7 @@ def efficient_attention(
 
 def _additive(mask: Tensor, batch: Shape, dtype: DType) -> tuple[list[Row], Tensor]:
     """convert_boolean_attn_mask: 0 where a token may be seen, -inf elsewhere."""
-    bias = Tensor("attention bias", (*batch, *mask.shape), dtype)
+    bias = Tensor("attention bias", (*batch, *mask.shape[-2:]), dtype)
     numbers = tuple(Tensor(f"{number} of the bias", (), dtype) for number in ("-inf", "0"))
     return [Row(name="where", reads=(mask,), writes=(bias,), temporaries=numbers)], bias
 

@@ -80,6 +80,8 @@ class CheckpointedGroup(torch.nn.ModuleList):
 def body(model: Any) -> torch.nn.Module:
     """What holds embeddings and layers."""
     decoder = model.get_decoder()
+    if decoder is model:
+        return model.model  # Llama 4's base_model_prefix is not its model's name
     return model.base_model if isinstance(decoder, torch.nn.Linear) else decoder  # ModernBERT's head is a decoder
 
 

@@ -30,6 +30,7 @@ FAMILIES = {
     "gpt_oss": "mixtures",
     "gptj": "gptj",
     "llama": "llama",
+    "llama4_text": "llama4",
     "mistral": "llama",
     "mixtral": "mixtures",
     "modernbert": "modernbert",

@@ -146,3 +146,15 @@ def test_what_is_added_to_in_place_cannot_be_kept() -> None:
             answered({"model_type": "phimoe"} | wrong)
     with pytest.raises(ConfigError, match="topk_method"):
         answered({"model_type": "deepseek_v2", "num_experts_per_tok": 2, "topk_method": "noaux_tc"})
+
+
+def test_llama_4_runs_all_experts_for_every_token() -> None:
+    config = {"model_type": "llama4_text", "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config |= {"intermediate_size": 32, "num_hidden_layers": 4, "vocab_size": 99, "head_dim": 16}
+    few, many = (
+        estimate(Scenario(model={**config, "num_local_experts": count}, sequence_length=16)) for count in (4, 8)
+    )
+    assert many.parameters.active_per_token - few.parameters.active_per_token == 4 * 4 * 64  # the routers' alone
+    one_expert_flops = 2 * 16 * (64 * 2 * 32 + 32 * 64)
+    assert many.flops.forward - few.flops.forward == 4 * 4 * (one_expert_flops + 2 * 16 * 64)
+    assert any("every expert" in note for note in many.notes)

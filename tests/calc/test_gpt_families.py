@@ -10,7 +10,7 @@ import pytest
 from calc import Scenario, estimate
 from calc.errors import ConfigError
 from calc.hf_config import architecture
-from calc.scenario import Attention, Loss, Recompute
+from calc.scenario import Attention, Loss, Precision, Recompute
 
 NOT_MODELLED = [
     ("bloom", "apply_residual_connection_post_layernorm", True),
@@ -114,12 +114,12 @@ NEW_FALCON = FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2}
 
 def test_falcons_always_have_a_mask_and_one_head_is_broadcast_by_no_fused_kernel() -> None:
     def kernel(config: dict[str, Any]) -> Attention:
-        return estimate(Scenario(model=config, precision="bf16", sequence_length=16)).step.plan.attention
+        return estimate(Scenario(model=config, precision=Precision.BF16, sequence_length=16)).step.plan.attention
 
     assert kernel(FALCON) == kernel(NEW_FALCON | {"hidden_size": 8 * 18}) == Attention.MATH
     assert kernel(FALCON | {"multi_query": False}) == kernel(NEW_FALCON) == Attention.EFFICIENT
     with pytest.raises(ConfigError, match="always gives its attention a mask"):
-        estimate(Scenario(model=NEW_FALCON, precision="bf16", attention=Attention.FLASH, sequence_length=16))
+        estimate(Scenario(model=NEW_FALCON, precision=Precision.BF16, attention=Attention.FLASH, sequence_length=16))
 
 
 @pytest.mark.parametrize(
