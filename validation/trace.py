@@ -1,8 +1,8 @@
 """A training step of the real model on fake tensors: parameters, FLOPs and the bytes alive, without a GPU.
 
 Everything is counted as CUDA would allocate it; `cuda_kernels` and `autocast` correct where fake CPU tensors differ.
-Left out: temporaries inside kernels that depend on data or on the GPU (the sort of embedding's backward, split
-reductions, flash attention's split key/value accumulators for short sequences, cuBLAS workspaces).
+Left out: temporaries inside kernels that depend on data or on the GPU (split sums, cub's sorts, flash attention's split
+key/value accumulators for short sequences, cuBLAS workspaces), listed in docs/cuda_kernels.md.
 """
 
 from __future__ import annotations
