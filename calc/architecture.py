@@ -460,6 +460,8 @@ class Architecture:
     """Kinds of tokens, each with an embedding."""
     num_labels: int | None = None
     """Of a classification head; none = a language-model head."""
+    part_of: str | None = None
+    """The type of the model that sees images, too, whose text part it is."""
     step_of: str | None = None
     """Whose step it is given, where transformers cannot build the model: its code lies beside its weights."""
     problem_type: ProblemType | None = None

@@ -27,6 +27,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     Raises ConfigError for a type or a head that is not supported, a field that cannot be meant.
     """
     model_type = config.get("model_type")
+    if config.get("text_config") is not None and model_type not in FAMILIES:
+        return _text_part(config, model_type)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         near = get_close_matches(model_type, FAMILIES, n=NEAREST) if isinstance(model_type, str) else ()
         hint = f"did you mean {' or '.join(near)}? " if near else ""
@@ -49,6 +51,31 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     if not any(head.endswith(Head.SEQUENCE_CLASSIFICATION) for head in heads or ()):
         return read
     return with_classifier(read, _num_labels(config), "model.num_labels")
+
+
+def _text_part(config: Mapping[str, Any], model_type: Any) -> Architecture:
+    """The text part of a model that sees images, too, as its own class loads it."""
+    text, heads = config["text_config"], config.get("architectures")
+    if not isinstance(text, Mapping):
+        raise ConfigError("model.text_config", text, "should be an object")
+    if model_type not in TEXT_PARTS:
+        problem = "is not supported yet; of its text part alone give the object text_config, if its type is supported"
+        raise ConfigError("model.model_type", model_type, problem)
+    for head in heads if isinstance(heads, list) else ():
+        if not str(head).endswith((WHOLE, Head.CAUSAL_LM)):
+            problem = f"is not supported yet for {model_type}; supported: {WHOLE}, {Head.CAUSAL_LM}"
+            raise ConfigError("model.architectures", head, problem)
+    around = {name: config[name] for name in SAID_OUTSIDE if config.get(name) is not None}
+    read = architecture({"model_type": TEXT_PARTS[model_type], **around, **text})
+    return replace(read, part_of=model_type)
+
+
+WHOLE = "ForConditionalGeneration"
+"""How the classes of models with images end."""
+TEXT_PARTS = {"gemma3": "gemma3_text", "llama4": "llama4_text"}
+"""Models that see images, with the type of their text part, which transformers has a causal language model of."""
+SAID_OUTSIDE = ("quantization_config", "tie_word_embeddings")
+"""What such a file may say outside of its parts."""
 
 
 def _problem_type(problem: Any) -> ProblemType | None:

@@ -46,6 +46,11 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
 
 
 def _of_family(architecture: Architecture) -> Iterator[str]:
+    if architecture.part_of is not None:
+        yield (
+            f"Of model_type = {architecture.part_of} this is the text part alone, {architecture.model_type}, as its "
+            "ForCausalLM class loads it: what sees images is neither counted nor run."
+        )
     if architecture.step_of is not None:
         yield (
             f"model_type = {architecture.model_type}: transformers 5.23.0 cannot build it. Parameters are checked "

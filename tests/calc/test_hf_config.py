@@ -6,10 +6,12 @@ tests/validation/test_config_defaults.py compares the defaults with transformers
 import math
 import time
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from calc import Scenario, estimate
 from calc.architecture import Activation, Architecture, Dropouts, QueryKeyNorm, Wiring
 from calc.errors import ConfigError
 from calc.families import FAMILIES
@@ -325,3 +327,36 @@ def test_a_million_layers_take_no_time_and_no_memory() -> None:
     tracemalloc.stop()
     assert seconds < 0.1
     assert peak_bytes < 100_000
+
+
+GEMMA3 = {
+    "model_type": "gemma3",
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "text_config": {"model_type": "gemma3_text", "hidden_size": 640, "num_hidden_layers": 7},
+    "vision_config": {"hidden_size": 1152},
+}
+
+
+def test_of_a_model_with_images_the_text_part_is_read_and_said_so():
+    text = architecture({"model_type": "gemma3_text", "hidden_size": 640, "num_hidden_layers": 7})
+    assert architecture(GEMMA3) == replace(text, part_of="gemma3")
+    assert architecture({**GEMMA3, "text_config": {"hidden_size": 640, "num_hidden_layers": 7}}) == architecture(GEMMA3)
+    answer = estimate(Scenario(model=GEMMA3, sequence_length=8))
+    assert any("text part alone, gemma3_text" in note for note in answer.notes)
+    assert architecture({"model_type": "llama4", "text_config": {}}).model_type == "llama4_text"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "expected"),
+    [
+        ({"model_type": "mistral3"}, "model.model_type", "give the object text_config"),
+        ({"architectures": ["Gemma3ForSequenceClassification"]}, "model.architectures", "not supported yet for gemma3"),
+        ({"text_config": 3}, "model.text_config", "should be an object"),
+        ({"text_config": {"hidden_size": "x"}}, "model.hidden_size", "whole number"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "model.quantization_config", "quantised weights"),
+    ],
+)
+def test_parts_that_are_refused(changes: dict[str, Any], field: str, expected: str):
+    with pytest.raises(ConfigError, match=expected) as raised:
+        architecture(GEMMA3 | changes)
+    assert raised.value.field.startswith(field)

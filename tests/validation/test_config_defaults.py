@@ -5,6 +5,7 @@ itself means them.
 """
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from calc.architecture import Architecture
 from calc.families import FAMILIES
-from calc.hf_config import architecture
+from calc.hf_config import TEXT_PARTS, architecture
 from tests.validation import families
 from tests.validation.families import NOT_BUILT
 
@@ -130,3 +131,13 @@ def as_common_names(fields: dict[str, Any]) -> dict[str, Any]:
     """GPT-2's fields by the names that all families share."""
     common = {own: name for name, own in CONFIG_MAPPING["gpt2"].attribute_map.items()}
     return {common.get(name, name): value for name, value in fields.items()}
+
+
+@pytest.mark.parametrize(("whole", "part"), TEXT_PARTS.items())
+def test_the_text_part_of_a_model_with_images(whole: str, part: str) -> None:
+    """Of a file that leaves its parts' fields out."""
+    config = AutoConfig.for_model(whole)
+    assert config.text_config.model_type == part
+    read = architecture(json.loads(config.to_json_string(use_diff=True)) | {"text_config": {}})
+    assert read == architecture(config.to_dict())
+    assert replace(read, part_of=None) == architecture(config.text_config.to_dict())
