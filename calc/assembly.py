@@ -58,12 +58,11 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     architecture = architecture.with_frozen_layers(plan.frozen_layers)
     asked, workload = workload, _with_prompt(workload, plan)
     sections = list(_layer_sections(architecture, plan))
+    layers = {layer for layer, _ in architecture.layers}
+    layer_facts = {layer: _layer_facts(layer, architecture.dropouts, workload, plan) for layer in layers}
     facts = StepFacts(
-        model=_model_facts(architecture, workload, plan),
-        layers=tuple(
-            tuple((_layer_facts(layer, architecture.dropouts, workload, plan), times) for layer, times in unit)
-            for unit, _ in sections
-        ),
+        model=_model_facts(architecture, {each.core for each in layer_facts.values()}, workload, plan),
+        layers=tuple(tuple([(layer_facts[layer], times) for layer, times in unit]) for unit, _ in sections),
         plan=_structural(plan),
         adapter=adapter_facts(plan.adapter, architecture, plan.numerics) if plan.adapter else None,
     )
@@ -168,10 +167,10 @@ def _units(layers: tuple[tuple[Layer, int], ...], length: int) -> Iterator[tuple
         yield begun, 1
 
 
-def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> ModelFacts:
+def _model_facts(architecture: Architecture, cores: set[AttentionCore], workload: Workload, plan: Plan) -> ModelFacts:
     return ModelFacts(
         kind=architecture.kind,
-        masks=tuple(_masks(architecture, workload, plan)),
+        masks=tuple(_masks(architecture, cores, plan)),
         layer_windows=tuple(sorted({layer.sliding_window is not None for layer, _ in architecture.layers})),
         embedding_dropout=bool(architecture.dropouts.embedding),
         classifier_dropout=bool(architecture.dropouts.classifier),
@@ -186,9 +185,8 @@ def _model_facts(architecture: Architecture, workload: Workload, plan: Plan) -> 
     )
 
 
-def _masks(architecture: Architecture, workload: Workload, plan: Plan) -> Iterator[Tensor]:
-    """The masks the model makes, in their order."""
-    cores = {_core(layer, architecture.dropouts, workload, plan) for layer, _ in architecture.layers}
+def _masks(architecture: Architecture, cores: set[AttentionCore], plan: Plan) -> Iterator[Tensor]:
+    """The masks the model makes for its layers' `cores`, in their order."""
     masked = {core.sliding: core for core in cores if core.masked}
     windowed = all(core.windowed for core in cores)  # its size is that of the first layer without a window, if any
     causal = {

@@ -7,7 +7,8 @@ Left out: names and alignment of the file's entries; the averaged weights, which
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 from .dtype import DType
 from .ledger import Kind
@@ -15,7 +16,6 @@ from .memory import StepMemory
 from .optimizers import optimizer_of
 from .parts import checkpointed
 from .scenario import Optimizer
-from .sizes import Counts, Sizes
 
 COUNTS_ON_HOST = frozenset({Optimizer.ADAMW, Optimizer.ADAMW_FOR_LOOP, Optimizer.ADAFACTOR})
 """Their `step` of each parameter is an fp32 scalar on the host, so the ledger of the GPU has none."""
@@ -26,9 +26,9 @@ def checkpoint_bytes(step: StepMemory) -> dict[str, int]:
     states, and of the largest tensor: what saving needs on the host at once."""
     totals: Counter[tuple[Kind, bool]] = Counter()
     largest = 0
-    for name, counts, sizes in _held(step):
-        for (shape, dtype), times in zip(*counts, strict=True):
-            nbytes = dtype.nbytes(sizes[shape])
+    for name, counts in _held(step):
+        for (group, (shape, dtype)), times in counts:
+            nbytes = dtype.nbytes(step.sizes[group][shape])
             totals[name] += times * nbytes
             largest = max(largest, nbytes)
     trained = totals[Kind.PARAMETERS, True]
@@ -40,11 +40,12 @@ def checkpoint_bytes(step: StepMemory) -> dict[str, int]:
     }
 
 
-def _held(step: StepMemory) -> Iterator[tuple[tuple[Kind, bool], Counts, Sizes]]:
-    """What both dictionaries hold on the GPU."""
-    for name, by_group in step.outline.checkpointed.items():
-        yield from ((name, counts, step.sizes[group]) for group, counts in by_group)
-    yield from ((name, counts, step.sizes[0]) for name, counts in checkpointed(step.buffers).items())
+def _held(step: StepMemory) -> Iterator[tuple[tuple[Kind, bool], Iterable[tuple[tuple[int, Any], int]]]]:
+    """What both dictionaries hold on the GPU: which of the sizes, shape and type, and how often."""
+    for name, counts in step.outline.checkpointed.items():
+        yield name, counts.items()
+    for name, counts in checkpointed(step.buffers).items():
+        yield name, (((0, key), times) for key, times in zip(*counts, strict=True))
 
 
 def _counts_on_host(step: StepMemory) -> int:

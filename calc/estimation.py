@@ -149,7 +149,6 @@ class Estimate:
     parameters: Parameters
     memory: Memory
     flops: Flops
-    notes: tuple[str, ...]
     step: StepMemory
     """Of an inference the pass over the prompt."""
     generation: Generation | None = None
@@ -164,6 +163,12 @@ class Estimate:
         if self.generation is None or self.scenario.gpu is None:
             return None
         return inference_time(self.generation, gpu_named(self.scenario.gpu))
+
+    @cached_property
+    def notes(self) -> tuple[str, ...]:
+        """What is left out and what is assumed, in words."""
+        gpu = gpu_named(self.scenario.gpu) if self.scenario.gpu is not None else None
+        return notes(self.architecture, self.step.workload, self.step.plan, gpu)
 
     @cached_property
     def accuracy(self) -> dict[str, Any] | None:
@@ -308,7 +313,6 @@ def _answer(
         parameters=_parameters(step),
         memory=memory,
         flops=flops,
-        notes=notes(architecture, workload, plan, gpu),
         step=step,
         generation=whole,
         evaluate=evaluate,
@@ -425,7 +429,7 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
     forward, backward, recompute, needed, core = (
         FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_causal")
     )
-    layer, length, keys = step.layers[0], step.sizes[0]["S"], step.sizes[0]["S+T"]
+    length, keys = step.sizes[0]["S"], step.sizes[0]["S+T"]
     return Flops(
         forward=k * forward,
         backward=k * backward,
@@ -436,7 +440,7 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
         elementwise=k * done["elementwise"],
         model_flops_per_token=(needed + core) // tokens,
         model_flops_per_token_causal=(needed + causal_flops(core, length, keys - length)) // tokens,
-        attention=attention_flops(layer.part.attention, step.tables[layer.group]),
+        attention=attention_flops(step.outline.attention, step.tables),
     )
 
 

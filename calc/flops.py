@@ -1,7 +1,7 @@
 """FLOPs of one optimizer step, read off the ledger's matrix products."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .ledger import Component, Product, Row, Shape
@@ -89,14 +89,9 @@ class AttentionProducts(NamedTuple):
     values: Total
     output_projection: Total
 
-    @property
-    def numbers(self) -> set[int]:
-        """Those of all their shapes."""
-        return {number for part in self for number in part.numbers}
 
-
-def attention_products(rows: Iterable[Row]) -> AttentionProducts:
-    """The parts of the attention that `rows` hold."""
+def attention_products(rows: Iterable[Row], group: int) -> AttentionProducts:
+    """The parts of the attention that `rows` hold, with one of the step's different sizes."""
     before: list[Product] = []
     core: list[Product] = []
     after: list[Product] = []
@@ -105,26 +100,26 @@ def attention_products(rows: Iterable[Row]) -> AttentionProducts:
             core += (product for product in row.products if product.batch)
             (after if core else before).extend(product for product in row.products if not product.batch)
     return AttentionProducts(
-        qkv_projection=_total(before),
-        scores=_total(core[:1]),
-        elements=Total({(*core[0].batch, *core[0].m, *core[0].n): 1}),
-        values=_total(core[1:]),
-        output_projection=_total(after),
+        qkv_projection=_total(before, group),
+        scores=_total(core[:1], group),
+        elements=Total({(group, (*core[0].batch, *core[0].m, *core[0].n)): 1}),
+        values=_total(core[1:], group),
+        output_projection=_total(after, group),
     )
 
 
-def _total(products: Iterable[Product]) -> Total:
-    return Total(Counter(product.shape for product in products))
+def _total(products: Iterable[Product], group: int) -> Total:
+    return Total(Counter((group, product.shape) for product in products))
 
 
-def attention_flops(parts: AttentionProducts, table: Table) -> AttentionFlops:
+def attention_flops(parts: AttentionProducts, tables: Sequence[Table]) -> AttentionFlops:
     """FLOPs of each part."""
-    elements = parts.elements.of(table)
+    elements = parts.elements.of(tables)
     return AttentionFlops(
-        qkv_projection=FLOPS_PER_PRODUCT * parts.qkv_projection.of(table),
-        scores=FLOPS_PER_PRODUCT * parts.scores.of(table),
+        qkv_projection=FLOPS_PER_PRODUCT * parts.qkv_projection.of(tables),
+        scores=FLOPS_PER_PRODUCT * parts.scores.of(tables),
         scaling=SCALING_FLOPS * elements,
         softmax=SOFTMAX_FLOPS * elements,
-        values=FLOPS_PER_PRODUCT * parts.values.of(table),
-        output_projection=FLOPS_PER_PRODUCT * parts.output_projection.of(table),
+        values=FLOPS_PER_PRODUCT * parts.values.of(tables),
+        output_projection=FLOPS_PER_PRODUCT * parts.output_projection.of(tables),
     )

@@ -82,10 +82,7 @@ class StepMemory:
     def sums(self, which: Sum) -> dict[Any, int]:
         """One sum over all parts of the step, by what it is told apart by."""
         tables = self.tables
-        return {
-            name: sum([total.of(tables[group]) for group, total in by_group])
-            for name, by_group in self.outline.totals[which].items()
-        }
+        return {name: total.of(tables) for name, total in self.outline.totals[which].items()}
 
     def total(self, which: Sum) -> int:
         return sum(self.sums(which).values())

@@ -4,21 +4,22 @@ It depends on the step and on how many layers there are, not on sizes; so it is 
 its sizes in (memory.py).
 """
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any
 
 from .adapters.facts import REGULARISATION
 from .contexts import CacheEnd
 from .evaluation import Batches
+from .flops import AttentionProducts, attention_products
 from .optimizer_step import Pass
 from .optimizers import gradients_persist
 from .parts import Part, Sum
 from .scenario import Task
-from .sizes import Counts, Measures, Total, storage_class, weighted
+from .sizes import Measures, Total, storage_class
 from .step import KEPT_STRUCTURES, Step
 from .timeline import Course, Phase, Program, Stretch, Surplus
 
@@ -70,53 +71,45 @@ class Outline:
         yield 0, Counter((*self.step.buffers, *self.step.inputs)), 1
 
     @cached_property
-    def totals(self) -> Mapping[Sum, Mapping[Any, Sequence[tuple[int, Total]]]]:
-        """Each sum over all parts, by what it is told apart by; for each of the different sizes one Total."""
-        return {
-            which: {
-                name: [(group, Total(counts)) for group, counts in by_group.items()]
-                for name, by_group in self._counts(which).items()
-            }
-            for which in Sum
-            if which is not Sum.CHECKPOINTED
-        }
+    def totals(self) -> Mapping[Sum, Mapping[Any, Total]]:
+        """Each sum over all parts, by what it is told apart by."""
+        summed = (which for which in Sum if which is not Sum.CHECKPOINTED)
+        return {which: {name: Total(each) for name, each in self._counts(which).items()} for which in summed}
 
-    @cached_property
-    def checkpointed(self) -> Mapping[Any, Sequence[tuple[int, Counts]]]:
-        """Shapes and types in a checkpoint, by kind and whether they are trained."""
-        return {
-            name: [(group, weighted(counts)) for group, counts in by_group.items()]
-            for name, by_group in self._counts(Sum.CHECKPOINTED).items()
-        }
-
-    def _counts(self, which: Sum) -> Mapping[Any, Mapping[int, Counter]]:
-        sums: dict[Any, dict[int, Counter]] = {}
-
-        def add(name: Any, group: int, counts: Iterable[tuple[Any, int]], times: int = 1) -> None:
-            whole = sums.setdefault(name, {}).setdefault(group, Counter())
-            for key, count in counts:
-                whole[key] += count * times
-
+    def _counts(self, which: Sum) -> Mapping[Any, Counter[tuple[int, Any]]]:
+        """How often each key is summed with one of the different sizes, by what the sum is told apart by."""
+        sums: defaultdict[Any, Counter[tuple[int, Any]]] = defaultdict(Counter)
         for place in self.places:
             for name, counts in place.part.counts[which].items():
-                add(name, place.group, zip(*counts, strict=True), place.count)
+                whole = sums[name]  # there, if of nothing
+                for key, times in zip(*counts, strict=True):
+                    whole[place.group, key] += times * place.count
         if which is Sum.PERSISTENT:
             for tensor in (*self.step.buffers, *self.step.inputs):
-                add(tensor.kind, 0, [(storage_class(tensor), 1)])
+                sums[tensor.kind][0, storage_class(tensor)] += 1
         if which is Sum.SAVED:
-            add(None, 0, [(storage, 1) for storage in self.step.saved_by_several])
+            sums[None].update((0, storage) for storage in self.step.saved_by_several)
         return sums
+
+    @cached_property
+    def checkpointed(self) -> Mapping[Any, Mapping[tuple[int, Any], int]]:
+        """Shapes and types in a checkpoint, by kind and whether they are trained."""
+        return self._counts(Sum.CHECKPOINTED)
+
+    @cached_property
+    def attention(self) -> AttentionProducts:
+        """Of the first layer."""
+        first = self.layers[0]
+        return attention_products(first.part.section.rows, first.group)
 
     @cached_property
     def measures(self) -> tuple[Measures, ...]:
         """For each of the different sizes all that is summed with it."""
         courses = [self.course, self.first_update, *([self.before_first_update] if self.before_first_update else [])]
         numbers = [set[int]().union(*(course.numbers(group) for course in courses)) for group in range(self.num_sizes)]
-        for by_name in self.totals.values():
-            for by_group in by_name.values():
-                for group, total in by_group:
-                    numbers[group].update(total.numbers)
-        numbers[self.layers[0].group].update(self.layers[0].part.attention.numbers)
+        totals = [*self.attention, *(total for by_name in self.totals.values() for total in by_name.values())]
+        for group, number, _ in chain.from_iterable(total.terms for total in totals):
+            numbers[group].add(number)
         return tuple(map(Measures, numbers))
 
     @cached_property

@@ -7,7 +7,7 @@ from enum import Enum
 from functools import cached_property, lru_cache
 from typing import Any
 
-from .flops import AttentionProducts, Products, attention_products, products
+from .flops import Products, products
 from .ledger import Component, Kind, Section, Shape, Tensor
 from .lifetimes import Context, Lifetimes, lifetimes
 from .sizes import Counts, counted, storage_class, weighted
@@ -203,11 +203,6 @@ class Part:
                 for shape, count in zip(*getattr(each.products, name), strict=True):
                     whole[shape] += count * times
         return {name: weighted(whole) for name, whole in sums.items()}
-
-    @cached_property
-    def attention(self) -> AttentionProducts:
-        """Of one layer."""
-        return attention_products(self.section.rows)
 
 
 def _met_by_a_token(parameter: Tensor) -> Shape:

@@ -62,6 +62,7 @@ SUPPORTED = {
 
 MEGATRON_ATTENTION = frozenset({Attention.EAGER, Attention.FLASH})
 
+ONE_GPU = {name: field.default for name, field in Parallel.model_fields.items()}
 INFERENCE_FIELDS = ("batch_size", "prompt_length", "output_length", "weight_dtype", "kv_cache_dtype", "page_size")
 
 
@@ -176,8 +177,8 @@ def refuse_what_comes_later(scenario: Scenario) -> None:
     for field in INFERENCE_FIELDS:
         if getattr(scenario, field) is not None and scenario.task is not Task.INFERENCE:
             raise ConfigError(field, getattr(scenario, field), "is for task = inference")
-    for field in Parallel.model_fields:
-        if getattr(scenario.parallel, field) != Parallel.model_fields[field].default:
+    for field, default in ONE_GPU.items():
+        if getattr(scenario.parallel, field) != default:
             raise ConfigError(f"parallel.{field}", getattr(scenario.parallel, field), "is not supported yet")
     if scenario.adapter is not None:
         _check_adapter(scenario, scenario.adapter)

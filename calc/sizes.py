@@ -6,7 +6,7 @@ from fractions import Fraction
 from functools import cache
 from itertools import count
 from math import prod
-from operator import itemgetter, mul, neg
+from operator import itemgetter, neg
 from typing import Any, NamedTuple
 
 from .dimensions import Derived
@@ -115,13 +115,12 @@ class Measures:
 
 
 class Total:
-    """A sum over shapes or storage classes, prepared for being computed with many sizes."""
+    """A sum over shapes or storage classes, prepared for being computed with many sizes. `counts` tells of each, with
+    one of a step's different sizes, how often it counts."""
 
-    def __init__(self, counts: Mapping[Any, int]) -> None:
-        self.numbers = tuple(map(number_of, counts))
-        self._times = tuple(counts.values())
-        self._pick = picker(self.numbers)
+    def __init__(self, counts: Mapping[tuple[int, Any], int]) -> None:
+        self.terms = [(group, number_of(key), times) for (group, key), times in counts.items()]
 
-    def of(self, table: Table) -> int:
-        """The elements of all shapes, or the bytes of all storages, each as often as it counts."""
-        return sum(map(mul, self._pick(table), self._times))
+    def of(self, tables: Sequence[Table]) -> int:
+        """The elements of all shapes, or the bytes of all storages."""
+        return sum([tables[group][number] * times for group, number, times in self.terms])

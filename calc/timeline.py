@@ -143,24 +143,23 @@ class Course:
         yield last.group, last.program.net, moment.parts
         yield last.group, _surplus(tensors, steps), 1
 
-    def alive_by_kind(self, moment: Moment) -> Mapping[Kind, Sequence[tuple[int, Total]]]:
+    def alive_by_kind(self, moment: Moment) -> Mapping[Kind, Total]:
         """The storages of the same; it depends on no size, and the peaks of most sizes are at one moment."""
         if moment not in self._known:
             self._known[moment] = _by_kind(self.alive(moment))
         return self._known[moment]
 
     @cached_property
-    def _known(self) -> dict[Moment, Mapping[Kind, Sequence[tuple[int, Total]]]]:
+    def _known(self) -> dict[Moment, Mapping[Kind, Total]]:
         return {}
 
 
-def _by_kind(surpluses: Iterable[Surplus]) -> Mapping[Kind, Sequence[tuple[int, Total]]]:
-    """Their storages, apart for each of the sizes."""
-    counts: dict[Kind, dict[int, Counter]] = {}
+def _by_kind(surpluses: Iterable[Surplus]) -> Mapping[Kind, Total]:
+    counts: dict[Kind, Counter] = {}
     for group, surplus, times in surpluses:
         for tensor, count in surplus.items():
-            counts.setdefault(tensor.kind, {}).setdefault(group, Counter())[storage_class(tensor)] += count * times
-    return {kind: [(group, Total(each)) for group, each in by_group.items()] for kind, by_group in counts.items()}
+            counts.setdefault(tensor.kind, Counter())[group, storage_class(tensor)] += count * times
+    return {kind: Total(each) for kind, each in counts.items()}
 
 
 class Span(NamedTuple):
@@ -242,7 +241,7 @@ class Timeline:
         """What persists, and what the step has allocated at its peak: the parts of the peak, which add up to it."""
         totals = dict.fromkeys(Kind, 0) | dict(persistent_bytes)
         for kind, alive in self.course.alive_by_kind(self.peak_moment).items():
-            totals[kind] += sum([total.of(self.tables[group]) for group, total in alive])
+            totals[kind] += alive.of(self.tables)
         return totals
 
     def up_to_peak(self) -> Iterator[Surplus]:
