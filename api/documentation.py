@@ -25,6 +25,11 @@ SEARCH = SCENARIO | {
     | {
         "maximise": {"enum": list(Maximise), "description": "Find the largest with which the step fits."},
         "minimise": {"enum": list(Minimise), "description": "Find the least with which the step fits."},
+        "max_seconds_per_token": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "description": "Inference: a token of the output takes at most so long.",
+        },
     },
 }
 SCENARIOS = {

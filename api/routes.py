@@ -72,7 +72,7 @@ async def get_estimate(
 @router.post("/v1/solve", openapi_extra=search_body(), summary="The largest size, or the least choice, that fits")
 async def post_solve(request: Request) -> Response:
     fields = object_from_body(await request.body())
-    sought = {name: fields.pop(name, None) for name in ("maximise", "minimise")}
+    sought = {name: fields.pop(name, None) for name in ("maximise", "minimise", "max_seconds_per_token")}
     scenario = answerable(calc.Scenario.model_validate(fields))
     # Beside the event loop: others need not wait for some fifty estimates.
     return await run_in_threadpool(lambda: json_response(calc.solve(scenario, **sought).to_dict()))

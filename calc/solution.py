@@ -16,8 +16,8 @@ from .kernels import MASK_MULTIPLE, fewer_splits
 from .losses import larger_chunks
 from .model_source import load_config, load_model
 from .scenario import LARGEST_SIZE, Loss, Scenario, Task, num_prompt_tokens
+from .target import Limit, Target, room
 from .tradeoff import recompute_tradeoffs
-from .units import format_bytes, format_gib
 
 
 class Maximise(StrEnum):
@@ -42,16 +42,6 @@ class Minimise(StrEnum):
     """The least memory, then the least bandwidth; of the vendor of the scenario's GPU."""
     RECOMPUTE = "recompute"
     """The fewest FLOPs, every n-th layer and groups of layers among the ways; the estimate's scenario says which."""
-
-
-class Limit(StrEnum):
-    """Why the next value is not the answer."""
-
-    MEMORY = "memory"
-    REFUSED = "refused"
-    """There is no such scenario: beyond the learned positions, beyond what a kernel takes."""
-    LARGEST_SIZE = "largest-size"
-    """A Scenario takes no larger size."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,39 +78,32 @@ class Solution:
 
 
 def solve(
-    scenario: Scenario, *, maximise: Maximise | str | None = None, minimise: Minimise | str | None = None
+    scenario: Scenario,
+    *,
+    maximise: Maximise | str | None = None,
+    minimise: Minimise | str | None = None,
+    max_seconds_per_token: float | None = None,
 ) -> Solution:
     """The largest size or the least choice with which `scenario` fits its GPU, exactly: the next one does not.
 
+    Of inference also one with which a token of the output takes at most `max_seconds_per_token`, on average over it.
     What the scenario says of the field that is sought does not matter. Raises ConfigError for what cannot be asked;
     that nothing fits is an answer.
     """
     if (maximise is None) == (minimise is None):
         raise ConfigError("maximise", maximise, "one of maximise and minimise should be given")
+    target = Target(max_seconds_per_token)
     if maximise is not None:
-        return _maximise(scenario, _member(Maximise, "maximise", maximise))
+        return _maximise(scenario, _member(Maximise, "maximise", maximise), target.checked(scenario))
     if _member(Minimise, "minimise", minimise) is Minimise.GPU:
-        return _smallest_gpu(scenario)
-    return _cheapest_recompute(scenario)
+        return _smallest_gpu(scenario, target.checked(scenario))
+    return _cheapest_recompute(scenario, target.checked(scenario))
 
 
 def needed_bytes(memory: Memory) -> int:
     """Bytes of GPU memory that the step needs: all that the verdict counts."""
-    capacity, headroom = _room(memory)
+    capacity, headroom = room(memory)
     return capacity - headroom
-
-
-def _room(memory: Memory) -> tuple[int, int]:
-    """The GPU's capacity and what is left of it, of a scenario that names a GPU."""
-    assert memory.gpu_memory_bytes is not None
-    assert memory.headroom_bytes is not None
-    return memory.gpu_memory_bytes, memory.headroom_bytes
-
-
-def _too_much(name: str, answer: Estimate) -> str:
-    capacity, headroom = _room(answer.memory)
-    needed = f"{name} needs {format_gib(capacity - headroom)} of {format_gib(capacity)}"
-    return f"{needed}, {format_bytes(-headroom)} too much"
 
 
 def _member(words: type[StrEnum], field: str, value: Any) -> Any:
@@ -140,8 +123,9 @@ def _check_gpu(scenario: Scenario) -> None:
 class _Trials(dict[int, Estimate | ConfigError]):
     """Size -> the answer with it, or the refusal; each computed once."""
 
-    def __init__(self, scenario_with: Callable[[int], Scenario]) -> None:
+    def __init__(self, scenario_with: Callable[[int], Scenario], target: Target) -> None:
         self.scenario_with = scenario_with
+        self.target = target
 
     def __missing__(self, size: int) -> Estimate | ConfigError:
         try:
@@ -152,17 +136,17 @@ class _Trials(dict[int, Estimate | ConfigError]):
 
     def fits(self, size: int) -> bool:
         trial = self[size]
-        return isinstance(trial, Estimate) and bool(trial.memory.fits)
+        return isinstance(trial, Estimate) and self.target.is_met(trial)
 
     def answered(self) -> dict[int, Estimate]:
         """The sizes that were tried and have an answer."""
         return {size: trial for size, trial in self.items() if isinstance(trial, Estimate)}
 
 
-def _maximise(scenario: Scenario, sought: Maximise) -> Solution:
+def _maximise(scenario: Scenario, sought: Maximise, target: Target) -> Solution:
     _check_gpu(scenario)
     architecture = load_model(scenario.model)
-    trials = _Trials(_setter(scenario, sought))
+    trials = _Trials(_setter(scenario, sought), target)
     value = _largest(
         trials.fits, _growing(scenario, sought, architecture, trials), _first_guess(scenario, sought, architecture)
     )
@@ -206,7 +190,8 @@ def _nothing_fits(sought: Maximise, trials: _Trials) -> Solution:
 def _stopped_by(sought: Maximise, size: int, trials: _Trials) -> tuple[Limit, Estimate | None, str]:
     trial = trials[size]
     if isinstance(trial, Estimate):
-        return Limit.MEMORY, trial, _too_much(f"{sought} = {size:,}", trial)
+        limit, reason = trials.target.missed(f"{sought} = {size:,}", trial)
+        return limit, trial, reason
     named = trial.field == sought
     return Limit.REFUSED, None, str(trial) if named else f"{sought} = {size:,}: {trial}"
 
@@ -340,7 +325,7 @@ def _last_that_fits(fits: Callable[[int], bool], sizes: range, guess: int) -> in
 # ---- Choices
 
 
-def _smallest_gpu(scenario: Scenario) -> Solution:
+def _smallest_gpu(scenario: Scenario, target: Target) -> Solution:
     """By usable memory, then by bandwidth; of the vendor of the scenario's GPU, without one of those that run CUDA."""
     if scenario.gpu is not None:
         vendor = gpu_named(scenario.gpu).vendor
@@ -355,37 +340,44 @@ def _smallest_gpu(scenario: Scenario) -> Solution:
     # The step's tensors are the same on all: those that cannot hold them need no answer, but the last of them.
     peak_bytes = answer(ordered[-1]).memory.peak_allocated_bytes
     too_small = bisect_left(ordered, peak_bytes, key=lambda gpu: gpu.capacity_bytes)
-    return _first_that_fits(Minimise.GPU, ((gpu.name, answer(gpu)) for gpu in ordered[max(0, too_small - 1) :]))
+    candidates = ((gpu.name, answer(gpu)) for gpu in ordered[max(0, too_small - 1) :])
+    return _first_that_fits(Minimise.GPU, candidates, target)
 
 
-def _cheapest_recompute(scenario: Scenario) -> Solution:
+def _cheapest_recompute(scenario: Scenario, target: Target) -> Solution:
     """By the FLOPs it adds."""
     _check_gpu(scenario)
     ways = recompute_tradeoffs(scenario)
-    return _first_that_fits(Minimise.RECOMPUTE, ((way.scenario.recompute.value, way.estimate) for way in ways))
+    choices = ((way.scenario.recompute.value, way.estimate) for way in ways)
+    return _first_that_fits(Minimise.RECOMPUTE, choices, target)
 
 
-def _first_that_fits(sought: Minimise, answers: Iterable[tuple[str, Estimate]]) -> Solution:
+def _first_that_fits(sought: Minimise, answers: Iterable[tuple[str, Estimate]], target: Target) -> Solution:
     """The first of `answers`, which are in the order of preference, that fits."""
     misses: list[tuple[str, Estimate]] = []
     for value, answer in answers:
-        if answer.memory.fits:
-            return _chosen(sought, value, answer, misses[-1] if misses else None)
+        if target.is_met(answer):
+            return _chosen(sought, value, answer, misses[-1] if misses else None, target)
         misses.append((value, answer))
-    nearest = max(misses, key=lambda miss: _room(miss[1].memory)[1])
-    return _chosen(sought, None, nearest[1], nearest)
+    nearest = max(misses, key=lambda miss: room(miss[1].memory)[1])
+    return _chosen(sought, None, nearest[1], nearest, target)
 
 
-def _chosen(sought: Minimise, value: str | None, answer: Estimate, miss: tuple[str, Estimate] | None) -> Solution:
+def _chosen(
+    sought: Minimise, value: str | None, answer: Estimate, miss: tuple[str, Estimate] | None, target: Target
+) -> Solution:
     """`miss`: what would be better than `value`, or what comes nearest where there is none, and does not fit."""
+    limit, reason = None, f"nothing is less than {sought} = {value}"
+    if miss:
+        limit, reason = target.missed(_named(sought, *miss), miss[1])
     return Solution(
         sought=sought,
         value=value,
         estimate=answer,
-        limit=Limit.MEMORY if miss else None,
+        limit=limit,
         next_value=miss[0] if miss else None,
         next_estimate=miss[1] if miss else None,
-        reason=_too_much(_named(sought, *miss), miss[1]) if miss else f"nothing is less than {sought} = {value}",
+        reason=reason,
     )
 
 

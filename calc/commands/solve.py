@@ -12,13 +12,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"{parser.prog} MODEL (--maximise FIELD | --minimise FIELD) [--FLAG VALUE ...] [--json]"
     for name, words in (("maximise", Maximise), ("minimise", Minimise)):
         parser.add_argument(flag(name), type=field_named, metavar="FIELD", help=f"One of {', '.join(words)}.")
+    parser.add_argument(
+        "--max-seconds-per-token",
+        type=float,
+        metavar="SECONDS",
+        help="Inference: a token of the output takes at most so long.",
+    )
     add_oom_flag(parser)
     add_json_flag(parser)
     add_scenario_flags(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    answer = solve(scenario_from_options(options), maximise=options.maximise, minimise=options.minimise)
+    answer = solve(
+        scenario_from_options(options),
+        maximise=options.maximise,
+        minimise=options.minimise,
+        max_seconds_per_token=options.max_seconds_per_token,
+    )
     if options.json:
         write_json(answer.to_dict())
     else:

@@ -81,8 +81,18 @@ def test_the_document_says_what_is_sought_and_how_many_are_compared(client):
     assert training == ["micro_batch_size", "sequence_length", "adapter.rank", "num_layers"]
     assert inference == ["batch_size", "prompt_length", "output_length"]
     assert search["minimise"]["enum"] == ["gpu", "recompute"]
-    assert set(search) == {*calc.Scenario.model_fields, "maximise", "minimise"}
+    assert set(search) == {*calc.Scenario.model_fields, "maximise", "minimise", "max_seconds_per_token"}
     assert document["components"]["schemas"]["Scenarios"]["properties"]["scenarios"]["maxItems"] == 4
     for path in ("solve", "compare"):
         body = document["paths"][f"/v1/{path}"]["post"]["requestBody"]["content"]["application/json"]
         assert client.post(f"/v1/{path}", json=body["example"]).status_code == 200
+
+
+def test_the_most_sequences_within_a_latency_over_http(client):
+    scenario = {"model": "gpt2", "task": "inference", "gpu": "rtx-4090", "prompt_length": 500, "output_length": 100}
+    asked = scenario | {"maximise": "batch_size", "max_seconds_per_token": 0.001}
+    found = client.post("/v1/solve", json=asked).json()
+    assert found["limit"] == "latency"
+    assert found["estimate"]["time"]["seconds_per_output_token"] <= 0.001
+    refused = client.post("/v1/solve", json=asked | {"max_seconds_per_token": "fast"})
+    assert (refused.status_code, refused.json()["detail"].partition(":")[0]) == (422, "max_seconds_per_token = 'fast'")

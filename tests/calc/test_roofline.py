@@ -7,12 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from calc import Estimate, Scenario, estimate
+from calc import ConfigError, Estimate, Scenario, Solution, estimate, solve
 from calc.dtype import DType
 from calc.efficiency import ACHIEVED_BF16_FLOPS_PER_SECOND, reachable
 from calc.hardware import gpu_named, gpus
 from calc.roofline import Bound, InferenceTime, PassTime, summed_longest
 from calc.scenario import Task
+from calc.solution import Limit
 from calc.traffic import Operation
 
 GPU = "h100-sxm-80gb"
@@ -169,3 +170,54 @@ def test_a_faster_memory_makes_decoding_faster_by_as_much() -> None:
     assert slow is not None
     assert fast is not None
     assert fast.ridge_flops_per_byte == slow.ridge_flops_per_byte / 2
+
+
+# --- the largest that keeps to a latency --------------------------------------------------------------------------
+
+
+def solved(seconds: float | None, **sought: Any) -> Solution:
+    scenario = Scenario(model="llama-3.1-8b", task=Task.INFERENCE, gpu=GPU, prompt_length=2048, output_length=512)
+    return solve(scenario.model_copy(update=sought.pop("fields", {})), max_seconds_per_token=seconds, **sought)
+
+
+def seconds_of(answer: Estimate | None) -> float:
+    assert answer is not None
+    assert answer.time is not None
+    assert answer.time.seconds_per_output_token is not None
+    return answer.time.seconds_per_output_token
+
+
+def test_the_most_sequences_within_a_latency() -> None:
+    within = solved(0.02, maximise="batch_size")
+    assert within.limit is Limit.LATENCY
+    assert seconds_of(within.estimate) <= 0.02 < seconds_of(within.next_estimate)
+    assert within.reason == f"batch_size = {within.next_value} takes 20.2 ms a token of 20.0 ms"
+    alone, slow = solved(None, maximise="batch_size"), solved(10.0, maximise="batch_size")
+    assert (slow.value, slow.limit) == (alone.value, Limit.MEMORY)
+    impossible = solved(0.001, maximise="batch_size")
+    assert (impossible.value, impossible.limit, impossible.next_value) == (None, Limit.LATENCY, 1)
+
+
+def test_the_longest_context_within_a_latency() -> None:
+    within = solved(0.008, maximise="prompt_length", fields={"batch_size": 2})
+    assert seconds_of(within.estimate) <= 0.008 < seconds_of(within.next_estimate)
+
+
+def test_the_smallest_gpu_within_a_latency() -> None:
+    any_speed, fast = (solved(seconds, minimise="gpu", fields={"batch_size": 1}) for seconds in (None, 0.007))
+    assert gpu_named(str(any_speed.value)).capacity_bytes < gpu_named(str(fast.value)).capacity_bytes
+    assert seconds_of(fast.estimate) <= 0.007
+    assert fast.limit is Limit.LATENCY
+
+
+@pytest.mark.parametrize("seconds", [0, -1.0, float("nan"), float("inf"), True, "fast"])
+def test_a_latency_is_a_positive_number(seconds: Any) -> None:
+    with pytest.raises(ConfigError, match="positive number of seconds"):
+        solved(seconds, maximise="batch_size")
+
+
+def test_only_an_output_has_a_latency() -> None:
+    with pytest.raises(ConfigError, match="needs an output_length"):
+        solved(0.1, maximise="batch_size", fields={"output_length": 0})
+    with pytest.raises(ConfigError, match="task = inference only"):
+        solve(Scenario(model="gpt2", gpu=GPU), maximise="micro_batch_size", max_seconds_per_token=1.0)

@@ -346,14 +346,14 @@ def test_the_cheapest_recomputation_has_the_fewest_flops_of_those_that_fit() -> 
         ({"maximise": "adapter.rank"}, ["adapter = None", "is required"]),
     ],
 )
-def test_what_cannot_be_asked_is_named(question: dict[str, str], words: list[str]) -> None:
+def test_what_cannot_be_asked_is_named(question: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ConfigError) as refusal:
         calc.solve(asked(model="gpt2", gpu="rtx-4090"), **question)
     assert all(word in str(refusal.value) for word in words)
 
 
 @pytest.mark.parametrize("question", [{"maximise": "micro_batch_size"}, {"minimise": "recompute"}])
-def test_what_fits_needs_a_gpu(question: dict[str, str]) -> None:
+def test_what_fits_needs_a_gpu(question: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="gpu = None: is required"):
         calc.solve(asked(model="gpt2"), **question)
 
