@@ -154,6 +154,8 @@ class Mixture:
     one_expert_per_token: bool = False
     runs_all_experts: bool = False
     """Each token goes through every expert, weighted by 0 where it was not chosen (Llama4TextMoe)."""
+    records_logits: bool = False
+    """The router's logits are among the model's outputs, for its auxiliary loss."""
 
 
 class PositionTables(StrEnum):

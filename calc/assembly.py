@@ -37,6 +37,7 @@ from .optimizers import CODES
 from .outline import Outline, outline
 from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
+from .router_loss import has_router_loss
 from .scenario import PREFIXED, Adapter, Attention, Implementation, Loss, Task, num_prefix_tokens, num_prompt_tokens
 from .sizes import Sizes
 from .step import StepFacts, step
@@ -181,6 +182,7 @@ def _model_facts(architecture: Architecture, cores: set[AttentionCore], workload
         frozen_embedding=plan.frozen_layers > 0,
         linear_loss=_linear_loss(architecture, workload, plan),
         cache_end=_cache_end(architecture, plan),
+        router_loss=has_router_loss(architecture),
         generates=plan.task is Task.INFERENCE,
     )
 
@@ -207,7 +209,8 @@ def _masks(architecture: Architecture, cores: set[AttentionCore], plan: Plan) ->
 def _cache_end(architecture: Architecture, plan: Plan) -> CacheEnd:
     if plan.task is Task.INFERENCE:
         return CacheEnd.GENERATION
-    if architecture.kind.cache_holder is not CacheHolder.OUTPUTS or not num_prefix_tokens(plan.adapter):
+    holds_cache = architecture.kind.cache_holder is CacheHolder.OUTPUTS and num_prefix_tokens(plan.adapter)
+    if not holds_cache and not has_router_loss(architecture):
         return CacheEnd.FORWARD
     return CacheEnd.OUTPUTS_AFTER_BACKWARD if plan.hold_outputs else CacheEnd.OUTPUTS_BEFORE_BACKWARD
 
@@ -314,6 +317,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "P+2": architecture.max_position_embeddings + 2,
         "H": architecture.hidden_size,
         **({"J": architecture.type_vocab_size} if architecture.type_vocab_size else {}),
+        **next((_expert_sizes(layer.experts) for layer, _ in architecture.layers if layer.experts), {}),
         **({"U": architecture.num_labels} if architecture.num_labels else {}),
         **({"A": kept, "A-1": kept - 1} if kept else {}),
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),

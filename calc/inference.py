@@ -16,6 +16,7 @@ from .plan import (
     plain,
     refuse_what_comes_later,
 )
+from .router_loss import with_router_loss
 from .scenario import Attention, Implementation, Precision, Scenario
 
 HALF_OR_FULL = (Precision.BF16, Precision.FP16, Precision.FP32)
@@ -38,6 +39,7 @@ def resolve_inference(scenario: Scenario, architecture: Architecture) -> tuple[A
     scenario = scenario.model_copy(update={"precision": precision})
     _check_generation(scenario, architecture)
     check_experts(scenario, architecture)
+    architecture = with_router_loss(scenario, architecture)
     prompt_length, output_length = _context(scenario, architecture)
     workload = Workload(
         micro_batch_size=scenario.batch_size or 1, sequence_length=prompt_length, output_length=output_length

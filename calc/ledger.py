@@ -256,7 +256,9 @@ class Lent:
     known_as: Tensor
     """What events call it: those of all layers alike."""
     gradient: Tensor
-    """The storage its gradient is a view of."""
+    """The storage of its gradient,"""
+    viewed: bool = True
+    """and whether the gradient is a view of it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -374,8 +374,8 @@ class _Builder:
         output, arrived = self.section.output, dict[Tensor, _Pending]()
         if output in self.required:
             arrived[output] = _Pending(_Storage(gradient_of(output)), viewed=False)
-        lent = (each for each in self.section.lent if each not in self.borrowed)
-        return arrived | {each.tensor: _Pending(_Storage(each.gradient), viewed=True) for each in lent}
+        made = (each for each in self.section.lent if each not in self.borrowed and each.tensor in self.required)
+        return arrived | {each.tensor: _Pending(_Storage(each.gradient), each.viewed) for each in made}
 
     def _pass_on(self, storage: _Storage, gradient: Tensor) -> None:
         """Others know a gradient by one name, whatever buffer a kernel wrote it to: the part before that of its output,

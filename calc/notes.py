@@ -112,7 +112,7 @@ def _of_experts(architecture: Architecture) -> Iterator[str]:
     elif mixtures:
         yield (
             "Experts run as grouped_mm, transformers' default, in which no tensor's size depends on where tokens go. "
-            "Left out: the temporaries of its sorts, a few indices per token and expert; the routers' auxiliary loss."
+            "Left out: the temporaries of its sorts, a few indices per token and expert."
         )
 
 

@@ -208,19 +208,24 @@ class Outline:
     def _evaluation(self, batches: Batches) -> Iterator[Stretch]:
         """The first batch, and the last of those whose logits are kept."""
         group = self.places[-1].group
-        yield from self.forward(Phase.FORWARD)
+        yield from self._evaluated_batch()
         yield Stretch(Phase.FORWARD, "logits", batches.after_first, group)
         if self.step.plan.eval_accumulation_steps > 1:
             yield Stretch(Phase.FORWARD, "logits", batches.before_last, group)
-            yield from self.forward(Phase.FORWARD)
+            yield from self._evaluated_batch()
             yield Stretch(Phase.FORWARD, "logits", batches.after_last, group)
 
-    def _cache(self, end: CacheEnd) -> Iterator[Stretch]:
-        """The end of the keys and values that the outputs hold."""
+    def _evaluated_batch(self) -> Iterator[Stretch]:
+        yield from self.forward(Phase.FORWARD)
+        yield from self._regularisation(Phase.FORWARD)
+        yield from self._cache(CacheEnd.OUTPUTS_BEFORE_BACKWARD, Phase.FORWARD)
+
+    def _cache(self, end: CacheEnd, phase: Phase = Phase.BACKWARD) -> Iterator[Stretch]:
+        """The end of the keys, values and routers' logits that the outputs hold."""
         if self.step.cache_end is end:
             for place in self.places:
-                if place.part.section.cached:
-                    yield _stretch(Phase.BACKWARD, place, place.part.outputs_end)
+                if place.part.outputs_end.steps:
+                    yield _stretch(phase, place, place.part.outputs_end)
 
     def optimizer_phase(self, passes: tuple[Pass, ...]) -> Iterator[Stretch]:
         """Clipping, step(), the averaged weights, zero_grad()."""

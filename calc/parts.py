@@ -152,7 +152,7 @@ class Part:
 
     @cached_property
     def outputs_end(self) -> Program:
-        return Program.in_a_row((each.outputs_end, times) for each, times in self.pieces)
+        return Program.in_a_row((each.outputs_end, times) for each, times in (*self.pieces, *self.regularisation))
 
     @cached_property
     def graph_end(self) -> Program:

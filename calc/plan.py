@@ -14,6 +14,7 @@ from .liger import liger_obstacle
 from .operators import Numerics
 from .recipes import RECIPES, Recipe
 from .recompute_choices import layers_in_a_row, offload, recompute_kind, saved_operators
+from .router_loss import with_router_loss
 from .scenario import (
     ADAPTER_FIELDS,
     ALL_LINEAR,
@@ -132,6 +133,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     if scenario.problem_type is not None:
         architecture = replace(architecture, problem_type=scenario.problem_type)
     check_head(scenario, architecture)
+    architecture = with_router_loss(scenario, architecture)
     if scenario.dropout is not None:
         architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))
     architecture = _with_adapted_layers(scenario, _with_prefix(scenario, architecture))

@@ -313,6 +313,9 @@ class Scenario(Question):
     loss: Loss = Loss.CROSS_ENTROPY
     """How the loss is computed: from logits (transformers), or with the head in one call, chunk by chunk
     (torch.nn.functional.linear_cross_entropy, Liger's fused kernel)."""
+    output_router_logits: Annotated[bool, Field(strict=True)] | None = None
+    """Mixtures of experts: the routers' logits are among the outputs, and their auxiliary loss is added to the loss
+    (load_balancing_loss_func); none = what the config says."""
     hold_outputs: Annotated[bool, Field(strict=True)] = False
     """The model's outputs, logits among them, live until backward ends; Trainer drops them before."""
     eval_accumulation_steps: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 0

@@ -23,6 +23,7 @@ from .optimizers import QUANTISATION_MAPS, averaged, kept_between_steps
 from .parts import Part, Piece, Pieces, piece
 from .plan import BITSANDBYTES, Plan
 from .recomputation import Repeated, makes_leaves, recomputed
+from .router_loss import COUNTS, around_router_loss, logits_of, share_of_router_loss
 from .scenario import AdapterKind, Task
 from .sizes import StorageClass, storage_class
 from .timeline import Program
@@ -114,7 +115,7 @@ def step(facts: StepFacts) -> Step:
         cache_end=facts.model.cache_end,
         between=between,
         begin=begin,
-        regularisation=_around_regularisation(facts) if _is_regularised(facts) else None,
+        regularisation=_around_regularisation(facts, pieces),
         finish=finish,
         optimizer=optimizer_step([part.trained for part in parts], [part.in_layer for part in parts], facts.plan),
         batches=_batches(pieces[-1].section, facts.plan) if facts.plan.task is Task.EVALUATION else None,
@@ -162,13 +163,38 @@ def _trained(section: Section) -> frozenset[Tensor]:
 
 
 def _regularisations(pieces: Pieces, facts: StepFacts) -> Iterator[tuple[Piece, int]]:
+    if facts.model.router_loss:
+        yield from _of_routers(pieces, facts)
     for each, times in pieces:
         section = _regularised(each.section, facts)
         if section is not None:
             yield piece(section, Context(input_required=True, waiting=_trained(section))), times
 
 
-def _around_regularisation(facts: StepFacts) -> Around:
+def _of_routers(pieces: Pieces, facts: StepFacts) -> Iterator[tuple[Piece, int]]:
+    for each, times in pieces:
+        section = share_of_router_loss(each.section, facts.plan.numerics)
+        if section is not None:
+            recorded = logits_of(each.section)
+            if not (recorded & each.life.required if recorded else each.context.input_required):
+                section = without_gradients(section)
+            context = Context(
+                input_required=True,
+                exported=recorded,
+                released=frozenset({COUNTS}),
+                cache_end=facts.model.cache_end,
+            )
+            yield piece(section, context), times
+
+
+def _around_regularisation(facts: StepFacts, pieces: list[Piece]) -> Around | None:
+    if facts.model.router_loss:
+        sections, differentiated = (each.section for each in pieces), pieces[-1].context.input_required
+        return around_router_loss(sections, facts.plan.numerics, differentiated=differentiated)
+    return _around_norms() if _is_regularised(facts) else None
+
+
+def _around_norms() -> Around:
     """The sum, its mean and that times its weight (AdaLoraModel.forward); their gradients."""
     total = REGULARISATION
     mean, weighted, gradient = replace(total, name="mean"), replace(total, name="weighted"), gradient_of(total)

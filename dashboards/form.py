@@ -34,6 +34,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "accumulate_grads_in_fp32": YES_OR_NO,
     "attention": tuple(kernel for kernel in Attention if kernel in SUPPORTED["attention"]),
     "loss": tuple(Loss),
+    "output_router_logits": ("", *YES_OR_NO),
     "hold_outputs": YES_OR_NO,
     "use_liger_kernel": YES_OR_NO,
     "implementation": tuple(Implementation),

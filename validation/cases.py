@@ -38,6 +38,7 @@ STEP: dict[str, Any] = {
     "recompute_offload": False,
     "use_liger_kernel": False,
     "loss": "cross-entropy",
+    "output_router_logits": None,
     "hold_outputs": False,
     "eval_accumulation_steps": 0,
     "adapter": None,

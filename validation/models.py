@@ -164,6 +164,8 @@ def build_job(
     optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     # A copy: transformers writes into nested fields (rope_scaling).
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
+    if scenario.output_router_logits is not None:
+        hf_config.output_router_logits = scenario.output_router_logits
     classifies = with_labels(hf_config, scenario)
     auto_class = AutoModelForSequenceClassification if classifies else LANGUAGE_MODELS[config["model_type"]]
     model_class: Any = auto_class._model_mapping[type(hf_config)]

@@ -14,10 +14,11 @@ from calc.dtype import DType
 from calc.ledger import Component, Gradient, Product, Row, Shape, Tensor
 from calc.operators import TOKENS, Numerics, activation, linear, parameter, stamped
 from calc.primitives import add, cast, frame, like, multiply, part, scale, shift, unary, wider
+from calc.router_loss import RECORDED
 from calc.scenario import SavedOperator
 
 from .facts import LayerFacts
-from .routers import CHOSEN, router
+from .routers import CHOSEN, LOGITS, router
 
 EXPERTS = "mlp.experts"
 """The module that holds the weights of all experts."""
@@ -30,6 +31,8 @@ def experts(
     routing, held = router(x, mixture, numerics)
     weights, indices = held[:2]
     computing, out = _experts(x, weights, indices, mixture, facts, numerics)
+    if mixture.records_logits:
+        routing.append(Row(name=RECORDED, reads=held[LOGITS : LOGITS + 1]))
     routing = stamped(routing, Component.MLP, f"mlp.{mixture.gate}")
     return [*routing, *stamped(computing, Component.MLP, EXPERTS)], out, held
 

@@ -47,6 +47,8 @@ class ModelFacts(NamedTuple):
     linear_loss: LinearLoss | None = None
     """Head and loss in one call; None: logits and their cross-entropy."""
     cache_end: CacheEnd = CacheEnd.FORWARD
+    router_loss: bool = False
+    """Something is added to the loss for the routers of a mixture's layers."""
     generates: bool = False
     """Logits are made of each sequence's last token, and no loss."""
 

@@ -10,6 +10,7 @@ from calc.norms import norm_of
 from calc.operators import POSITION_IDS, Numerics, dropped, embedding, linear, parameter, stamped
 from calc.primitives import add, dropout, frame, like, part, scale, view
 from calc.rotary import Pair, rotary_tables, tables_row, turned
+from calc.router_loss import recorded
 from calc.wirings import Parts
 
 from .attention import attention
@@ -91,7 +92,7 @@ def llama_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         frame(x, middle, *held, *((normed, attended, down) if facts.kind.holds_results else ())),
     ]
     layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=_modules(facts))
-    return with_cache(layer, facts.core, numerics)
+    return recorded(with_cache(layer, facts.core, numerics))
 
 
 def _parallel_layer(facts: LayerFacts, numerics: Numerics) -> Section:

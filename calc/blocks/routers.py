@@ -12,7 +12,10 @@ from calc.primitives import cast, frame, like, matmul, scale, shift, softmax, un
 from .sparse_mixer import CHOSEN, sparse_mixer
 
 Routed = tuple[list[Row], tuple[Tensor, ...]]
-"""The rows; and what the block holds until it returns, first each token's weights of its experts and their indices."""
+"""The rows; and what the block holds until it returns: each token's weights of its experts, their indices, the logits
+the router returns."""
+LOGITS = 2
+"""Their place among these."""
 
 
 def router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:

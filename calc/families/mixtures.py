@@ -368,13 +368,14 @@ def _sparse(fields: Fields, dense: Layer, mixed: Layer, num_layers: int) -> Iter
 
 def with_experts(fields: Fields, layer: Layer, mixture: Mixture, defaults: Experts) -> Layer:
     """`layer` with experts."""
-    fields.refuse("output_router_logits", "the routers' auxiliary loss is not supported yet")
     count = fields.size("num_local_experts", "num_experts", "n_routed_experts", default=defaults.num_experts)
     chosen = fields.size("num_experts_per_tok", default=defaults.num_experts_per_tok)
     if chosen > count:
         raise ConfigError("model.num_experts_per_tok", chosen, f"should be at most {count}, the number of experts")
     _check_groups(defaults, count)
-    kind = replace(layer.kind, mlp=replace(mixture, one_expert_per_token=chosen == 1))
+    records = fields.flag("output_router_logits", default=False)
+    mixture = replace(mixture, one_expert_per_token=chosen == 1, records_logits=records)
+    kind = replace(layer.kind, mlp=mixture)
     return replace(layer, kind=kind, experts=replace(defaults, num_experts=count, num_experts_per_tok=chosen))
 
 

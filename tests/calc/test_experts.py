@@ -80,7 +80,6 @@ def test_which_layers_have_experts() -> None:
     ("own", "choices", "field"),
     [
         ({"num_experts_per_tok": X + 1}, {}, "model.num_experts_per_tok"),
-        ({"output_router_logits": True}, {}, "model.output_router_logits"),
         ({"router_jitter_noise": 0.1}, {}, "model.router_jitter_noise"),
         ({"intermediate_size": F + 4}, {"precision": Precision.BF16}, "model.intermediate_size"),
         ({"hidden_size": H + 4, "head_dim": 16}, {"precision": Precision.BF16}, "model.hidden_size"),
