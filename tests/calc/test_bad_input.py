@@ -83,6 +83,7 @@ READ_BY_THE_ENGINE = {
     "recompute_offload": True,
     "loss": "chunked-cross-entropy",
     "hold_outputs": True,
+    "output_router_logits": True,
     "use_liger_kernel": True,
     "adapter": Adapter(),
     "eval_accumulation_steps": 2,
@@ -106,6 +107,7 @@ OTHER_ADAPTER = {
     "encoder_hidden_size": 99,
     "dtype": "base",
 }
+WITH_OTHERS_THAN_GPT2 = {"use_liger_kernel": "qwen3-0.6b", "output_router_logits": "mixtral-8x7b"}
 WITHOUT_EFFECT = {"adapter.alpha"}
 """Scales the branch; its docstring says that it changes no size."""
 
@@ -114,7 +116,7 @@ WITHOUT_EFFECT = {"adapter.alpha"}
 def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
     if field in LATER or field in {"parallel", "task", *INFERENCE_FIELDS}:
         return
-    model = "qwen3-0.6b" if field == "use_liger_kernel" else "gpt2"
+    model = WITH_OTHERS_THAN_GPT2.get(field, "gpt2")
     plain: dict[str, Any] = {"model": model, "precision": "bf16", "recompute": "full"}
     if field == "eval_accumulation_steps":
         plain["task"] = "evaluation"

@@ -6,7 +6,7 @@ import pytest
 
 from calc import ConfigError, Scenario, estimate
 from calc.router_loss import FAMILIES
-from calc.scenario import Implementation
+from calc.scenario import Implementation, Task
 from tests.validation.families import config_of
 from tests.validation.random_steps import agree
 from validation.trace import trace
@@ -54,7 +54,7 @@ def test_of_each_family(family: str, precision: str) -> None:
         {"task": "evaluation"},
         {"task": "evaluation", "eval_accumulation_steps": 3},
         {"config": EVERY_OTHER},
-        {"config": EVERY_OTHER | {"mlp_only_layers": [3]}, "recompute": "full", "recompute_group_size": 3},
+        {"config": EVERY_OTHER | {"mlp_only_layers": [3]}, "recompute": "full"},
     ],
     ids=str,
 )
@@ -78,21 +78,27 @@ def test_the_config_asks_for_it_too_and_the_scenario_has_the_last_word() -> None
     [
         ("llama", {}, "output_router_logits = True: should be false: llama has no layer with experts"),
         ("deepseek_v3", {}, "should be false: transformers has no auxiliary loss for deepseek_v3"),
-        ("mixtral", {"task": "inference", "prompt_length": 8}, "the auxiliary loss is part of training and evaluation"),
         ("mixtral", {"loss": "chunked-cross-entropy"}, "is not supported yet with loss = chunked-cross-entropy"),
         ("mixtral", {"adapter": {"kind": "prefix-tuning"}}, "is not supported yet with adapter.kind = prefix-tuning"),
         ("mixtral", {"adapter": {"kind": "adalora", "target_modules": ["q_proj"]}}, "with adapter.kind = adalora"),
     ],
 )
 def test_refused(family: str, choices: dict[str, Any], message: str) -> None:
-    sizes = SIZES if "task" not in choices else {}
     with pytest.raises(ConfigError, match=message):
-        estimate(Scenario(model=config_of(family), output_router_logits=True, **sizes, **choices))
+        estimate(Scenario(model=config_of(family), output_router_logits=True, **SIZES, **choices))
 
 
 def test_a_config_that_asks_for_what_there_is_not_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"model\.output_router_logits = True: should be false: transformers has no"):
         estimate(Scenario(model=config_of("deepseek_v3") | {"output_router_logits": True}))
+
+
+def test_generation_has_none() -> None:
+    config = config_of("mixtral") | {"output_router_logits": True}
+    with pytest.raises(ConfigError, match="the auxiliary loss is part of training and evaluation"):
+        estimate(Scenario(model=config, task=Task.INFERENCE, prompt_length=8))
+    with pytest.raises(ConfigError, match="output_router_logits"):
+        estimate(Scenario(model=config_of("mixtral"), task=Task.INFERENCE, prompt_length=8, output_router_logits=True))
 
 
 def test_of_megatron() -> None:
