@@ -117,7 +117,8 @@ def cut(model: str, layers: int) -> dict[str, Any]:
     """The catalogue's `model` with fewer layers, which its name says."""
     config = config_of({"model": model})
     name = f"{model}-{layers}-of-{config['num_hidden_layers']}-layers"
-    return config | {"num_hidden_layers": layers, "_name_or_path": name}
+    kinds = {"layer_types": config["layer_types"][:layers]} if config.get("layer_types") else {}
+    return config | kinds | {"num_hidden_layers": layers, "_name_or_path": name}
 
 
 def retied(model: str | dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ HEADS_OF_100 = cut("llama-3.2-1b", 2) | {
     "head_dim": 100,
     "_name_or_path": "llama-3.2-1b-2-layers-heads-of-100",
 }
+MODERNBERT = {"model_type": "modernbert", "_name_or_path": "modernbert-base"}
 SIX_LAYERS = cut("smollm2-135m", 6)
 IA3_EVERYWHERE = {"kind": "ia3", "target_modules": EVERY_LINEAR, "feedforward_modules": ["down_proj"]}
 
@@ -148,6 +149,24 @@ TRACES = [
         )
     ),
     case(cut("llama-3.2-1b", 2), 2, 200, adapter=IA3_EVERYWHERE, recompute="full", precision="bf16"),
+    case(
+        cut("llama-3.2-1b", 2), 2, 200, adapter={"kind": "adalora", "rank": 12, "target_modules": ["q_proj", "v_proj"]}
+    ),
+    # Mixtures of experts, with the routers' auxiliary loss and without; latent attention.
+    case(cut("qwen1.5-moe-a2.7b", 2), 2, 512, attention="flash"),
+    case(cut("qwen1.5-moe-a2.7b", 2), 2, 512, output_router_logits=True, precision="bf16", recompute="full"),
+    case(cut("mixtral-8x7b", 1), 1, 1024, precision="bf16", output_router_logits=True),
+    case(cut("qwen3-30b-a3b", 2), 1, 700, adapter={"kind": "lora", "target_modules": ["q_proj", "v_proj"]}),
+    case(cut("gpt-oss-20b", 2), 1, 300, precision="bf16", optimizer="sgd"),
+    case(cut("deepseek-v2-lite", 3), 1, 500, precision="bf16", recompute="full"),
+    # Encoders, classification, evaluation.
+    case("bert-base-uncased", 4, 256),
+    case("bert-base-uncased", 4, 128, num_labels=2, precision="fp16-autocast"),
+    case(MODERNBERT, 2, 700, attention="efficient"),
+    case(cut("llama-3.2-1b", 2), 4, 128, num_labels=1, problem_type="regression"),
+    case("distilgpt2", 4, 256, task="evaluation"),
+    case(cut("qwen3-0.6b", 3), 4, 256, task="evaluation", eval_accumulation_steps=3, precision="bf16"),
+    case(SIX_LAYERS, 2, 300, recompute="operators", recompute_saved_operators=["mm"], precision="bf16"),
     # Held out: chosen before any of these was traced.
     case(WINDOWED, 3, 401, precision="fp16-autocast", recompute="full", recompute_group_size=3, holdout=True),
     case(SIX_LAYERS, 1, 777, recompute="full", recompute_group_size=5, adapter=WIDE_LORA, holdout=True),
@@ -159,6 +178,11 @@ TRACES = [
     case(HEADS_OF_100, 1, 290, attention="flash", recompute="selective", optimizer="muon", holdout=True),
     case(cut("smollm2-360m", 5), 2, 411, use_liger_kernel=True, frozen_layers=2, hold_outputs=True, holdout=True),
     case(cut("mistral-7b-v0.3", 2), 1, 300, adapter={"kind": "p-tuning-v2"}, precision="bf16", holdout=True),
+    # Held out: chosen before any of the cases with mixtures, encoders and evaluations was traced.
+    case(cut("qwen1.5-moe-a2.7b", 3), 1, 901, output_router_logits=True, gradient_accumulation_steps=2, holdout=True),
+    case(cut("deepseek-v2-lite", 2), 2, 333, adapter={"kind": "lora", "target_modules": ["o_proj"]}, holdout=True),
+    case(MODERNBERT, 1, 1000, recompute="full", precision="bf16", holdout=True),
+    case(cut("smollm2-360m", 4), 3, 222, task="evaluation", eval_accumulation_steps=2, holdout=True),
 ]
 
 # --- measured: each knob alone ------------------------------------------------------------------------------------
