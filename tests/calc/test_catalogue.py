@@ -51,6 +51,23 @@ def test_the_ledger_has_the_published_number_of_parameters(model: CatalogueModel
         assert answer.parameters.total == model.published_parameters.total
 
 
+@pytest.mark.parametrize(("name", "stored"), [("falcon-7b", 7_217_189_760), ("falcon-180b", 179_522_565_120)])
+def test_falcons_files_hold_the_tied_head_a_second_time(name: str, stored: int):
+    """The parameters of tiiuae/falcon-7b-instruct's and tiiuae/falcon-180B-chat's files, as their pages count them:
+    https://github.com/prashanthprabhu24/llmfit/blob/62b97be8b3871bef6af1f4bf4f5ce968e029409d/data/hf_models.json"""
+    config = model_named(name).config
+    total = estimate(Scenario(model=name, sequence_length=1)).parameters.total
+    assert total + config["vocab_size"] * config["hidden_size"] == stored
+
+
+def test_llama_4_is_as_large_as_its_names_say():
+    """17 billion parameters for each token, of both; the files hold the vision part too."""
+    for name, total in (("llama-4-scout", 108e9), ("llama-4-maverick", 400e9)):
+        parameters = estimate(Scenario(model=name, sequence_length=1)).parameters
+        assert parameters.total == pytest.approx(total, rel=0.01)
+        assert parameters.active_per_token == pytest.approx(17e9, rel=0.02)
+
+
 def test_names_are_kebab_case_and_no_two_models_share_one():
     owner: dict[str, str] = {}
     for model in models():
