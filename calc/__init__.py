@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .advice import Advice, advise
     from .catalogue import models
     from .comparison import Comparison, compare
+    from .deployment import Deployment, deployments
     from .estimation import Estimate, estimate, estimate_plan
     from .hardware import gpus
     from .lengths import LengthReport, length_report
@@ -29,6 +30,7 @@ __all__ = [
     "CheckpointWeights",
     "Comparison",
     "ConfigError",
+    "Deployment",
     "Estimate",
     "ExpertDesign",
     "LengthReport",
@@ -40,6 +42,7 @@ __all__ = [
     "checkpoint_weights",
     "closed_forms",
     "compare",
+    "deployments",
     "estimate",
     "estimate_plan",
     "expert_designs",
@@ -56,6 +59,7 @@ _HOMES = {
     "Advice": ".advice",
     "CheckpointWeights": ".quantisation",
     "Comparison": ".comparison",
+    "Deployment": ".deployment",
     "Estimate": ".estimation",
     "ExpertDesign": ".mixture_designs",
     "LengthReport": ".lengths",
@@ -64,6 +68,7 @@ _HOMES = {
     "advise": ".advice",
     "checkpoint_weights": ".quantisation",
     "compare": ".comparison",
+    "deployments": ".deployment",
     "estimate": ".estimation",
     "estimate_plan": ".estimation",
     "expert_designs": ".mixture_designs",

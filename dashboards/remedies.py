@@ -114,7 +114,7 @@ def _trained(estimate: calc.Estimate, words: Words) -> str:
     return words["trains_share"].format(share=f"{100 * parameters.trainable / parameters.total:.2g} %")
 
 
-def bound(scenario: calc.Scenario, current: calc.Estimate, words: Words, **sought: Maximise | Minimise) -> Row:
+def bound(scenario: calc.Scenario, current: calc.Estimate, words: Words, **sought: Any) -> Row:
     """The largest or least that fits, as a change to `scenario`."""
     solution = calc.solve(scenario, **sought)
     field, value = solution.sought, solution.value

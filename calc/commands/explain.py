@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from calc.advice import advise
+from calc.deployment import deployments
 from calc.errors import ConfigError
 from calc.estimation import estimate
 from calc.explain import formulas
@@ -66,6 +67,12 @@ TOPICS = {
         expert_designs,
         _each(lambda design: design.to_dict()),
         "print_expert_designs",
+    ),
+    "serving": _Topic(
+        "several GPUs (--num-gpus, or eight) as one tensor-parallel model, as a copy on each, or in between",
+        deployments,
+        _each(lambda deployment: deployment.to_dict()),
+        "print_deployments",
     ),
     "weights": _Topic(
         "the tensors that hold the weights, as the checkpoint or its quantization_config stores them",

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calc.advice import Advice
+from calc.deployment import Deployment
 from calc.estimation import Estimate
 from calc.explain import Formula
 from calc.inventory import TensorEntry
@@ -14,7 +15,7 @@ from calc.lengths import LENGTH_NOTES, LengthReport
 from calc.mixture_designs import ExpertDesign
 from calc.quantisation import CheckpointWeights
 from calc.tradeoff import Tradeoff
-from calc.units import format_bytes, format_count, format_flops, format_gib
+from calc.units import format_bytes, format_count, format_flops, format_gib, format_rate, format_seconds
 
 from .tables import fits, print_notes, table, way, words
 
@@ -124,6 +125,31 @@ def print_expert_designs(designs: Iterable[ExpertDesign]) -> None:
     )
     columns = ("experts", "width", "combinations", "tokens each", "parameters", "active", "FLOPs/token", "kept", "peak")
     Console(highlight=False).print(table("Mixtures", columns, rows))
+
+
+def print_deployments(deployments: Iterable[Deployment]) -> None:
+    """One line per way to give the GPUs to the model."""
+    rows = (
+        (
+            f"{each.num_replicas} × {each.tensor_parallel}",
+            f"{each.batch_size:,}",
+            format_gib(each.estimate.memory.peak_allocated_bytes),
+            fits(each.estimate),
+            f"{each.most_sequences:,}",
+            _seconds(each.prefill_seconds),
+            _seconds(each.seconds_per_output_token),
+            _seconds(each.all_reduce_seconds_per_token),
+            format_rate(each.output_tokens_per_second) if each.output_tokens_per_second else "",
+        )
+        for each in deployments
+    )
+    columns = ("copies × GPUs", "batch", "peak", "fits", "most", "prompt", "token", "of it links", "tokens/s")
+    console = Console(highlight=False)
+    console.print(table("Deployments: peak of each GPU; time is a roofline, links at 80 %, assumed", columns, rows))
+
+
+def _seconds(seconds: float | None) -> str:
+    return "" if seconds is None else format_seconds(seconds)
 
 
 def print_advice(advice: Iterable[Advice]) -> None:
