@@ -152,11 +152,8 @@ def _norm_of(factor: Tensor, total: Tensor, grown: Tensor, numerics: Numerics) -
     yield Row(name="eye", reads=(), writes=(identity,))
     yield add(covariance, identity, difference, name="sub")
     yield frame(covariance, identity)
-    if numerics.autocast and difference.dtype is not DType.FP32:
-        wide = like(difference, f"{name} difference in fp32", dtype=DType.FP32)
-        yield cast(difference, wide)
-        difference = wide
-    norm = Tensor(f"{name} norm", (), difference.dtype)
+    # Autocast asks linalg_vector_norm for fp32, whose kernel reads half precision as it is (make_reduction).
+    norm = Tensor(f"{name} norm", (), DType.FP32 if numerics.autocast else difference.dtype)
     is_zero = Tensor(f"{name} norm is 0", (), DType.BOOL)
     yield Row(
         name="norm",
