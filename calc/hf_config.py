@@ -8,7 +8,7 @@ from typing import Any
 from .architecture import Architecture, Head
 from .classification import with_classifier
 from .errors import ConfigError
-from .families import FAMILIES, family
+from .families import FAMILIES, NOT_MODELLED, family
 from .families.fields import Fields
 from .scenario import ProblemType
 
@@ -30,13 +30,7 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     if config.get("text_config") is not None and model_type not in FAMILIES:
         return _text_part(config, model_type)
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        near = get_close_matches(model_type, FAMILIES, n=NEAREST) if isinstance(model_type, str) else ()
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise ConfigError(
-            "model.model_type",
-            model_type,
-            f"{hint}README.md lists the {len(FAMILIES)} supported types, docs/families.md shows how to add one",
-        )
+        raise _unknown(model_type)
     heads = config.get("architectures")
     if heads is not None and not (isinstance(heads, list) and all(isinstance(head, str) for head in heads)):
         raise ConfigError("model.architectures", heads, "should be a list of class names")
@@ -51,6 +45,24 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     if not any(head.endswith(Head.SEQUENCE_CLASSIFICATION) for head in heads or ()):
         return read
     return with_classifier(read, _num_labels(config), "model.num_labels")
+
+
+def _unknown(model_type: Any) -> ConfigError:
+    """What to say of a type that is none of `FAMILIES`: what it lacks, or what is spelt alike."""
+    if isinstance(model_type, str) and model_type in NOT_MODELLED:
+        return ConfigError(
+            "model.model_type",
+            model_type,
+            f"needs {NOT_MODELLED[model_type]}, not supported yet; README.md lists the {len(FAMILIES)} supported types, "
+            "docs/families.md shows how to add one",
+        )
+    near = get_close_matches(model_type, FAMILIES, n=NEAREST) if isinstance(model_type, str) else ()
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return ConfigError(
+        "model.model_type",
+        model_type,
+        f"{hint}README.md lists the {len(FAMILIES)} supported types, docs/families.md shows how to add one",
+    )
 
 
 def _text_part(config: Mapping[str, Any], model_type: Any) -> Architecture:

@@ -64,6 +64,32 @@ FAMILIES = {
 """The module that reads each, with a function of its name ("_" for "-"); loaded when first asked for."""
 
 
+STATE_SPACES = (
+    "mamba",
+    "mamba2",
+    "falcon_mamba",
+    "bamba",
+    "falcon_h1",
+    "granitemoehybrid",
+    "jamba",
+    "nemotron_h",
+    "zamba",
+    "zamba2",
+)
+LINEAR_ATTENTIONS = "minimax", "olmo_hybrid", "qwen3_next"
+RECURRENT = "recurrent_gemma", "rwkv", "xlstm"
+NOT_MODELLED = {
+    "vit": "images in the place of tokens",
+    **dict.fromkeys(("deberta", "deberta-v2"), "disentangled attention"),
+    **dict.fromkeys(STATE_SPACES, "state-space layers"),
+    **dict.fromkeys(LINEAR_ATTENTIONS, "linear attention"),
+    **dict.fromkeys(RECURRENT, "recurrent layers"),
+    **dict.fromkeys(("lfm2", "lfm2_moe"), "convolutions in the place of attention"),
+    "ernie4_5_moe": "routers whose weights stay in fp32",
+}
+"""Types that are asked for, and what of them is not built."""
+
+
 def family(model_type: str) -> Callable[[Fields], Architecture]:
     """The function that reads the configs of one of `FAMILIES`."""
     return getattr(import_module(f".{FAMILIES[model_type]}", __name__), model_type.replace("-", "_"))

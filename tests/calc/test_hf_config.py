@@ -14,7 +14,7 @@ import pytest
 from calc import Scenario, estimate
 from calc.architecture import Activation, Architecture, Dropouts, QueryKeyNorm, Wiring
 from calc.errors import ConfigError
-from calc.families import FAMILIES
+from calc.families import FAMILIES, NOT_MODELLED
 from calc.hf_config import architecture
 from calc.scenario import LARGEST_SIZE
 
@@ -360,3 +360,11 @@ def test_parts_that_are_refused(changes: dict[str, Any], field: str, expected: s
     with pytest.raises(ConfigError, match=expected) as raised:
         architecture(GEMMA3 | changes)
     assert raised.value.field.startswith(field)
+
+
+@pytest.mark.parametrize(("model_type", "missing"), NOT_MODELLED.items())
+def test_a_known_type_that_is_not_built_says_what_it_lacks(model_type: str, missing: str):
+    with pytest.raises(ConfigError, match=f"needs {missing}, not supported yet") as raised:
+        architecture({"model_type": model_type})
+    assert "did you mean" not in raised.value.expected
+    assert model_type not in FAMILIES

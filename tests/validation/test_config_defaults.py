@@ -15,7 +15,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from calc.architecture import Architecture
-from calc.families import FAMILIES
+from calc.families import FAMILIES, NOT_MODELLED
 from calc.hf_config import TEXT_PARTS, architecture
 from tests.validation import families
 from tests.validation.families import NOT_BUILT
@@ -141,3 +141,7 @@ def test_the_text_part_of_a_model_with_images(whole: str, part: str) -> None:
     read = architecture(json.loads(config.to_json_string(use_diff=True)) | {"text_config": {}})
     assert read == architecture(config.to_dict())
     assert replace(read, part_of=None) == architecture(config.text_config.to_dict())
+
+
+def test_types_that_are_not_built_are_spelt_as_transformers_does() -> None:
+    assert NOT_MODELLED.keys() <= CONFIG_MAPPING.keys()
