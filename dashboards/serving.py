@@ -162,6 +162,7 @@ def capacity_view(scenario: Scenario, words: Words) -> dict[str, Any]:
     return {
         "heat": _heat(grid, scenario, output_length, here, words),
         "concurrency": _concurrency(grid, scenario, output_length, here, words) if grid.most else None,
+        **deployments_view(scenario),
     }
 
 
@@ -281,6 +282,34 @@ def _concurrency(
     x_ticks = [(_short_count(context), x(context)) for context in found]
     y_ticks = [(f"{tick:,}", y(tick)) for tick in powers_of_two(1, max(found.values()))]
     return _chart(rows, x_ticks, y_ticks) | {"table": list(grid.most.items())}
+
+
+# ---- Several GPUs
+
+
+def deployments_view(scenario: Scenario) -> dict[str, Any]:
+    """The same sequences on eight GPUs, in every way; none where the time of one is not known."""
+    ways = calc.deployments(scenario) if scenario.gpu is not None else ()
+    return {
+        "deployments": [
+            {
+                "ways": f"{way.num_replicas} × {way.tensor_parallel}",
+                "batch": way.batch_size,
+                "needed": way.estimate.memory.peak_allocated_bytes,
+                "fits": way.estimate.memory.fits,
+                "most": way.most_sequences,
+                "prefill": _known(way.prefill_seconds),
+                "token": _known(way.seconds_per_output_token),
+                "links": _known(way.all_reduce_seconds_per_token),
+                "rate": format_rate(way.output_tokens_per_second) if way.output_tokens_per_second else "",
+            }
+            for way in ways
+        ]
+    }
+
+
+def _known(seconds: float | None) -> str:
+    return "" if seconds is None else format_seconds(seconds)
 
 
 # ---- What a larger batch gains

@@ -22,6 +22,7 @@ def test_the_first_visit_is_filled(page):
     expect(page.locator("#throughput .point.current")).to_have_count(1)
     expect(page.locator("#capacity .contour")).to_have_count(1)
     expect(page.locator("#speed .operations")).to_have_count(2)
+    expect(page.locator(".deployments tbody tr")).to_have_count(4)
 
 
 def test_a_change_changes_every_figure_and_the_address(page):

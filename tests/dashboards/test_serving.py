@@ -129,3 +129,11 @@ def test_an_inline_config_is_answered():
     scenario = calc.Scenario(model=config, task=Task.INFERENCE, gpu="rtx-4090", prompt_length=8, output_length=8)
     assert capacity_view(scenario, W)["heat"]["rows"]
     assert throughput_view(scenario, W)["throughput"]["rows"]
+
+
+def test_eight_gpus_are_given_in_every_way():
+    ways = capacity_view(EXAMPLE, W)["deployments"]
+    assert [way["ways"] for way in ways] == ["8 × 1", "4 × 2", "2 × 4", "1 × 8"]
+    assert [way["batch"] for way in ways] == [2, 4, 8, 16]
+    assert all(way["rate"] and way["fits"] for way in ways)
+    assert capacity_view(example(gpu=None), W)["deployments"] == []
