@@ -27,6 +27,7 @@ class Wiring(StrEnum):
     MPT = "mpt"
     OPT = "opt"
     PHI = "phi"
+    T5 = "t5"
     MEGATRON = "megatron"
     """The fused GPT block of Megatron-LM, as the paper counts it."""
 
@@ -36,6 +37,8 @@ class Head(StrEnum):
 
     CAUSAL_LM = "ForCausalLM"
     MASKED_LM = "ForMaskedLM"
+    SEQ2SEQ_LM = "ForConditionalGeneration"
+    """Of an encoder-decoder."""
     SEQUENCE_CLASSIFICATION = "ForSequenceClassification"
 
 
@@ -59,6 +62,7 @@ class Norm(StrEnum):
     """As LlamaRMSNorm, whose frame holds less."""
     RMS_GEMMA = "GemmaRMSNorm"
     """Its weight is what is added to 1."""
+    RMS_T5 = "T5LayerNorm"
     LAYER = "LayerNorm"
     """torch's own, with weight and bias."""
     LAYER_WITHOUT_BIAS = "LayerNorm without bias"
@@ -259,6 +263,14 @@ class Norms(NamedTuple):
 PRE_NORMS = Norms(before_attention="input_layernorm", before_mlp="post_attention_layernorm")
 
 
+class PositionBias(StrEnum):
+    """A learned number for each head and distance, of one table for all layers of a stack."""
+
+    MADE = "made"
+    """By this layer, which has the table."""
+    GIVEN = "given"
+
+
 class LatentAttention(StrEnum):
     """What comes of low-rank latents (multi-head latent attention)."""
 
@@ -310,6 +322,10 @@ class LayerKind:
     """What is added to the residual stream is multiplied by a number."""
     bidirectional: bool = False
     """A token attends to those behind it, too."""
+    decodes: bool = False
+    """It attends to an encoder's output, too (cross attention)."""
+    position_bias: PositionBias | None = None
+    """What is added to scores, by the distance of their tokens."""
     returns_weights: bool = False
     """A layer returns its attention's probabilities to the model, which nothing reads."""
     softmax: Softmax = Softmax.IN_FP32
@@ -447,7 +463,7 @@ class Dropouts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Architecture:
-    """A model of one stack: embeddings, runs of equal layers, head."""
+    """A model: embeddings, runs of equal layers, head. An encoder-decoder's are the encoder's, then the decoder's."""
 
     model_type: str
     kind: ModelKind
@@ -460,6 +476,8 @@ class Architecture:
     dropouts: Dropouts = Dropouts()
     type_vocab_size: int | None = None
     """Kinds of tokens, each with an embedding."""
+    num_position_buckets: int | None = None
+    """Distances of tokens that have a bias of their own."""
     num_labels: int | None = None
     """Of a classification head; none = a language-model head."""
     part_of: str | None = None
@@ -476,6 +494,16 @@ class Architecture:
     @property
     def wiring(self) -> Wiring:
         return self.kind.wiring
+
+    @property
+    def stacks(self) -> list[tuple[tuple[Layer, int], ...]]:
+        """All layers, or those of the encoder and those of the decoder."""
+        return [tuple(runs) for _, runs in groupby(self.layers, lambda run: run[0].kind.decodes)]
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """The last of its layers are a decoder's."""
+        return self.kind.head is Head.SEQ2SEQ_LM
 
     @property
     def head(self) -> Head:

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from .adapters.facts import OUTPUT_LAYER, adapter_facts
 from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer, SharedHeads
-from .attention import AttentionCore
+from .attention import CROSS_WORKSPACE, AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
 from .cache import Cache, is_windowed
 from .contexts import CacheEnd
@@ -14,6 +14,7 @@ from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
 from .generation import Generation, Growth
 from .kernels import (
+    BIAS_GRADIENT_MULTIPLE,
     FLASH_SEQUENCE_BLOCK,
     HEAD_MULTIPLE,
     MASK_MULTIPLE,
@@ -40,7 +41,7 @@ from .recomputation import layers_in_a_row
 from .router_loss import has_router_loss
 from .scenario import PREFIXED, Adapter, Attention, Implementation, Loss, Task, num_prefix_tokens, num_prompt_tokens
 from .sizes import Sizes
-from .step import StepFacts, step
+from .step import Step, StepFacts, step
 
 NUM_CODES = 256
 """Of a byte."""
@@ -69,13 +70,21 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     )
     groups: dict[Layer, int] = {}
     counts = [(count, groups.setdefault(unit[0][0], len(groups))) for unit, count in sections]
-    # Embedding and head know the sizes of the layer beside them.
-    layout = ((1, counts[0][1]), *counts, (1, counts[-1][1]))
-    course = outline(step(facts), layout, accumulates=workload.gradient_accumulation_steps > 1)
+    built = step(facts)
+    course = outline(built, tuple(_layout(built, counts)), accumulates=workload.gradient_accumulation_steps > 1)
     common = common_sizes(architecture, workload, plan)
     sizes = tuple(Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan)) for layer in groups)
     _count_trained(course, sizes, plan)
     return StepMemory(outline=course, sizes=sizes, workload=asked, plan=plan)
+
+
+def _layout(built: Step, counts: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """`counts` of the parts that are layers; what is around layers knows the sizes of the layer beside it."""
+    left = iter(counts)
+    group = counts[0][1]
+    for part in built.parts:
+        count, group = next(left) if part.in_layer else (1, group)
+        yield count, group
 
 
 def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Generation:
@@ -132,13 +141,29 @@ def _count_trained(step: Outline, sizes: tuple[Sizes, ...], plan: Plan) -> None:
 
 
 def _layer_sections(architecture: Architecture, plan: Plan) -> Iterator[tuple[Unit, int]]:
+    """Runs of equal units of all stacks."""
+    for stack in architecture.stacks:
+        runs = list(_first_apart(stack, plan))
+        yield from runs[:-1]
+        unit, count = runs[-1]
+        apart = min(count - 1, LAST_APART) if architecture.is_encoder_decoder else 0
+        yield unit, count - apart
+        yield from [(unit, 1)] * apart
+
+
+LAST_APART = 2
+"""Of the gradients that all layers of a stack add to, the last layer makes the first and the one before may add to it
+otherwise than all others do."""
+
+
+def _first_apart(layers: tuple[tuple[Layer, int], ...], plan: Plan) -> Iterator[tuple[Unit, int]]:
     """Runs of equal units. Those that free what later ones share, because backward ends with them, stand alone: the
     first of each kind (its mask), and where the embedding is frozen the second that is trained, the first whose input
     needs a gradient (the rotary tables). The input of the very first is held outside."""
     standing_alone = 2 if plan.adapter or plan.frozen_layers else 1
     seen: set[Unit] = set()
     trained = 0
-    for unit, count in _units(architecture.layers, layers_in_a_row(plan)):
+    for unit, count in _units(layers, layers_in_a_row(plan)):
         is_trained = not all(layer.frozen for layer, _ in unit)
         while count and (unit not in seen or (is_trained and trained < standing_alone)):
             seen.add(unit)
@@ -243,11 +268,20 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         frozen=layer.frozen,
         liger=plan.use_liger_kernel,
         core=_core(layer, dropouts, workload, plan),
+        cross=_cross_core(layer, dropouts, workload, plan) if layer.kind.decodes else None,
     )
 
 
+def _cross_core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> AttentionCore:
+    """Of a decoder's attention to the encoder's output."""
+    pads_mask = layer.kind.position_bias is not None and workload.sequence_length % MASK_MULTIPLE > 0
+    core = _core(layer, dropouts, workload, plan)
+    return replace(core, crosses=True, bidirectional=True, masked=False, pads_mask=pads_mask)
+
+
 def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> AttentionCore:
-    length, compute = workload.sequence_length, plan.numerics.compute
+    length = workload.target_length if layer.kind.decodes else workload.sequence_length
+    compute = plan.numerics.compute
     kernel = layer_kernel(plan.attention, layer, length, compute)
     masked = needs_mask(layer, length) or (kernel is Attention.EAGER and not layer.kind.bidirectional)
     sliding, cache = layer.sliding_window is not None, _cache(layer, plan)
@@ -273,7 +307,11 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),
         packs_heads=kernel is not Attention.EAGER and packs_heads(layer, length),
         pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
-        pads_mask=masked and kernel is Attention.EFFICIENT and (length + layer.num_prefix_tokens) % MASK_MULTIPLE > 0,
+        pads_mask=(
+            (masked or layer.kind.position_bias is not None)
+            and kernel is Attention.EFFICIENT
+            and (length + layer.num_prefix_tokens) % MASK_MULTIPLE > 0
+        ),
         accumulates_output=accumulates_output(max(layer.head_dims), compute),
         differentiated=plan.task is Task.TRAINING,
     )
@@ -292,7 +330,7 @@ def _with_prompt(workload: Workload, plan: Plan) -> Workload:
 
 def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
     """The symbols that mean the same in all sections."""
-    length = workload.sequence_length
+    length, target_length = workload.sequence_length, workload.target_length
     before = max(layer.num_prefix_tokens for layer, _ in architecture.layers)
     keys = length + before
     tokens = workload.micro_batch_size * length
@@ -316,6 +354,8 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "P": architecture.max_position_embeddings,
         "P+2": architecture.max_position_embeddings + 2,
         "H": architecture.hidden_size,
+        **(_decoder_sizes(length, target_length) if target_length else {}),
+        **({"I": architecture.num_position_buckets} if architecture.num_position_buckets else {}),
         **({"J": architecture.type_vocab_size} if architecture.type_vocab_size else {}),
         **next((_expert_sizes(layer.experts) for layer, _ in architecture.layers if layer.experts), {}),
         **({"U": architecture.num_labels} if architecture.num_labels else {}),
@@ -337,6 +377,18 @@ def _window_sizes(architecture: Architecture, length: int) -> dict[str, int]:
         "S+Tw": keys,
         "S+Tw+1": keys + 1,
         "S+Tw⌈8⌉": round_up(keys, MASK_MULTIPLE),
+    }
+
+
+def _decoder_sizes(source_length: int, length: int) -> dict[str, int]:
+    return {
+        "Z": length,
+        "Z-1": length - 1,
+        "Z⌈8⌉": round_up(length, MASK_MULTIPLE),
+        "Z⌈16⌉": round_up(length, BIAS_GRADIENT_MULTIPLE),
+        "S⌈16⌉": round_up(source_length, BIAS_GRADIENT_MULTIPLE),
+        "Z⌈32⌉": round_up(length, STATISTICS_BLOCK),
+        "Z⌈128⌉": round_up(length, FLASH_SEQUENCE_BLOCK),
     }
 
 
@@ -394,7 +446,9 @@ def _latent_sizes(layer: Layer, latent: Latent) -> dict[str, int]:
 def kernel_sizes(layer: Layer, common: dict[str, int], plan: Plan) -> dict[str, int]:
     """The symbols that also depend on the step's sizes."""
     num_heads = common["B"] * layer.num_attention_heads
-    length, compute = common["S"], plan.numerics.compute
+    length, compute = common["Z" if layer.kind.decodes else "S"], plan.numerics.compute
+    keys = {"W": length + layer.num_prefix_tokens, **({CROSS_WORKSPACE: common["S"]} if layer.kind.decodes else {})}
     return {
-        "W": efficient_workspace_floats(length, length + layer.num_prefix_tokens, layer.head_dims, num_heads, compute)
+        name: efficient_workspace_floats(length, num_keys, layer.head_dims, num_heads, compute)
+        for name, num_keys in keys.items()
     }

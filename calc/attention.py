@@ -27,6 +27,9 @@ from .primitives import (
 from .scenario import Attention
 
 SLIDING_MASK = "sliding_mask"
+SOURCE = "source S"
+"""The encoder's tokens, where S are the decoder's (decoder.py)."""
+CROSS_WORKSPACE = "Wx"
 HEADS: Shape = ("B", "S", "N", "D")
 KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")
 SCORES: Shape = ("B", "N", "S", "S")
@@ -70,6 +73,8 @@ class AttentionCore:
     """Of the cache's tokens it sees those of its window alone."""
     bidirectional: bool = False
     """A token attends to those behind it, too."""
+    crosses: bool = False
+    """Keys and values are of the encoder's tokens."""
     masked: bool = False
     """It gets a mask."""
     repeats_heads: bool = False
@@ -113,7 +118,7 @@ class AttentionCore:
         """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
         cast has written out."""
         in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.is_cached
-        several_tokens = not self.one_token or self.is_cached
+        several_tokens = not self.one_token or self.is_cached or self.crosses
         return not (self.one_sequence or self.one_head or in_order) and several_tokens
 
     def copies_gradient_by_token(self, *, one_head: bool, cast: bool = False) -> bool:
@@ -133,6 +138,8 @@ class AttentionCore:
         """How many keys there are for each query."""
         if self.windowed:
             return TOKENS_OF_WINDOW
+        if self.crosses:
+            return SOURCE
         return ALL_TOKENS if self.is_cached else "S"
 
     @property
@@ -156,9 +163,9 @@ class AttentionCore:
 
 
 def eager_attention(
-    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics, bias: Tensor | None = None
 ) -> tuple[list[Row], Tensor, Tensor]:
-    """eager_attention_forward: softmax(q·kᵀ/√d + mask)·v with every intermediate in memory.
+    """eager_attention_forward: softmax(q·kᵀ/√d + bias + mask)·v with every intermediate in memory.
 
     Gives the rows, the output and the probabilities, which the caller holds.
     """
@@ -180,6 +187,10 @@ def eager_attention(
         capped = like(scaled, "scores capped")
         rows += soft_cap(scaled, capped)
         scaled = capped
+    if bias is not None:
+        unbiased = scaled
+        scaled = like(unbiased, "scores with bias", dtype=wider(unbiased.dtype, bias.dtype))
+        rows.append(add(unbiased, bias, scaled, name="bias", one_sequence=core.one_sequence))
     if core.masked:
         mask, unmasked = core.mask(numerics), scaled
         scaled = like(unmasked, "scores masked", dtype=wider(unmasked.dtype, mask.dtype))

@@ -1,6 +1,7 @@
 """What a section's lifetimes depend on beside its rows, and what they are (lifetimes.py)."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -61,6 +62,11 @@ class Context:
     """A parameter's gradient is added to its sum in fp32, and dropped."""
     returned_before: frozenset[Tensor] = frozenset()
     """What the section before returned beside its output, and no node keeps: freed when this one has returned."""
+    given: frozenset[Tensor] = frozenset()
+    """Tensors of earlier sections that need a gradient, to which this one adds its own."""
+    sent_back: Mapping[Tensor, bool] = field(default_factory=dict, hash=False)
+    """Such tensors, of this section or of earlier ones, whose gradient later sections have made; whether it can be
+    added to in place."""
     cache_end: CacheEnd = CacheEnd.FORWARD
     runs_again: bool = False
     """Later sections of its checkpointed region save tensors: all of it runs again, whether it saves any or not."""
@@ -80,6 +86,10 @@ class Needs(NamedTuple):
     """Tensors of other sections, and the input, that nodes of this section keep."""
     returned: frozenset[Tensor]
     """What it returns beside its output, and no node of it keeps."""
+    offered: frozenset[Tensor]
+    """What it offers that needs a gradient."""
+    kept_of_offered: frozenset[Tensor]
+    """What it offers that its own nodes keep."""
 
 
 class Lifetimes(NamedTuple):

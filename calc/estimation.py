@@ -239,7 +239,11 @@ def _evaluation(scenario: Scenario, architecture: Architecture) -> StepMemory | 
 def _filled(workload: Workload, plan: Plan) -> dict[str, Any]:
     """What a scenario may leave open."""
     if plan.task is not Task.INFERENCE:
-        return {"sequence_length": workload.sequence_length, "attention": plan.attention}
+        return {
+            "sequence_length": workload.sequence_length,
+            "target_length": workload.target_length or None,
+            "attention": plan.attention,
+        }
     return _sizes(workload, plan) | {"precision": plan.precision, "attention": plan.attention}
 
 
@@ -255,6 +259,7 @@ def _sizes(workload: Workload, plan: Plan) -> dict[str, Any]:
         "micro_batch_size": workload.micro_batch_size,
         "sequence_length": workload.sequence_length,
         "gradient_accumulation_steps": workload.gradient_accumulation_steps,
+        "target_length": workload.target_length or None,
     }
 
 
@@ -424,12 +429,13 @@ def _cublas_workspace_bytes(gpu: Gpu | None) -> int:
 def step_flops(step: StepMemory, workload: Workload) -> Flops:
     """FLOPs of one optimizer step: those of a micro-batch, times their number."""
     k = workload.gradient_accumulation_steps
-    tokens = workload.micro_batch_size * workload.sequence_length
+    tokens = workload.micro_batch_size * (workload.sequence_length + workload.target_length)
     done = step.sums(Sum.PRODUCTS)
     forward, backward, recompute, needed, core = (
         FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_causal")
     )
     length, keys = step.sizes[0]["S"], step.sizes[0]["S+T"]
+    causal = causal_flops(core, workload.target_length or length, keys - length)
     return Flops(
         forward=k * forward,
         backward=k * backward,
@@ -441,6 +447,7 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
         model_flops_per_token=(needed + core) // tokens,
         model_flops_per_token_causal=(needed + causal_flops(core, length, keys - length)) // tokens,
         attention=attention_flops(step.outline.attention, step.tables),
+        causal=causal_flops(core, workload.target_length or length, keys - length),
     )
 
 

@@ -18,6 +18,8 @@ EFFICIENT_HEAD_MULTIPLES = {DType.FP32: 4, DType.BF16: HEAD_MULTIPLE, DType.FP16
 """minimum_gemm_alignment: 16 bytes."""
 MASK_MULTIPLE = 8
 """preprocess_mask in attention.cpp pads an additive mask's rows to it."""
+BIAS_GRADIENT_MULTIPLE = 16
+"""attention_backward.cu rounds the rows of an additive mask's gradient up to it."""
 STATISTICS_BLOCK = 32
 """kAlignLSE in mem_eff_attention/kernel_forward.h."""
 
@@ -72,6 +74,8 @@ def _flash_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | N
         return "the flash kernel takes fp16 and bf16, not precision = fp32"
     if layer.head_dim > FLASH_LARGEST_HEAD:
         return f"the flash kernel takes head sizes up to {FLASH_LARGEST_HEAD}, not {layer.head_dim}"
+    if layer.kind.position_bias is not None:
+        return "the bias of positions needs a mask, which the flash kernel does not take"
     query_dim, value_dim = layer.head_dims
     if query_dim != value_dim:
         return f"the flash kernel takes one head size for queries and values, not {query_dim} and {value_dim}"
@@ -98,14 +102,16 @@ def _efficient_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str
     return None
 
 
-def _no_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> None:
+def _math_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | None:
+    if layer.kind.position_bias is not None:
+        return "the math kernel is not modelled yet with a bias of positions"
     return None
 
 
 OBSTACLES: dict[Attention, Callable[[Layer, int, DType], str | None]] = {
     Attention.FLASH: _flash_obstacle,
     Attention.EFFICIENT: _efficient_obstacle,
-    Attention.MATH: _no_obstacle,
+    Attention.MATH: _math_obstacle,
 }
 """Why a kernel does not take a layer; in the order in which they are tried."""
 

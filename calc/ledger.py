@@ -60,6 +60,7 @@ SYMBOLS = {
     "A-1": "eval_accumulation_steps - 1",
     "C": "tokens whose logits are made at once",
     "C2": "tokens of the second chunk",
+    "Z": "target_length, of an encoder-decoder",
     "S+1": "sequence_length + 1",
     "S+T": "keys of the text and of what is before it",
     "S+T+1": "one more",
@@ -69,11 +70,19 @@ SYMBOLS = {
     "S+Tw⌈8⌉": "keys that a layer with a window sees, rounded up to 8",
     "S+T⌈8⌉": "keys of the text and of what is before it, rounded up to 8",
     "S⌈8⌉": "sequence_length, rounded up to 8",
+    "S⌈16⌉": "sequence_length, rounded up to 16",
     "S⌈32⌉": "sequence_length, rounded up to 32",
     "S⌈128⌉": "sequence_length, rounded up to 128",
+    "Z-1": "target_length - 1",
+    "Z⌈8⌉": "target_length, rounded up to 8",
+    "Z⌈16⌉": "target_length, rounded up to 16",
+    "Z⌈32⌉": "target_length, rounded up to 32",
+    "Z⌈128⌉": "target_length, rounded up to 128",
+    "I": "relative_attention_num_buckets",
     "D⌈8⌉": "head_dim, rounded up to 8",
     "D⌈32⌉": "head_dim, rounded up to 32",
     "W": "floats per head of the efficient kernel's workspace",
+    "Wx": "the same in cross attention",
 }
 
 
@@ -177,6 +186,8 @@ class Gradient:
     """Arrives as a view whose base autograd keeps, so that a second gradient cannot be added to it in place."""
     in_forward: bool = False
     """Forward makes it, and keeps it for the node to hand on."""
+    made_if_wanted: bool = False
+    """Where the row makes all others, wanted or not."""
     unreduced: Tensor | None = None
     """What the node makes first, where the engine then sums or casts it to the gradient's shape and type."""
 
@@ -275,7 +286,8 @@ class Section:
     modules: tuple[str, ...] = ()
     """Its modules in the order of their registration, where that is not the order of their use."""
     leaves: tuple[Tensor, ...] = ()
-    """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model."""
+    """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model; of a
+    layer what it makes so whenever it is checkpointed."""
     returned: tuple[Tensor, ...] = ()
     """What it returns beside its output, and the model's frame holds until the next part has returned."""
     held: tuple[Tensor, ...] = ()
@@ -284,6 +296,10 @@ class Section:
     """What it makes for other sections one by one, or gets so."""
     cached: tuple[Tensor, ...] = ()
     """Tensors of its own that a key/value cache holds."""
+    is_bridge: bool = False
+    """It stands between an encoder's layers and a decoder's."""
+    offered: tuple[Tensor, ...] = ()
+    """Tensors beside its output that later sections read, each with a gradient that all of them add to."""
 
     @property
     def has_begun(self) -> bool:

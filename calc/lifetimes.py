@@ -31,6 +31,11 @@ def needs(section: Section, context: Context) -> Needs:
     return _Builder(section, context).needs()
 
 
+def sent_back(section: Section, context: Context) -> dict[Tensor, bool]:
+    """The gradients that `section` leaves for those who made what it was given, and whether they can be added to."""
+    return _Builder(section, context).sent_back()
+
+
 def lifetimes(section: Section, context: Context) -> Lifetimes:
     """The events of one part of `section`."""
     return _Builder(section, context).build()
@@ -87,19 +92,26 @@ class _Builder:
     alias: dict[Tensor, Tensor] = field(init=False)
     """What an event calls a tensor: the output is the next part's input; what no node keeps is a temporary."""
     events: list[Event] = field(init=False, default_factory=list)
+    later_leaves: frozenset[Tensor] = field(init=False)
+    """Those made after the first section: they live until the graph goes."""
+    of_leaves: list[Tensor] = field(init=False, default_factory=list)
+    """Their gradients, which they hold."""
+    left: dict[Tensor, bool] = field(init=False, default_factory=dict)
+    """Gradients for earlier sections, when backward has ended."""
     waiting: set[Tensor] = field(init=False, default_factory=set)
     """Parameters of which a gradient waits for an earlier section's."""
 
     def __post_init__(self) -> None:
         section, context = self.section, self.context
+        self.later_leaves = context.leaves if section.input is not None else frozenset()
         roots = {section.input} if section.input and context.input_required else set()
         own = {tensor for row in section.rows for tensor in row.writes}
         self.borrowed = [each for each in section.lent if each.tensor not in own]
         borrowed = {each.tensor for each in self.borrowed}
-        self.required = requires_gradient(section.rows, roots | context.leaves | borrowed)
+        self.required = requires_gradient(section.rows, roots | context.leaves | context.given | borrowed)
         self.base = _bases(section.rows)
         written = {self._storage(tensor) for row in section.rows for tensor in (*row.writes, *self._made(row))}
-        self.written = {storage for storage in written if storage.kind not in OWNED}
+        self.written = {storage for storage in written if storage.kind not in OWNED} - self._views_of_outside(own)
         lent = {each.tensor for each in section.lent} - borrowed
         self.local = (self.written | context.released | borrowed) - context.exported - lent
         if section.input is not None:
@@ -125,7 +137,16 @@ class _Builder:
             saves=bool(self.saving),
             kept_from_outside=frozenset(self.needed.keys() - self.written),
             returned=self._returned(),
+            offered=frozenset(self.section.offered).intersection(self.required),
+            kept_of_offered=frozenset(self.section.offered).intersection(self.needed),
         )
+
+    def sent_back(self) -> dict[Tensor, bool]:
+        """Of tensors of earlier sections the gradients that are there when its backward ends: whether they can be
+        added to."""
+        self.alias = self._names()
+        self._backward({})
+        return self.left
 
     def _is_differentiated(self, row: Row) -> bool:
         return any(gradient.of in self.required for gradient in row.gradients)
@@ -145,6 +166,7 @@ class _Builder:
         graph_end = [(self.alias.get(tensor, tensor), False) for tensor in freed_by.pop(WITH_THE_GRAPH, ())]
         rerun, rerun_end = ((), ()) if again is None else self._rerun(again, freed_by)
         before_rerun, backward = self._backward(freed_by)
+        graph_end = [*((gradient, False) for gradient in self.of_leaves), *graph_end]
         seen = self._seen_by_hooks()
         own = seen & (self.written | {section.input}).union(section.buffers())
         return Lifetimes(
@@ -177,13 +199,17 @@ class _Builder:
             names[section.input] = self.context.held_input
         passed_on = replace(section.output, name=section.output.name.removeprefix(NEXT))
         names[section.output] = passed_on
-        if section.input is None:
+        if section.input is None or section.offered:
             passed_on = replace(passed_on, name=HIDDEN_STATES)
         names[gradient_of(section.output)] = gradient_of(passed_on)
         return names
 
     def _storage(self, tensor: Tensor) -> Tensor:
         return self.base.get(tensor, tensor)
+
+    def _views_of_outside(self, own: set[Tensor]) -> set[Tensor]:
+        """Storages of earlier sections that views here share, the input's left out."""
+        return set(self.base.values()) - own - {self.section.input}
 
     def _made(self, row: Row) -> list[Tensor]:
         """Gradients that `row` makes in forward already."""
@@ -244,7 +270,7 @@ class _Builder:
             for tensor in sorted(self.inputs - self._offloaded(), key=_name):
                 needed[tensor] = min(self.saving[0], needed.get(tensor, self.saving[0]))
             needed.update(dict.fromkeys(sorted(self.stored, key=_name), self.saving[0]))
-        return needed | dict.fromkeys(sorted(self.held, key=_name), WITH_THE_GRAPH)
+        return needed | dict.fromkeys(sorted(self.held | self.later_leaves, key=_name), WITH_THE_GRAPH)
 
     def _lasting(self) -> list[Tensor]:
         outlives_nodes = self.context.cache_end is CacheEnd.OUTPUTS_AFTER_BACKWARD
@@ -359,11 +385,17 @@ class _Builder:
             if self.saving and index == self.saving[-1] and not self.section.goes_on:
                 num_before = len(self.events)
             self._node(section.rows[index], buffers, freed_by.get(index, ()), checkpointed=index in inside)
+        for leaf in self.later_leaves & buffers.keys():
+            self._pass_on(buffers[leaf].storage, gradient_of(leaf))
+            self.of_leaves.append(gradient_of(leaf))
         if section.input is None:
             for leaf in buffers.values():
                 self._release(leaf.storage)
         elif section.input in buffers:
             self._pass_on(buffers[section.input].storage, gradient_of(section.input))
+        for tensor in self.context.given & buffers.keys():
+            self._pass_on(buffers[tensor].storage, gradient_of(tensor))
+            self.left[tensor] = buffers[tensor].can_be_added_to
         for each in self.borrowed:
             if each.tensor in buffers:
                 self._pass_on(buffers[each.tensor].storage, each.gradient)
@@ -374,6 +406,8 @@ class _Builder:
         output, arrived = self.section.output, dict[Tensor, _Pending]()
         if output in self.required:
             arrived[output] = _Pending(_Storage(gradient_of(output)), viewed=False)
+        for tensor, can_be_added_to in self.context.sent_back.items():
+            arrived[tensor] = _Pending(_Storage(gradient_of(tensor)), viewed=not can_be_added_to)
         made = (each for each in self.section.lent if each not in self.borrowed and each.tensor in self.required)
         return arrived | {each.tensor: _Pending(_Storage(each.gradient), each.viewed) for each in made}
 
@@ -392,7 +426,8 @@ class _Builder:
 
     def _node(self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool) -> None:
         """Run one autograd node."""
-        received = {index: buffers.pop(tensor).storage for index, tensor in enumerate(row.writes) if tensor in buffers}
+        written = [(index, tensor) for index, tensor in enumerate(row.writes) if tensor not in self.later_leaves]
+        received = {index: buffers.pop(tensor).storage for index, tensor in written if tensor in buffers}
         if row.overwrites_saved or not received:
             self._free(saved)
             saved = ()
@@ -400,8 +435,8 @@ class _Builder:
             return
         wanted = self._wanted(row)
         made = [self._gradient(gradient, received) for gradient in wanted]
-        dropped = [gradient_of(gradient.of) for gradient in row.gradients if gradient not in wanted]
-        dropped = dropped if row.makes_all_gradients else []
+        unwanted = [each for each in row.gradients if each not in wanted and not each.made_if_wanted]
+        dropped = [gradient_of(each.of) for each in unwanted] if row.makes_all_gradients else []
         self._allocate(dropped)
         self._moment(row.backward_prelude)
         self._moment(row.backward_temporaries)
@@ -450,14 +485,15 @@ class _Builder:
         """A parameter's gradient becomes its `.grad`, or is added to the one that exists."""
         context = self.context
         self._pass_on(new.storage, gradient_of(parameter))
-        if parameter in context.waiting:
-            if parameter in self.waiting:
-                self._release(new.storage)  # added to the first in place
-            self.waiting.add(parameter)
+        if parameter in self.waiting:
+            self._release(new.storage)  # added to the first in place
             return
         if parameter in context.meeting:
             waiting = _Pending(_Storage(gradient_of(parameter)), context.meets_view)
             new = self._meet(waiting, new)
+        if parameter in context.waiting:
+            self.waiting.add(parameter)
+            return
         if context.sums_in_fp32 and not context.gradients_exist:
             self._allocate([summed_in_fp32(parameter)])
         if context.sums_in_fp32 or context.gradients_exist:

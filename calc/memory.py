@@ -158,10 +158,11 @@ class StepMemory:
     def saved_per_layer_bytes(self) -> dict[int, int]:
         """What each part of a run adds to what forward leaves for backward, by how many layers there are up to the
         run's end."""
-        places, spans = self.outline.places, self.timeline.spans
-        ends = accumulate(place.count * place.part.num_layers for place in places[1:-1])
-        made, dropped = spans[1 : len(places) - 1], spans[len(places) + 1 : 2 * len(places) - 1]
+        places = self.outline.places
+        made, dropped = (self.timeline.spans[start : start + len(places)] for start in (0, len(places)))
+        of_layers = [each for each in zip(places, made, dropped, strict=True) if each[0].part.in_layer]
+        ends = accumulate(place.count * place.part.num_layers for place, _, _ in of_layers)
         return {
             end: forward.net_bytes + forward_end.net_bytes
-            for end, forward, forward_end in zip(ends, made, dropped, strict=True)
+            for end, (_, forward, forward_end) in zip(ends, of_layers, strict=True)
         }

@@ -49,6 +49,33 @@ def _renamed(rows: list[Row], old: Tensor, new: Tensor) -> list[Row]:
     return [*before, replace(last, writes=(new,))]
 
 
+def t5_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """T5LayerNorm.forward: the same, but x itself is multiplied, and rounded to the weight's type."""
+    statistics: Shape = x.shape[: -len(dims)]
+    casts, x32 = _in_fp32(x, f"{name}.x in fp32")
+    squares = like(x32, f"{name}.squares")
+    variance, shifted, rstd = (
+        like(x32, f"{name}.{part}", shape=statistics) for part in ("variance", "variance + eps", "rstd")
+    )
+    normed = like(x32, f"{name}.normalised")
+    weight = parameter(f"{name}.weight", dims, numerics)
+    rows = [
+        *casts,
+        power(x32, squares),
+        scale(squares, variance, name="mean"),
+        shift(variance, shifted),
+        _rsqrt(shifted, rstd),
+        multiply(x, rstd, normed),
+    ]
+    rounded = normed
+    if weight.dtype is not DType.FP32:
+        rounded = like(normed, f"{name}.normalised, rounded", dtype=weight.dtype)
+        rows.append(cast(normed, rounded))
+    out = like(rounded, out_name)
+    rows += [multiply(weight, rounded, out), frame(x, variance)]
+    return stamped(rows, Component.NORM, name), out
+
+
 def olmo_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """Olmo2RMSNorm.forward: the same with the weight before rounding."""
     rows, normed, variance = _over_root_mean_square(name, x, dims)
@@ -188,6 +215,7 @@ NORMS: dict[Norm, NormRows] = {
     Norm.RMS_LLAMA4: llama4_rms_norm,
     Norm.RMS_OLMO: olmo_rms_norm,
     Norm.RMS_GEMMA: gemma_rms_norm,
+    Norm.RMS_T5: t5_rms_norm,
     Norm.LAYER: layer_norm,
     Norm.LAYER_WITHOUT_BIAS: layer_norm_without_bias,
     Norm.LAYER_OLMO: olmo_layer_norm,

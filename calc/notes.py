@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from .architecture import LLAMA_ROTARY, Architecture, Head, Mixture
+from .architecture import LLAMA_ROTARY, Architecture, Head, Mixture, Wiring
 from .efficiency import reachable
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
@@ -34,6 +34,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_length(architecture, workload),
         *_of_attention(architecture, workload, plan, gpu),
         *_of_head(architecture),
+        *_of_encoder_decoder(architecture),
         *_of_evaluation(plan),
         *_of_inference(plan),
         *_of_time(plan, gpu),
@@ -181,6 +182,20 @@ def _of_head(architecture: Architecture) -> Iterator[str]:
         yield (
             "The encoder gets token ids alone, without padding: of a padded batch's mask transformers makes one of "
             "each sequence's square, which flash does not take."
+        )
+
+
+def _of_encoder_decoder(architecture: Architecture) -> Iterator[str]:
+    if not architecture.is_encoder_decoder:
+        return
+    yield (
+        "sequence_length is the encoder's, target_length the decoder's, whose tokens are the labels, one place later; "
+        "without padding no attention mask is made. flops per token are of the tokens of both."
+    )
+    if architecture.wiring is Wiring.T5:
+        yield (
+            "T5 adds a bias to its scores: of sdpa's kernels only efficient and math take it, flash does not. A config "
+            "with tie_word_embeddings = false is read as its checkpoints are: with a head of its own."
         )
 
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate, chain
+from itertools import chain
 from typing import Any
 
 from .adapters.facts import REGULARISATION
@@ -51,16 +51,18 @@ class Outline:
 
     @cached_property
     def places(self) -> tuple[Place, ...]:
-        """The parts of the step in the order of forward: embedding, layers, head."""
-        (first, *layers, last), (embedding, *repeated, head) = self.step.parts, self.layout
-        counts = [count * part.num_layers for part, (count, _) in zip(layers, repeated, strict=True)]
-        begins = accumulate(counts, initial=0)
-        runs = [Place(part, *each, begin) for part, each, begin in zip(layers, repeated, begins, strict=False)]
-        return Place(first, *embedding), *runs, Place(last, *head)
+        """The parts of the step in the order of forward: embedding, layers, head. An encoder's layers and a decoder's
+        are counted apart."""
+        places: list[Place] = []
+        begin = 0
+        for part, (count, group) in zip(self.step.parts, self.layout, strict=True):
+            places.append(Place(part, count, group, begin if part.in_layer else None))
+            begin = begin + count * part.num_layers if part.in_layer else 0
+        return tuple(places)
 
-    @property
+    @cached_property
     def layers(self) -> tuple[Place, ...]:
-        return self.places[1:-1]
+        return tuple(place for place in self.places if place.part.in_layer)
 
     # ---- Sums
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from .architecture import Architecture, Mixture
 from .classification import check_head, with_classifier
 from .dtype import DType
+from .encoder_decoder import check_encoder_decoder, target_length
 from .errors import ConfigError, listed
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
 from .liger import liger_obstacle
@@ -57,7 +58,6 @@ SUPPORTED = {
     "attention": {Attention.AUTO, Attention.EAGER, *OBSTACLES},
     "num_gpus": {1},
     "torch_compile": {False},
-    "target_length": {None},
 }
 """Fields with values that come later, and those that are built."""
 
@@ -77,6 +77,8 @@ class Workload:
     gradient_accumulation_steps: int = 1
     output_length: int = 0
     """Tokens a generation adds to the prompt."""
+    target_length: int = 0
+    """Of the decoder's sequences beside those of an encoder; 0 where there is one stack."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +127,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     """
     refuse_what_comes_later(scenario)
     check_experts(scenario, architecture)
+    check_encoder_decoder(scenario, architecture)
     if scenario.task is Task.EVALUATION:
         resolve(scenario.model_copy(update=AROUND_IT), architecture)
         scenario = _evaluated(scenario)
@@ -141,6 +144,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         micro_batch_size=scenario.micro_batch_size,
         sequence_length=_sequence_length(scenario, architecture),
         gradient_accumulation_steps=scenario.gradient_accumulation_steps,
+        target_length=target_length(scenario, architecture),
     )
     plan = Plan(
         task=scenario.task,

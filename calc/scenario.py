@@ -274,7 +274,7 @@ class Scenario(Question):
     (cross-entropy), any of them (binary cross-entropy); none = what the config says, else numbers for one label, and
     one of them for more."""
     target_length: Size | None = None
-    """Tokens on the decoder's side of an encoder-decoder."""
+    """Encoder-decoders: tokens per sequence on the decoder's side; none = as many as on the encoder's."""
     gradient_accumulation_steps: Size = 1
     """Micro-batches per optimizer step."""
     accumulate_grads_in_fp32: Annotated[bool, Field(strict=True)] = False

@@ -6,6 +6,7 @@ aten/src/ATen/native/transformers: attention.cpp, cuda/attention.cu, cuda/attent
 from dataclasses import replace
 
 from .attention import (
+    CROSS_WORKSPACE,
     AttentionCore,
     broadcast,
     merged,
@@ -26,12 +27,16 @@ KERNEL_FLOPS = 4
 
 
 def sdpa_attention(
-    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics, bias: Tensor | None = None
 ) -> tuple[list[Row], Tensor]:
     """sdpa_attention_forward: repeated heads, the kernel's rows, the output laid out by token."""
     rows: list[Row] = []
     if core.packs_heads:
         return _of_packed_heads(q, k, v, core, numerics)
+    if bias is not None:
+        bias_rows, additive = position_bias_mask(bias, core)
+        kernel_rows, out = efficient_attention(q, k, v, core, numerics, additive)
+        return [*bias_rows, *kernel_rows, frame(k, v, additive)], out
     if core.repeats_heads:
         rows, k, v = repeated(k, v, core)
     if core.kernel is Attention.FLASH:
@@ -135,12 +140,70 @@ def _fused(
     )
 
 
+def position_bias_mask(bias: Tensor, core: AttentionCore) -> tuple[list[Row], Tensor]:
+    """create_position_bias_mask: the bias of each pair of tokens, the lowest number where a token may not be seen.
+
+    A learned bias lies pair by pair, so it is copied; one of zeros, of cross attention, is taken as it is.
+    """
+    if core.crosses:
+        return [], bias
+    out = like(bias, "position bias by head")
+    if core.bidirectional:
+        return _contiguous(bias, out, core)
+    allowed, masked = Tensor("causal mask", ("S", "S"), DType.BOOL), like(bias, "position bias masked")
+    positions = tuple(Tensor(f"positions of {name}", ("S",), DType.INT64) for name in ("queries", "keys"))
+    lowest = Tensor("lowest number", (), bias.dtype)
+    rows = [
+        Row(name="ge", reads=(), writes=(allowed,), temporaries=positions),
+        Row(
+            name="where",
+            reads=(allowed, bias),
+            writes=(masked,),
+            gradients=(Gradient(of=bias),),
+            saves=(allowed,),
+            temporaries=(lowest,),
+            backward_temporaries=(lowest,),
+        ),
+    ]
+    copying, out = _contiguous(masked, out, core)
+    return [*rows, *copying, frame(allowed)], out
+
+
+def _contiguous(x: Tensor, out: Tensor, core: AttentionCore) -> tuple[list[Row], Tensor]:
+    """[1, N, S, S] stored as [S, S, N] in its own order."""
+    if not core.parts_heads:
+        return [], x
+    return [Row(name="contiguous", reads=(x,), writes=(out,), gradients=(Gradient(of=x, passes=True),))], out
+
+
+def _biased(bias: Tensor, core: AttentionCore, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """An additive mask with a gradient: in the kernel's type, its rows padded, expanded over the sequences
+    (preprocess_mask). The kernel makes a gradient for each sequence, its rows rounded up to 16 numbers
+    (attention_backward.cu), which are then summed."""
+    rows, given = autocast_input(bias, numerics, "attention")
+    if core.pads_mask:
+        padded = like(given, "attention bias, padded", shape=(1, "N", "S", f"{core.keys}⌈8⌉"))
+        rows.append(Row(name="pad", reads=(given,), writes=(padded,), gradients=(Gradient(of=given),)))
+        given = padded
+    expanded = like(given, "attention bias of all sequences", shape=("B", "N", "S", f"{core.keys}⌈16⌉"))
+    passes = core.one_sequence
+    gradient = Gradient(of=given, passes=passes, viewed=passes)
+    return [
+        *rows,
+        Row(name="expand", reads=(given,), writes=(expanded,), gradients=(gradient,), is_view=True),
+    ], expanded
+
+
 def efficient_attention(
-    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics, bias: Tensor | None = None
 ) -> tuple[list[Row], Tensor]:
     """The memory-efficient kernel: like flash, but it takes fp32 and a mask. Its generator state lives on the host."""
     rows, inputs = _lowered((q, k, v), numerics)
-    if core.masked:
+    if bias is not None:
+        bias_rows, bias = _biased(bias, core, numerics)
+        rows += bias_rows
+        inputs = (*inputs, bias)
+    elif core.masked:
         mask_rows, bias = _additive(core.mask(numerics), ("B",), numerics.compute)
         rows += mask_rows
         if core.pads_mask:
@@ -151,7 +214,8 @@ def efficient_attention(
     out = Tensor("attention output", output_heads(v), numerics.compute)
     statistics = Tensor("logsumexp", ("B", "N", "S⌈32⌉"), DType.FP32)
     delta = Tensor("delta", ("B", "N", "S"), DType.FP32)
-    workspace = Tensor("efficient workspace", ("B", "N", "W"), DType.FP32)
+    floats = CROSS_WORKSPACE if core.crosses else "W"
+    workspace = Tensor("efficient workspace", ("B", "N", floats), DType.FP32)
     kept = (statistics,) if core.differentiated else ()
     products = (core.scores_product, core.values_product(v))
     row = _fused("efficient_attention", inputs, out, kept, *products, (delta, workspace))
@@ -161,6 +225,8 @@ def efficient_attention(
         row = replace(row, backward_prelude=(product, by_token, *((delta,) if core.parts_heads else ())))
     elif core.accumulates_output:
         row = replace(row, temporaries=(like(out, "output accumulator", dtype=DType.FP32),))
+    if bias is not None:
+        row = replace(row, gradients=(*row.gradients, Gradient(of=bias, made_if_wanted=True)))
     return [*rows, row], out
 
 

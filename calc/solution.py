@@ -205,6 +205,8 @@ def _setter(scenario: Scenario, sought: Maximise) -> Callable[[int], Scenario]:
         return lambda rank: scenario.model_copy(update={"adapter": adapter.model_copy(update={"rank": rank})})
     if sought is Maximise.NUM_LAYERS:
         config = load_config(scenario.model) if isinstance(scenario.model, str) else scenario.model
+        if load_model(scenario.model).is_encoder_decoder:
+            raise ConfigError("maximise", sought.value, "is not supported yet for an encoder-decoder")
         return lambda count: scenario.model_copy(update={"model": with_num_layers(config, count)})
     if (sought in OF_INFERENCE) is not (scenario.task is Task.INFERENCE) and sought is not Maximise.NUM_LAYERS:
         sizes = ", ".join(size for size in Maximise if (size in OF_INFERENCE) is (scenario.task is Task.INFERENCE))
@@ -249,7 +251,8 @@ def _growing(
     }[sought]()
     ascending = [*sorted({1, *starts}), LARGEST_SIZE + 1]
     ranges = [range(first, after) for first, after in pairwise(ascending)][::-1]
-    if sought is Maximise.SEQUENCE_LENGTH and windows:
+    biased = any(layer.kind.position_bias is not None for layer in layers)
+    if sought is Maximise.SEQUENCE_LENGTH and (windows or biased):
         return [sizes[start::MASK_MULTIPLE] for sizes in ranges for start in range(min(MASK_MULTIPLE, len(sizes)))]
     return ranges
 

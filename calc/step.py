@@ -4,9 +4,10 @@ What a step's ledger looks like depends on facts (kinds, types, choices), not on
 set of facts and kept.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
@@ -16,7 +17,7 @@ from .blocks.facts import LayerFacts, ModelFacts
 from .evaluation import Batches, batches, without_gradients
 from .grad_scaler import HELD, uses_grad_scaler
 from .ledger import Kind, Row, Section, Tensor, requires_gradient, saved_for_backward
-from .lifetimes import NEXT, CacheEnd, Context, Event, Needs, gradient_of, needs
+from .lifetimes import NEXT, CacheEnd, Context, Event, Needs, gradient_of, needs, sent_back
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import QUANTISATION_MAPS, averaged, kept_between_steps
@@ -99,14 +100,17 @@ class Step:
 def step(facts: StepFacts) -> Step:
     """The step that `facts` describe."""
     units = _units(facts)
-    contexts = iter(_contexts(units, facts))
+    contexts = _contexts(units, facts)
+    of_outputs = _held_by_outputs(units, contexts)
+    contexts = iter(contexts)
     placed: list[Pieces] = [
         [(piece(section, _meeting(section, next(contexts), facts)), times) for section, times in unit] for unit in units
     ]
     parts = tuple(_parts(placed, facts))
     pieces = [each for unit in placed for each, _ in unit]
-    between, begin, finish = _around_backward(pieces[-1].section, facts)
-    shared = frozenset[Tensor]().union(*(each.life.saved_from_outside for each in pieces)) - pieces[0].life.saved
+    between, begin, finish = _around_backward(pieces[-1].section, of_outputs, facts)
+    outside = frozenset[Tensor]().union(*(each.life.saved_from_outside for each in pieces))
+    shared = outside.difference(*(each.life.saved for each in pieces)) if outside else outside
     return Step(
         wiring=facts.model.kind.wiring,
         plan=facts.plan,
@@ -203,13 +207,26 @@ def _around_norms() -> Around:
     return Program([(total, True)]), Program(end), Program(begin), Program([(gradient, False)])
 
 
-def _around_backward(last: Section, facts: StepFacts) -> tuple[Program, Program, Program]:
+Unit = list[Repeated]
+"""The sections of one part."""
+
+
+def _held_by_outputs(units: list[Unit], contexts: list[Context]) -> frozenset[Tensor]:
+    """The encoder's output, where no node keeps it longer than the outputs do."""
+    bridges = (section for unit in units for section, _ in unit if section.is_bridge)
+    freed = (context.freed_in_backward for context in contexts)
+    return frozenset(tensor for section in bridges for tensor in section.offered).difference(*freed)
+
+
+def _around_backward(
+    last: Section, of_outputs: frozenset[Tensor], facts: StepFacts
+) -> tuple[Program, Program, Program]:
     """Before backward: `loss / k`, `del outputs`; then the scaling, the first gradients. After it: the scalars go, and
-    the outputs where they are held."""
+    the outputs where they are held, `of_outputs` among them."""
     loss = last.output
     names = ("loss / k", *(("loss · scale",) if uses_grad_scaler(facts.plan) else ()), "∂loss / k")
     scalars = [replace(loss, name=name) for name in names]
-    dropped: list[Event] = [(tensor, False) for tensor in (loss, *_logits(last))]
+    dropped: list[Event] = [(tensor, False) for tensor in (loss, *_logits(last), *of_outputs)]
     made: list[Event] = [(scalar, True) for scalar in (*scalars, gradient_of(loss))]
     gone: list[Event] = [(scalar, False) for scalar in scalars]
     if facts.plan.hold_outputs:
@@ -227,50 +244,72 @@ def _batches(last: Section, plan: Plan) -> Batches:
     return batches(logits, last.output, plan.eval_accumulation_steps)
 
 
-Unit = list[Repeated]
-"""The sections of one part."""
-
-
 def _units(facts: StepFacts) -> list[Unit]:
     numerics = facts.plan.numerics
     if facts.adapter is not None and facts.adapter.keeps_types:
         numerics = replace(numerics, outputs=numerics.weights)
     layers = {layer: _layer(layer, numerics) for unit in facts.layers for layer, _ in unit}
-    final_layer, _ = facts.layers[-1][-1]
-    embedding, last = _ends(facts.model, numerics, facts.plan.numerics, layers[final_layer].returned)
+    stacks = _stacks(facts)
+    ends = _ends(facts.model, numerics, facts.plan.numerics, tuple(_outside(stack, layers) for stack in stacks))
     if facts.adapter is not None:
-        check_modules([embedding, *layers.values(), last], facts.adapter)
+        check_modules([*ends, *layers.values()], facts.adapter)
         without = facts.adapter.without_targets
         of_ends = without if facts.adapter.some_layers else facts.adapter
-        embedding, last = (_adapted(section, of_ends, facts.plan.numerics) for section in (embedding, last))
+        ends = tuple(_adapted(section, of_ends, facts.plan.numerics) for section in ends)
         layers = {
             layer: _adapted(section, without if layer.frozen else facts.adapter, facts.plan.numerics)
             for layer, section in layers.items()
         }
     if facts.plan.task is not Task.TRAINING:
-        embedding, last = _evaluated(embedding), _evaluated(last)
+        ends = tuple(map(_evaluated, ends))
         layers = {layer: _evaluated(section) for layer, section in layers.items()}
     if facts.plan.task is Task.INFERENCE:
-        embedding, last = frozen_section(embedding), frozen_section(last)
+        ends = tuple(map(frozen_section, ends))
         layers = {layer: frozen_section(section) for layer, section in layers.items()}
     units = {
         unit: recomputed([(layers[layer], times) for layer, times in unit], facts.plan)
         for unit in dict.fromkeys(facts.layers)
     }
-    return [[(embedding, 1)], *(units[unit] for unit in facts.layers), [(last, 1)]]
+    embedding, *others = ends
+    placed: list[Unit] = [[(embedding, 1)]]
+    for stack, end in zip(stacks, others, strict=True):
+        placed += [*(units[unit] for unit in stack), [(end, 1)]]
+    return placed
+
+
+LayerUnits = tuple[tuple[tuple[LayerFacts, int], ...], ...]
+
+
+def _stacks(facts: StepFacts) -> list[LayerUnits]:
+    """The units of layers: all together, or the encoder's and the decoder's."""
+    if parts_of(facts.model.kind.wiring).bridge is None:
+        return [facts.layers]
+    decoder = [index for index, unit in enumerate(facts.layers) if unit[0][0].kind.decodes]
+    return [facts.layers[: decoder[0]], facts.layers[decoder[0] :]]
+
+
+def _outside(stack: LayerUnits, layers: Mapping[LayerFacts, Section]) -> tuple[Tensor, ...]:
+    """What a stack's own frame holds of what its layers made, until the last of them has returned."""
+    final_layer, _ = stack[-1][-1]
+    offered = (tensor for unit in stack for layer, _ in unit for tensor in layers[layer].offered)
+    return (*layers[final_layer].returned, *dict.fromkeys(offered))
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
 def _ends(
-    model: ModelFacts, numerics: Numerics, numerics_of_head: Numerics, returned: tuple[Tensor, ...]
-) -> tuple[Section, Section]:
-    """Embedding and head; `returned` by the last layer."""
+    model: ModelFacts, numerics: Numerics, numerics_of_head: Numerics, outside: tuple[tuple[Tensor, ...], ...]
+) -> tuple[Section, ...]:
+    """What is around the stacks of layers: embedding, between encoder and decoder the end of the one and the
+    embedding of the other, head. `outside`: what each stack's frame holds beside what was made before its layers."""
     wiring = parts_of(model.kind.wiring)
     embedding = wiring.embeddings(model, numerics)
-    last = wiring.head(model, wiring.end, numerics_of_head, (*embedding.held, *returned))
+    before = [embedding]
+    if wiring.bridge is not None:
+        before.append(wiring.bridge(model, numerics, (*embedding.held, *outside[0])))
+    last = wiring.head(model, wiring.end, numerics_of_head, (*before[-1].held, *outside[-1]))
     if model.frozen_embedding:
         return frozen_section(embedding), with_frozen(last, embedding.parameters())
-    return embedding, last
+    return *before, last
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
@@ -291,40 +330,92 @@ _evaluated = lru_cache(maxsize=KEPT_STRUCTURES)(without_gradients)
 
 def _contexts(units: list[Unit], facts: StepFacts) -> list[Context]:
     """Who needs gradients, and which section frees what several of them use."""
+    ends = [0, *accumulate(len(stack) + 1 for stack in _stacks(facts))]
+    contexts: list[Context] = []
+    places = [0]
+    for start, end in pairwise(ends):
+        stack = _contexts_of_stack(units[start : end + 1], contexts[-1:], facts)
+        contexts = [*contexts[:-1], *stack]
+        places.append(len(contexts) - 1)
+    return _with_tied(contexts, places, [units[end][0][0] for end in ends], facts)
+
+
+def _contexts_of_stack(units: list[Unit], before: list[Context], facts: StepFacts) -> list[Context]:
+    """The contexts of a stack of layers and of what is around it; `before`: that of its first section as the last of
+    the stack before, where there is one."""
     [(embedding, _)], *layers, [(last, _)] = units
+    as_last = before[0] if before else Context(input_required=False)
+    roots = {embedding.input} if embedding.input and as_last.input_required else set[Tensor]()
     made = frozenset(tensor for row in embedding.rows for tensor in row.writes)
-    required = requires_gradient(embedding.rows)
+    required = requires_gradient(embedding.rows, roots)
     leaves = frozenset(embedding.leaves).difference(required) if makes_leaves(facts.plan) else frozenset()
-    required = requires_gradient(embedding.rows, leaves)
+    required = requires_gradient(embedding.rows, roots | leaves)
     own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
     held = embedding.output if embedding.output in embedding.held else None
     contexts, needed = _layer_contexts(
-        layers, input_required=embedding.output in required, held=held, cache_end=facts.model.cache_end
+        layers,
+        input_required=embedding.output in required,
+        held=held,
+        given=frozenset(embedding.offered) & required,
+        with_leaves=makes_leaves(facts.plan),
+        cache_end=facts.model.cache_end,
     )
-    freed = _freed_in_backward(needed, made - own)
+    of_outputs = frozenset(embedding.offered)
+    """The outputs hold the encoder's output."""
+    offered = frozenset(tensor for unit in layers for section, _ in unit for tensor in section.offered)
+    of_layers = offered.difference(*(each.kept_of_offered for each in needed))
+    until_dropped = of_outputs if facts.plan.hold_outputs else frozenset()
+    freed = _freed_in_backward(needed, ((made - own) | of_layers) - until_dropped)
     kept = leaves | (frozenset[Tensor]().union(*(each.kept_from_outside for each in needed)) & made)
     freed_by_first = {embedding.output} if _is_input_kept(layers[0], needed) else set[Tensor]()
     if held is not None:
         kept |= freed_by_first
-    shared = (made & set(embedding.held)) | kept
-    tied = {tensor for tensor, _ in embedding.parameters()} & {tensor for tensor, _ in last.parameters()}
-    tied = {tensor for tensor in tied if tensor.trainable}
-    first = Context(
-        input_required=False,
+    shared = (made & set(embedding.held)) | kept | of_outputs
+    first = replace(
+        as_last,
         leaves=leaves,
-        exported=shared - own,
-        kept=kept.difference(*freed) - freed_by_first,
-        meeting=frozenset(tied),
-        meets_view=facts.model.linear_loss is None and not facts.plan.numerics.autocast,
+        exported=as_last.exported | (shared - own),
+        kept=kept.difference(*freed) - freed_by_first - of_outputs,
     )
     final = Context(
         input_required=needed[-1].output_required,
-        released=(shared - kept - own) | needed[-1].returned,
+        released=((shared - kept - own - of_outputs) | needed[-1].returned | of_layers).difference(*freed),
         exported=_logits(last),
-        waiting=frozenset(tied),
     )
-    contexts = [replace(context, freed_in_backward=last) for context, last in zip(contexts, freed, strict=True)]
-    return [first, *contexts, final]
+    sections = [section for unit in layers for section, _ in unit]
+    contexts = [
+        replace(context, freed_in_backward=last, exported=context.exported | of_layers.intersection(section.offered))
+        for section, context, last in zip(sections, contexts, freed, strict=True)
+    ]
+    return _with_gradients_sent_back([embedding, *sections], [first, *contexts, final])
+
+
+def _with_gradients_sent_back(sections: list[Section], contexts: list[Context]) -> list[Context]:
+    """`contexts` with the gradients that come back, section by section from the last, to those who made what later
+    ones were given."""
+    there: dict[Tensor, bool] = {}
+    for index in reversed(range(len(sections))):
+        mine = {tensor: there[tensor] for tensor in sections[index].offered if tensor in there}
+        known = there.keys() & contexts[index].given
+        contexts[index] = replace(contexts[index], sent_back={**mine, **{tensor: there[tensor] for tensor in known}})
+        if contexts[index].given:
+            there |= sent_back(sections[index], contexts[index])
+    return contexts
+
+
+def _with_tied(contexts: list[Context], places: list[int], ends: list[Section], facts: StepFacts) -> list[Context]:
+    """`contexts` with what the sections around stacks of layers, `ends` at `places`, do with weights that several of
+    them read: a gradient waits for those of earlier ones."""
+    trained = [_trained(section) for section in ends]
+    meets_view = facts.model.linear_loss is None and not facts.plan.numerics.autocast
+    for number, place in enumerate(places):
+        contexts[place] = replace(
+            contexts[place],
+            waiting=trained[number].intersection(frozenset[Tensor]().union(*trained[:number])),
+            meeting=trained[number].intersection(frozenset[Tensor]().union(*trained[number + 1 :])),
+            meets_view=meets_view and number == len(places) - 2,
+        )
+    return contexts
 
 
 def _is_input_kept(unit: Unit, needed: list[Needs]) -> bool:
@@ -343,9 +434,16 @@ def _freed_in_backward(needed: list[Needs], shared: frozenset[Tensor]) -> list[f
 
 
 def _layer_contexts(
-    units: list[Unit], *, input_required: bool, held: Tensor | None, cache_end: CacheEnd
+    units: list[Unit],
+    *,
+    input_required: bool,
+    held: Tensor | None,
+    given: frozenset[Tensor],
+    with_leaves: bool,
+    cache_end: CacheEnd,
 ) -> tuple[list[Context], list[Needs]]:
-    """The layers' contexts, and what follows from them: whose output needs a gradient, what they keep of others."""
+    """The layers' contexts, and what follows from them: whose output needs a gradient, what they keep of others.
+    `given`: what needs a gradient of what was made before them."""
     contexts: list[Context] = []
     needed: list[Needs] = []
     returned = frozenset[Tensor]()
@@ -354,11 +452,17 @@ def _layer_contexts(
         of_unit: list[Context] = []
         for section, _ in unit:
             context = Context(
-                input_required=input_required, held_input=held, cache_end=cache_end, returned_before=returned
+                input_required=input_required,
+                leaves=frozenset(section.leaves) if with_leaves else frozenset(),
+                held_input=held,
+                given=given.intersection(tensor for row in section.rows for tensor in row.reads) if given else given,
+                cache_end=cache_end,
+                returned_before=returned,
             )
             of_unit.append(context)
             needed.append(needs(section, context))
             input_required, held, returned = needed[-1].output_required, None, needed[-1].returned
+            given |= needed[-1].offered
         if unit[0][0].goes_on:
             _share_region(unit, of_unit, needed[-len(unit) :], outside)
         contexts += of_unit
@@ -385,7 +489,8 @@ def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
     for pieces in placed:
         key = tuple((id(each), times) for each, times in pieces)
         if key not in known:
-            in_layer = pieces[0][0] is not embedding and pieces[0][0] is not last
+            is_end = pieces[0][0] is embedding or pieces[0][0] is last
+            in_layer = not (is_end or pieces[0][0].section.is_bridge)
             parameters = tuple(parameter for each, times in pieces for parameter in each.parameters * times)
             if pieces[0][0] is not embedding:
                 parameters = tuple(item for item in parameters if item[0] not in tied)

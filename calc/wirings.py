@@ -20,6 +20,9 @@ class Parts(NamedTuple):
     end: End
     head: Callable[[ModelFacts, End, Numerics, tuple[Tensor, ...]], Section] = head
     """Also of what the model's own frame holds until its last layer has returned."""
+    bridge: Callable[[ModelFacts, Numerics, tuple[Tensor, ...]], Section] | None = None
+    """Of an encoder-decoder the end of the encoder and the decoder's embeddings; also of what the encoder's own frame
+    holds until its last layer has returned. What it offers is the encoder's output."""
     buffers: Callable[[ModelFacts], Iterable[Tensor]] = lambda facts: ()
     """What the model owns that no part of it reads."""
 

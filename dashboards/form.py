@@ -47,7 +47,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 NUMBERS = frozenset(
     {"recompute_interval", "recompute_group_size", "gradient_accumulation_steps", "max_grad_norm", "frozen_layers"}
-    | {"eval_accumulation_steps", "num_labels"}
+    | {"eval_accumulation_steps", "num_labels", "target_length"}
     | {"dropout", "adapter.rank", "adapter.dropout", "adapter.num_virtual_tokens", "adapter.encoder_hidden_size"}
 )
 

@@ -312,6 +312,7 @@ HIDDEN: dict[Any, Callable[..., list[list[int]]]] = {
     aten._scaled_dot_product_efficient_attention.default: in_efficient_forward,
     aten._scaled_dot_product_efficient_attention_backward.default: in_efficient_backward,
     aten._safe_softmax.default: in_safe_softmax,
+    aten.embedding_dense_backward.default: in_embedding_backward,
     aten._softmax_backward_data.default: in_softmax_backward,
     aten.embedding_dense_backward.default: in_embedding_backward,
     aten._foreach_norm.Scalar: in_foreach_norm,

@@ -22,7 +22,13 @@ import torch
 import transformers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import noop_context_fn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+)
 from transformers.integrations.liger import apply_liger_kernel
 
 from validation import emulated_4bit, emulated_8bit, liger
@@ -99,9 +105,10 @@ ONLY = {
 """Fields of which one value is run here."""
 
 MASKED_LMS = ("bert", "roberta", "xlm-roberta", "modernbert")
-LANGUAGE_MODELS: dict[str, Any] = defaultdict(
-    lambda: AutoModelForCausalLM, dict.fromkeys(MASKED_LMS, AutoModelForMaskedLM)
-)
+ENCODER_DECODERS = ("t5",)
+OTHERS: dict[str, Any] = dict.fromkeys(MASKED_LMS, AutoModelForMaskedLM)
+OTHERS |= dict.fromkeys(ENCODER_DECODERS, AutoModelForSeq2SeqLM)
+LANGUAGE_MODELS: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, OTHERS)
 """The class that a family's language models are of."""
 QUANTISED = ("qlora", "lora-int8")
 """Adapters whose base is an emulation."""
@@ -174,7 +181,7 @@ def build_job(
     if scenario.recompute == "selective":
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):
-        model = auto_class.from_config(hf_config, dtype=precision, attn_implementation=kernel)
+        model = from_config(auto_class, hf_config, dtype=precision, attn_implementation=kernel)
         freeze(model, scenario.frozen_layers)
         if scenario.recompute_group_size > 1 and scenario.task == "training":
             group_layers(model, scenario.recompute_group_size, checkpoint_options)
@@ -194,7 +201,7 @@ def build_job(
             model.requires_grad_(False)
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(tokens(scenario, hf_config), dtype=torch.int64)
-        labels = labels_of(input_ids, auto_class, hf_config)
+        labels = labels_of(input_ids, auto_class, hf_config, scenario.target_length)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
         model=model,
@@ -213,6 +220,15 @@ def build_job(
     )
 
 
+def from_config(auto_class: Any, hf_config: Any, **options: Any) -> Any:
+    """The model of a config. T5's always ties its head; a checkpoint whose config.json says it does not has one of its
+    own, which from_pretrained leaves apart (PreTrainedModel.tie_weights)."""
+    model = auto_class.from_config(hf_config, **options)
+    if not getattr(hf_config, "scale_decoder_outputs", True):
+        model.lm_head.weight = torch.nn.Parameter(torch.empty_like(model.lm_head.weight))
+    return model
+
+
 def sum_in_fp32(model: torch.nn.Module) -> None:
     """Gradients are added up in fp32, as Megatron's `main_grad`: each goes there as soon as it is there."""
 
@@ -229,11 +245,15 @@ def sum_in_fp32(model: torch.nn.Module) -> None:
             parameter.register_post_accumulate_grad_hook(move)
 
 
-def labels_of(input_ids: torch.Tensor, auto_class: Any, hf_config: Any) -> torch.Tensor:
-    """A causal language model's are its tokens; a masked one's another tensor; a classifier's one for each sequence, or
-    numbers for each label."""
+def labels_of(
+    input_ids: torch.Tensor, auto_class: Any, hf_config: Any, target_length: int | None = None
+) -> torch.Tensor:
+    """A causal language model's are its tokens; a masked one's another tensor; an encoder-decoder's those of the
+    decoder, `target_length` of them; a classifier's one for each sequence, or numbers for each label."""
     if auto_class is AutoModelForCausalLM:
         return input_ids
+    if auto_class is AutoModelForSeq2SeqLM:
+        return input_ids.new_zeros(len(input_ids), target_length or input_ids.shape[1])
     if auto_class is AutoModelForMaskedLM:
         return torch.zeros_like(input_ids)
     problem, num_labels = hf_config.problem_type, hf_config.num_labels

@@ -48,6 +48,8 @@ def attend(
     if torch.is_autocast_enabled("cpu"):
         dtype = torch.get_autocast_dtype("cpu")
         lower = query.to(dtype), key.to(dtype), value.to(dtype)
+        if attn_mask is not None and attn_mask.is_floating_point():
+            attn_mask = attn_mask.to(dtype)
         context = torch.autocast("cpu", enabled=False)
     with context:
         kernel = chosen(asked, *lower, attn_mask, enable_gqa)
@@ -94,6 +96,8 @@ def takes_efficient(query: Tensor, key: Tensor, value: Tensor) -> bool:
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
     """convert_boolean_attn_mask."""
+    if mask.is_floating_point():
+        return mask
     return torch.where(mask, 0.0, torch.scalar_tensor(-torch.inf, dtype=dtype, device=mask.device))
 
 

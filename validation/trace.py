@@ -30,7 +30,7 @@ from validation.step import Phase, evaluation, forward, generation, training_ste
 STEADY_STEP = 2
 BETWEEN = 0
 """The training step between two evaluations."""
-KERNELS = {Attention.AUTO: "sdpa", **dict.fromkeys(sdpa.KERNELS, "sdpa"), Attention.EAGER: "eager"}
+KERNELS = {**dict.fromkeys((Attention.AUTO, *sdpa.KERNELS, Attention.MATH), "sdpa"), Attention.EAGER: "eager"}
 """transformers' attention function."""
 
 

@@ -11,18 +11,31 @@ from .facts import LayerFacts
 
 
 def attention(
-    q: Tensor, k: Tensor, v: Tensor, facts: LayerFacts, numerics: Numerics, positions: Tensor | None = POSITION_IDS
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    facts: LayerFacts,
+    numerics: Numerics,
+    positions: Tensor | None = POSITION_IDS,
 ) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """The attention core by the chosen kernel: its rows, its output, and what the layer's frame goes on holding.
 
     `positions` is what the model passes along, if it does; so a checkpoint's closure keeps it.
     """
     passed = [] if positions is None else [frame(positions)]
-    if facts.core.kernel is Attention.EAGER:
-        rows, out, weights = eager_attention(q, k, v, facts.core, numerics)
-        return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, (weights,)
-    rows, out = sdpa_attention(q, k, v, facts.core, numerics)
-    return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, ()
+    rows, out, held = core_attention(q, k, v, facts.core, numerics)
+    return stamped([*rows, *passed], Component.ATTENTION, CORE_MODULE), out, held
+
+
+def core_attention(
+    q: Tensor, k: Tensor, v: Tensor, core: AttentionCore, numerics: Numerics, bias: Tensor | None = None
+) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
+    """The same of one core, with a `bias` that is added to its scores."""
+    if core.kernel is Attention.EAGER:
+        rows, out, weights = eager_attention(q, k, v, core, numerics, bias)
+        return stamped(rows, Component.ATTENTION, CORE_MODULE), out, (weights,)
+    rows, out = sdpa_attention(q, k, v, core, numerics, bias)
+    return stamped(rows, Component.ATTENTION, CORE_MODULE), out, ()
 
 
 def copies_key_gradient(core: AttentionCore) -> bool:

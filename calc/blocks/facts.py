@@ -25,6 +25,8 @@ class LayerFacts(NamedTuple):
     liger: bool
     """Its norms, MLP and rotary positions are Liger's."""
     core: AttentionCore
+    cross: AttentionCore | None = None
+    """Of the attention to the encoder's output."""
 
 
 class ModelFacts(NamedTuple):

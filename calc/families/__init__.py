@@ -51,6 +51,7 @@ FAMILIES = {
     "cohere": "llama_kin",
     "cohere2": "llama_kin",
     "starcoder2": "llama_kin",
+    "t5": "t5",
     "stablelm": "llama_kin",
     "glm": "llama_kin",
     "glm4": "llama_kin",

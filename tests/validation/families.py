@@ -22,10 +22,14 @@ class Family:
     width_multiple: int = 1
     """Of the intermediate size."""
     lora_targets: tuple[str, ...] = ("q_proj", "v_proj", "down_proj")
+    names: Mapping[str, str] = field(default_factory=dict)
+    """What it calls common sizes."""
     needs: Mapping[str, Any] = field(default_factory=dict)
     """Fields without which the default config does not run."""
     variants: tuple[Mapping[str, Any], ...] = ()
     """Fields that make its layers otherwise; a step of each is traced, too."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What else its step is asked with."""
     refuses: tuple[str, ...] = ()
     """Choices of a step that it does not allow."""
 
@@ -73,6 +77,7 @@ GROUPED_DRAWN = {
 }
 DEEPSEEK = LATENTS | GROUPED
 DEEPSEEK_DRAWN = LATENTS_DRAWN | GROUPED_DRAWN
+DECODER = TOKENS | {"decoder_start_token_id": 0}
 FAMILIES: dict[str, Family] = {
     "modernbert": Family(
         sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
@@ -216,6 +221,21 @@ FAMILIES: dict[str, Family] = {
         drawn={"partial_rotary_factor": (0.25, 0.5, 1.0)},
         lora_targets=("q_proj", "v_proj", "fc2"),
     ),
+    "t5": Family(
+        sizes={"d_model": 64, "num_heads": 4, "num_layers": 3, "d_kv": 16, "d_ff": 104, "vocab_size": 199} | DECODER,
+        drawn={
+            "num_decoder_layers": (None, 1, 4),
+            "d_kv": (8, 24),
+            "d_ff": (7, 333),
+            "feed_forward_proj": ("relu", "gated-gelu"),
+            "relative_attention_num_buckets": (8, 32),
+        },
+        names={"hidden_size": "d_model", "num_attention_heads": "num_heads", "num_hidden_layers": "num_layers"},
+        lora_targets=("q", "v", "wo"),
+        variants=({"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},),
+        asked={"target_length": 40},
+        refuses=("selective", "operators"),
+    ),
     "mixtral": Family(
         width_multiple=8,
         own=EXPERTS,
@@ -283,4 +303,5 @@ def configs(draw: st.DrawFn, model_type: str) -> dict[str, Any]:
         config["num_key_value_heads"] = draw(st.sampled_from(divisors))
     if "intermediate_size" in family.sizes:
         config["intermediate_size"] = family.width_multiple * draw(st.integers(1, 333))
-    return config | {name: draw(st.sampled_from(values)) for name, values in family.drawn.items()}
+    config |= {name: draw(st.sampled_from(values)) for name, values in family.drawn.items()}
+    return {family.names.get(name, name): value for name, value in config.items()}

@@ -19,7 +19,7 @@ from calc.scenario import SavedOperator
 from tests.validation import families
 from tests.validation.families import FAMILIES, NOT_BUILT, TOKENS, config_of
 from tests.validation.random_steps import SLOW, TIMES, agree
-from validation.models import LANGUAGE_MODELS, parameter_counts
+from validation.models import LANGUAGE_MODELS, from_config, parameter_counts
 from validation.trace import trace
 
 COUNTS = 20
@@ -54,7 +54,7 @@ CHOICES = (
 def counted(config: dict[str, Any]) -> int:
     """Parameters of the real model."""
     with torch.device("meta"):
-        return parameter_counts(LANGUAGE_MODELS[config["model_type"]].from_config(AutoConfig.for_model(**config)))[
+        return parameter_counts(from_config(LANGUAGE_MODELS[config["model_type"]], AutoConfig.for_model(**config)))[
             "total"
         ]
 
@@ -129,7 +129,7 @@ def words(choices: dict[str, Any]) -> str:
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_a_step(model_type: str, choices: dict[str, Any]) -> None:
     config = config_of(model_type)
-    asked: dict[str, Any] = {"model": config, **BATCH, **choices}
+    asked: dict[str, Any] = {"model": config, **BATCH, **FAMILIES[model_type].asked, **choices}
     if "adapter" in choices:
         asked["adapter"] = Adapter(rank=4, target_modules=FAMILIES[model_type].lora_targets)
     scenario = Scenario(**asked)
@@ -151,5 +151,5 @@ def test_a_step_of_a_variant(model_type: str, fields: dict[str, Any], choices: d
         choices = choices | {"adapter": Adapter(rank=4, target_modules=FAMILIES[model_type].lora_targets)}
     if not set(FAMILIES[model_type].refuses).isdisjoint(map(str, choices.values())):
         return
-    scenario = Scenario(model=config, **BATCH, **choices)
+    scenario = Scenario(model=config, **BATCH, **FAMILIES[model_type].asked, **choices)
     agree(scenario, trace(scenario, config))

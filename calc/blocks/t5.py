@@ -1,0 +1,254 @@
+"""T5's embeddings, layers and head (transformers 5.23.0, models/t5)."""
+
+from dataclasses import replace
+
+from calc.architecture import Mlp, PositionBias
+from calc.attention import HEADS, SOURCE, AttentionCore
+from calc.decoder import of_decoder
+from calc.dtype import DType
+from calc.ledger import Component, Row, Section, Shape, Tensor
+from calc.lifetimes import NEXT
+from calc.losses import LABELS, unshifted_cross_entropy
+from calc.norms import t5_rms_norm
+from calc.operators import TOKENS, Numerics, activation, dropped, embedding, linear, parameter, stamped
+from calc.primitives import add, cast, frame, like, multiply, scale, view
+from calc.renaming import prefixed
+from calc.wirings import Parts
+
+from .attention import copies_key_gradient, core_attention
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .head import End
+from .position_buckets import BUCKETS, buckets
+
+SHARED = "shared.weight"
+ENCODER_OUTPUT = "encoder_hidden_states"
+DECODER_INPUT_IDS = Tensor("decoder_input_ids", TOKENS, DType.INT64)
+"""The labels, one place later."""
+BIAS_SHAPE: Shape = ("S", "S", "N")
+SOURCE_TOKENS: Shape = ("B", SOURCE)
+
+
+def _table(numerics: Numerics) -> Tensor:
+    return parameter(SHARED, ("V", "H"), numerics, num_columns=1)
+
+
+def t5_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """T5Stack.forward of the encoder up to its first layer."""
+    tokens = hidden_states(numerics, "inputs_embeds")
+    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
+    rows = [embedding(_table(numerics), INPUT_IDS, tokens), *dropping]
+    return Section(
+        name="embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "encoder")),
+        output=output,
+        held=(tokens,),
+        leaves=(tokens,),
+    )
+
+
+def t5_bridge(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
+    """The end of the encoder's T5Stack.forward, _shift_right, and the decoder's up to its first layer."""
+    x = hidden_states(numerics)
+    ending, encoded = _final(x, "encoder", ENCODER_OUTPUT, facts, numerics)
+    shifted = DECODER_INPUT_IDS
+    ignored = like(shifted, "ignored labels", dtype=DType.BOOL)
+    before = like(shifted, "labels but the last", shape=("B", "Z-1"))
+    tokens = hidden_states(numerics, "decoder_inputs_embeds")
+    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
+    rows = [
+        Row(name="new_zeros", reads=(LABELS,), writes=(shifted,)),
+        Row(name="clone", reads=(LABELS, shifted), temporaries=(before,)),
+        Row(name="eq", reads=(shifted,), temporaries=(ignored,)),
+        embedding(_table(numerics), shifted, tokens),
+        *mask_rows(facts.masks),
+        *dropping,
+    ]
+    decoder = of_decoder(
+        Section(
+            name="decoder embedding",
+            rows=tuple(stamped(rows, Component.EMBEDDING, "decoder")),
+            output=output,
+            held=(shifted, tokens, *facts.masks),
+            leaves=(tokens,),
+        )
+    )
+    return replace(decoder, rows=(*ending, frame(*outside), *decoder.rows), input=x, is_bridge=True, offered=(encoded,))
+
+
+def _final(x: Tensor, stack: str, name: str, facts: ModelFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """The end of a T5Stack: norm and dropout."""
+    module = f"{stack}.final_layer_norm"
+    norm, normed = t5_rms_norm(module, x, f"{module} output" if facts.embedding_dropout else name, ("H",), numerics)
+    dropping, out = dropped(normed, name, on=facts.embedding_dropout)
+    return [*norm, *stamped(dropping, Component.NORM, stack), frame(x)], out
+
+
+def t5_layer(facts: LayerFacts, numerics: Numerics) -> Section:
+    """T5Block; of the decoder with cross attention."""
+    x = hidden_states(numerics)
+    bias = Tensor("position_bias", BIAS_SHAPE, numerics.weights)
+    making, offered = [], ()
+    if facts.kind.position_bias is PositionBias.MADE:
+        making, offered = _position_bias(bias, facts, numerics), (bias,)
+    middle = hidden_states(numerics, "hidden_states after attention")
+    attending, weights = _self_attention(x, middle, bias, making, facts, numerics)
+    held = (bias,)
+    arguments = (bias, *((facts.core.mask(numerics),) if facts.core.masked else ()))
+    rows = [*attending]
+    if facts.cross is not None:
+        crossing, crossed, weights_2, given = _cross_attention(middle, facts.cross, facts, numerics)
+        rows += [*crossing, frame(middle, *weights)]
+        middle, weights = crossed, weights_2
+        arguments, held = (*arguments, *given), (bias, given[1])
+        offered = (*offered, *(given[1:] if offered else ()))
+    output = hidden_states(numerics, f"{NEXT}hidden_states")
+    rows += [*_feed_forward(middle, output, facts, numerics), frame(x, middle, *held, *weights)]
+    layer = Section(
+        name="decoder layer" if facts.cross else "layer",
+        rows=tuple(rows),
+        input=x,
+        output=output,
+        arguments=arguments,
+        leaves=offered[1:],
+        offered=offered,
+    )
+    return of_decoder(layer) if facts.cross else layer
+
+
+def _position_bias(bias: Tensor, facts: LayerFacts, numerics: Numerics) -> list[Row]:
+    """compute_bias: a number for each head and pair of tokens. The gradient of the table wants pairs in a row; they
+    come head by head."""
+    table = parameter("layer.0.SelfAttention.relative_attention_bias.weight", ("I", "N"), numerics, num_columns=1)
+    looking_up = embedding(table, BUCKETS, bias)
+    if facts.core.parts_heads:
+        by_token = like(bias, "∂position_bias by token")
+        looking_up = replace(looking_up, backward_temporaries=(by_token, *looking_up.backward_temporaries))
+    return buckets(looking_up, bidirectional=facts.core.bidirectional)
+
+
+def _self_attention(
+    x: Tensor, out: Tensor, bias: Tensor, making: list[Row], facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], tuple[Tensor, ...]]:
+    """T5LayerSelfAttention: the rows and the probabilities it returns."""
+    return _attention("layer.0.SelfAttention", x, None, out, bias, making, facts.core, facts, numerics)
+
+
+def _cross_attention(
+    x: Tensor, core: AttentionCore, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """T5LayerCrossAttention: the rows, the output, the probabilities, and what it is given: the encoder's output, and
+    zeros in the place of a bias, which the first layer makes, and gives a gradient where it is checkpointed."""
+    encoded = Tensor(ENCODER_OUTPUT, (*SOURCE_TOKENS, "H"), numerics.weights)
+    zeros = Tensor("cross position_bias", (1, "N", "S", SOURCE), numerics.linear)
+    making = [Row(name="zeros", reads=(), writes=(zeros,))] if facts.kind.position_bias is PositionBias.MADE else []
+    out = hidden_states(numerics, "hidden_states after cross attention")
+    rows, weights = _attention("layer.1.EncDecAttention", x, encoded, out, zeros, making, core, facts, numerics)
+    return rows, out, weights, (encoded, zeros)
+
+
+def _attention(
+    module: str,
+    x: Tensor,
+    encoded: Tensor | None,
+    out: Tensor,
+    bias: Tensor,
+    making: list[Row],
+    core: AttentionCore,
+    facts: LayerFacts,
+    numerics: Numerics,
+) -> tuple[list[Row], tuple[Tensor, ...]]:
+    """Norm, T5Attention, dropout and what they are added to; keys and values are of `encoded` where there is any."""
+    norm_name = f"{module.rpartition('.')[0]}.layer_norm"
+    norm, normed = t5_rms_norm(norm_name, x, f"{norm_name} output", ("H",), numerics)
+    copies = core.gradients_by_head and not core.one_head
+    prefix, given = ("", normed) if encoded is None else ("cross ", encoded)
+    rows: list[Row] = []
+    heads: list[Tensor] = []
+    projections = (("q", normed, copies), ("k", given, copies_key_gradient(core)), ("v", given, copies))
+    for letter, read, copied in projections:
+        shape = (*read.shape[:-1], *HEADS[-2:])
+        flat, head = (Tensor(f"{prefix}{each}", shape, numerics.linear) for each in (f"{letter} output", letter))
+        rows += [
+            *linear(f"{module}.{letter}", read, flat, ("H",), ("N", "D"), numerics),
+            view(flat, head, copies_gradient=copied),
+        ]
+        heads.append(head)
+    q, k, v = heads
+    core_rows, attended, held = core_attention(q, k, v, core, numerics, bias)
+    core_rows, (attended, *weights) = prefixed(core_rows, prefix, (attended, *held))
+    projected = Tensor(f"{module} output", ("B", "S", "H"), numerics.linear)
+    dropping, added = dropped(projected, f"{module} output after dropout", on=facts.residual_dropout)
+    rows += [
+        *making,
+        *core_rows,
+        *linear(f"{module}.o", attended, projected, ("N", "D"), ("H",), numerics),
+        frame(q, k, v),
+        *dropping,
+        add(x, added, out),
+        frame(normed, projected, added),
+    ]
+    return [*norm, *stamped(rows, Component.ATTENTION, module)], tuple(weights)
+
+
+def _feed_forward(x: Tensor, out: Tensor, facts: LayerFacts, numerics: Numerics) -> list[Row]:
+    """T5LayerFF."""
+    module = "layer.2" if facts.cross else "layer.1"
+    norm, normed = t5_rms_norm(f"{module}.layer_norm", x, f"{module}.layer_norm output", ("H",), numerics)
+    mlp, projected = _dense(f"{module}.DenseReluDense", normed, facts, numerics)
+    dropping, added = dropped(projected, "mlp output after dropout", on=facts.residual_dropout)
+    rows = [*mlp, frame(normed), *dropping, add(x, added, out), frame(projected, added)]
+    return [*norm, *stamped(rows, Component.MLP, module)]
+
+
+def _dense(module: str, x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """T5DenseActDense, T5DenseGatedActDense: what wo reads is cast to its weight's type, which autocast undoes."""
+    gated = facts.kind.mlp is Mlp.GATED
+    name = "wi_0" if gated else "wi"
+    first, second = (Tensor(f"{each} output", ("B", "S", "F"), numerics.linear) for each in (name, "wi_1"))
+    act, inner = activation(facts.kind.activation, first, "activation output", numerics)
+    rows = [*linear(f"{module}.{name}", x, first, ("H",), ("F",), numerics), *act]
+    held: tuple[Tensor, ...] = ()
+    if gated:
+        product = like(inner, "gated")
+        rows += [
+            *linear(f"{module}.wi_1", x, second, ("H",), ("F",), numerics),
+            multiply(inner, second, product),
+        ]
+        held, inner = (inner, second), product
+    dropping, given = dropped(inner, "mlp input after dropout", on=facts.mlp_dropout)
+    rows += dropping
+    if given.dtype is not numerics.weights:
+        narrow, given = given, like(given, f"{given.name} in {numerics.weights.label}", dtype=numerics.weights)
+        rows.append(cast(narrow, given))
+    down = Tensor("wo output", ("B", "S", "H"), numerics.linear)
+    return [*rows, *linear(f"{module}.wo", given, down, ("F",), ("H",), numerics), frame(*held)], down
+
+
+def t5_head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
+    """The end of the decoder, the head of T5ForConditionalGeneration and its loss."""
+    x = hidden_states(numerics)
+    ending, normed = _final(x, "decoder", "decoder output", facts, numerics)
+    read = normed
+    rows: list[Row] = []
+    if facts.kind.head_input_scaled:
+        read = like(normed, "head input, scaled")
+        rows.append(scale(normed, read))
+    weight = (
+        _table(numerics) if facts.tied_embeddings else parameter("lm_head.weight", ("V", "H"), numerics, num_columns=1)
+    )
+    logits = Tensor("logits", (*TOKENS, "V"), numerics.compute)
+    rows += linear("lm_head", read, logits, ("H",), ("V",), numerics, weight=weight)
+    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
+    head = [*ending, *stamped(rows, Component.HEAD, "lm_head"), *loss_rows, frame(normed, read, DECODER_INPUT_IDS)]
+    section = of_decoder(Section(name="head", rows=tuple(head), input=x, output=loss))
+    end_of_stack = len(ending)
+    return replace(section, rows=(*section.rows[:end_of_stack], frame(*outside), *section.rows[end_of_stack:]))
+
+
+PARTS = Parts(
+    embeddings=t5_embeddings,
+    layer=t5_layer,
+    end=End(embedding_weight=SHARED, layers="encoder.block"),
+    head=t5_head,
+    bridge=t5_bridge,
+)

@@ -1,0 +1,62 @@
+"""A decoder beside an encoder: its sections are written as all others are, with S for its own tokens and `SOURCE` for
+the encoder's; here they get the symbols of the whole model, Z for the decoder's tokens and S for the encoder's."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import lru_cache
+
+from .attention import SOURCE
+from .dimensions import Derived
+from .ledger import Dimension, Product, Row, Section, Shape, Tensor
+from .renaming import with_other_tensors
+
+KEPT_SECTIONS = 512
+"""How many sections are kept with their other symbols; lifetimes are kept by them."""
+ROUNDED = ("", "⌈8⌉", "⌈16⌉", "⌈32⌉", "⌈128⌉")
+SYMBOLS = {
+    **{f"S{rounded}": f"Z{rounded}" for rounded in ROUNDED},
+    **{f"{SOURCE}{rounded}": f"S{rounded}" for rounded in ROUNDED},
+}
+
+
+@lru_cache(maxsize=KEPT_SECTIONS)
+def of_decoder(section: Section) -> Section:
+    """`section` with the symbols of the whole model."""
+    return replace(
+        section,
+        rows=tuple(map(_row, section.rows)),
+        output=_tensor(section.output),
+        input=section.input and _tensor(section.input),
+        arguments=_tensors(section.arguments),
+        leaves=_tensors(section.leaves),
+        returned=_tensors(section.returned),
+        held=_tensors(section.held),
+        offered=_tensors(section.offered),
+    )
+
+
+def _row(row: Row) -> Row:
+    return replace(with_other_tensors(row, _tensor, _product), elementwise_shape=_shape(row.elementwise_shape))
+
+
+def _shape(shape: Shape) -> Shape:
+    return tuple(map(_dimension, shape))
+
+
+def _dimension(dimension: Dimension) -> Dimension:
+    if isinstance(dimension, Derived):
+        return replace(dimension, of=_shape(dimension.of))
+    return SYMBOLS.get(dimension, dimension)
+
+
+def _tensor(tensor: Tensor) -> Tensor:
+    return replace(tensor, shape=_shape(tensor.shape))
+
+
+def _tensors(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(map(_tensor, tensors))
+
+
+def _product(product: Product) -> Product:
+    batch, m, n, k = map(_shape, (product.batch, product.m, product.n, product.k))
+    return replace(product, batch=batch, m=m, n=n, k=k)

@@ -1,0 +1,66 @@
+"""What a Scenario may ask of an encoder-decoder, and how many tokens its decoder gets."""
+
+from typing import Any
+
+from .architecture import Architecture, Wiring
+from .errors import ConfigError
+from .scenario import Adapter, AdapterKind, Implementation, Loss, Precision, Recompute, Scenario, Task
+
+ONLY: dict[str, Any] = {
+    "task": {Task.TRAINING},
+    "implementation": {Implementation.TRANSFORMERS},
+    "recompute": {Recompute.NONE, Recompute.FULL},
+    "recompute_interval": {1},
+    "recompute_group_size": {1},
+    "frozen_layers": {0},
+    "loss": {Loss.CROSS_ENTROPY},
+    "use_liger_kernel": {False},
+}
+"""Fields of which some values are built for encoder-decoders."""
+ONLY_OF_ADAPTER: dict[str, Any] = {
+    "kind": {AdapterKind.LORA},
+    "layers_to_transform": {None},
+    "modules_to_save": {None},
+}
+"""The same of an adapter's."""
+SHORTEST = 2
+"""Of single tokens other operators run."""
+NOT_BUILT = "is not supported yet for an encoder-decoder"
+
+
+def target_length(scenario: Scenario, architecture: Architecture) -> int:
+    """The decoder's tokens per sequence; 0 where there is no encoder beside it."""
+    if architecture.is_encoder_decoder:
+        return scenario.target_length or scenario.sequence_length or architecture.max_position_embeddings
+    if scenario.target_length is not None:
+        raise ConfigError(
+            "target_length", scenario.target_length, f"is for encoder-decoders, which {architecture.model_type} is not"
+        )
+    return 0
+
+
+def check_encoder_decoder(scenario: Scenario, architecture: Architecture) -> None:
+    """Raise ConfigError for what is not built yet for an encoder-decoder."""
+    if not architecture.is_encoder_decoder:
+        return
+    for field, built in ONLY.items():
+        if getattr(scenario, field) not in built:
+            raise ConfigError(field, getattr(scenario, field), NOT_BUILT)
+    if scenario.adapter is not None:
+        _check_adapter(scenario.adapter)
+    if architecture.wiring is Wiring.T5 and scenario.precision is Precision.FP16:
+        problem = (
+            "should be another: transformers loads T5's wo in fp32 where the others are fp16, and clamps its layers"
+        )
+        raise ConfigError("precision", "fp16", problem)
+    for field in ("sequence_length", "target_length"):
+        length = getattr(scenario, field)
+        if length is not None and length < SHORTEST:
+            raise ConfigError(field, length, f"should be at least {SHORTEST} for an encoder-decoder")
+
+
+def _check_adapter(adapter: Adapter) -> None:
+    for field, built in ONLY_OF_ADAPTER.items():
+        value = getattr(adapter, field)
+        if value not in built:
+            raise ConfigError(f"adapter.{field}", list(value) if isinstance(value, tuple) else value, NOT_BUILT)
