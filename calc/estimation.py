@@ -445,9 +445,8 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
         total=k * (forward + backward + recompute),
         elementwise=k * done["elementwise"],
         model_flops_per_token=(needed + core) // tokens,
-        model_flops_per_token_causal=(needed + causal_flops(core, length, keys - length)) // tokens,
+        model_flops_per_token_causal=(needed + causal) // tokens,
         attention=attention_flops(step.outline.attention, step.tables),
-        causal=causal_flops(core, workload.target_length or length, keys - length),
     )
 
 
