@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from calc.architecture import Layer, Mixture
 from calc.catalogue import PublishedBytes, checkpoints, find_checkpoint, find_model
 from calc.dtype import DType
 from calc.errors import ConfigError
@@ -43,11 +44,18 @@ class CheckpointWeights:
         }
 
 
+def _runs_all_experts(layer: Layer) -> bool:
+    return isinstance(layer.kind.mlp, Mixture) and layer.kind.mlp.runs_all_experts
+
+
 def checkpoint_weights(model: str | Mapping[str, Any]) -> CheckpointWeights:
     """Of a model named as a Scenario's, or of its config, quantised or not."""
     config = load_config(model) if isinstance(model, str) else model
     read = architecture({name: value for name, value in config.items() if name != FIELD})
     quantisation, dtype = read_quantisation(config), _dtype(config)
+    if quantisation is not None and any(_runs_all_experts(layer) for layer, _ in read.layers):
+        problem = f"is not supported yet for {read.model_type}: files keep its experts together or one by one"
+        raise ConfigError(f"model.{FIELD}", quantisation.method, problem)
     tensors = weight_bytes(read, quantisation, dtype=dtype)
     known = find_checkpoint(model) if isinstance(model, str) else None
     return CheckpointWeights(
