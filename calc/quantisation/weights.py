@@ -58,6 +58,8 @@ def weight_bytes(
     `dtype` is the type of weights that are not quantised: a config's `dtype`, once `torch_dtype`. Experts lie in
     tensors of their own, as in published files; tied weights once; buffers are left out.
     """
+    if architecture.is_encoder_decoder:
+        raise ConfigError("model.model_type", architecture.model_type, "is not supported yet for an encoder-decoder")
     memory = _ledger(architecture, dtype)
     found: Counter[WeightRow] = Counter()
     for run in memory.runs:
