@@ -201,6 +201,15 @@ def names(name: str, module: str) -> bool:
     return module == name or module.endswith(f".{name}")
 
 
+def is_stacked(tensor: Tensor) -> bool:
+    """The weights of all experts in one parameter."""
+    return tensor.kind is Kind.PARAMETERS and tensor.shape[:1] == ("X",) and len(tensor.shape) > MATRIX
+
+
+MATRIX = 2
+"""Dimensions: a router's weight is one."""
+
+
 def check_modules(sections: Iterable[Section], facts: AdapterFacts) -> None:
     """Refuse an adapter without targets, a target that names no linear module of `sections`, and a module to save that
     is none, or a target too."""
@@ -209,11 +218,14 @@ def check_modules(sections: Iterable[Section], facts: AdapterFacts) -> None:
     known = ", ".join(sorted({module.split(".")[-1] for module in linears}))
     if not facts.target_modules and facts.kind not in PROMPTED | PREFIXED:
         raise ConfigError("adapter.target_modules", None, f"should be given: PEFT has none here; there are {known}")
+    stacked = {tensor.name for row in rows for tensor in row.reads if is_stacked(tensor)}
     for target in facts.target_modules:
-        if target != ALL_LINEAR and not any(names(target, module) for module in linears):
-            raise ConfigError(
-                "adapter.target_modules", target, f"names no linear module of this model; there are {known}"
-            )
+        if target == ALL_LINEAR or any(names(target, module) for module in linears):
+            continue
+        if any(names(target, name) or names(target, name.rpartition(".")[0]) for name in stacked):
+            problem = "is one parameter of all experts, not a module: PEFT's target_parameters is not supported yet"
+            raise ConfigError("adapter.target_modules", target, problem)
+        raise ConfigError("adapter.target_modules", target, f"names no linear module of this model; there are {known}")
     for name in facts.feedforward_modules:
         if not any(names(name, module) and facts.targets(module) for module in linears):
             raise ConfigError("adapter.feedforward_modules", name, "should be among the target modules")

@@ -76,6 +76,12 @@ def test_which_layers_have_experts() -> None:
     ]
 
 
+@pytest.mark.parametrize("target", ["gate_up_proj", "mlp.experts.down_proj", "experts"])
+def test_weights_of_all_experts_are_no_module(target: str) -> None:
+    with pytest.raises(ConfigError, match="is one parameter of all experts, not a module: PEFT's target_parameters"):
+        answered(MIXTRAL, adapter=Adapter(target_modules=(target,)))
+
+
 @pytest.mark.parametrize(
     ("own", "choices", "field"),
     [
@@ -87,6 +93,7 @@ def test_which_layers_have_experts() -> None:
         ({}, {"adapter": Adapter(kind=AdapterKind.QLORA)}, "adapter.kind"),
         ({}, {"adapter": Adapter(target_modules=("all-linear",))}, "adapter.target_modules"),
         ({}, {"adapter": Adapter(target_modules=("w1",))}, "adapter.target_modules"),
+        ({}, {"adapter": Adapter(target_modules=("gate_up_proj",))}, "adapter.target_modules"),
         ({}, {"use_liger_kernel": True}, "use_liger_kernel"),
     ],
 )
