@@ -53,8 +53,8 @@ def _unknown(model_type: Any) -> ConfigError:
         return ConfigError(
             "model.model_type",
             model_type,
-            f"needs {NOT_MODELLED[model_type]}, not supported yet; README.md lists the {len(FAMILIES)} supported types, "
-            "docs/families.md shows how to add one",
+            f"needs {NOT_MODELLED[model_type]}, not supported yet; README.md lists the {len(FAMILIES)} supported "
+            "types, docs/families.md shows how to add one",
         )
     near = get_close_matches(model_type, FAMILIES, n=NEAREST) if isinstance(model_type, str) else ()
     hint = f"did you mean {' or '.join(near)}? " if near else ""

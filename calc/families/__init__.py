@@ -77,7 +77,7 @@ STATE_SPACES = (
     "zamba",
     "zamba2",
 )
-LINEAR_ATTENTIONS = "minimax", "olmo_hybrid", "qwen3_next"
+LINEAR_ATTENTIONS = "kimi_linear", "minimax", "olmo_hybrid", "qwen3_next"
 RECURRENT = "recurrent_gemma", "rwkv", "xlstm"
 NOT_MODELLED = {
     "vit": "images in the place of tokens",

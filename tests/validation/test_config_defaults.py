@@ -144,4 +144,4 @@ def test_the_text_part_of_a_model_with_images(whole: str, part: str) -> None:
 
 
 def test_types_that_are_not_built_are_spelt_as_transformers_does() -> None:
-    assert NOT_MODELLED.keys() <= CONFIG_MAPPING.keys()
+    assert NOT_MODELLED.keys() <= set(CONFIG_MAPPING.keys())
