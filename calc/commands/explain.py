@@ -15,6 +15,7 @@ from calc.inventory import largest_at_peak
 from calc.lengths import LENGTHS_FILE, length_report, read_lengths
 from calc.mixture_designs import expert_designs
 from calc.quantisation import checkpoint_weights
+from calc.speculation import speculations
 from calc.tradeoff import recompute_tradeoffs
 
 from .answer import ANSWERED, add_json_flag, write_json
@@ -73,6 +74,12 @@ TOPICS = {
         deployments,
         _each(lambda deployment: deployment.to_dict()),
         "print_deployments",
+    ),
+    "speculative": _Topic(
+        "tokens a pass and seconds a token when a draft proposes several",
+        speculations,
+        _each(lambda speculation: speculation.to_dict()),
+        "print_speculations",
     ),
     "weights": _Topic(
         "the tensors that hold the weights, as the checkpoint or its quantization_config stores them",

@@ -14,6 +14,7 @@ from calc.inventory import TensorEntry
 from calc.lengths import LENGTH_NOTES, LengthReport
 from calc.mixture_designs import ExpertDesign
 from calc.quantisation import CheckpointWeights
+from calc.speculation import Speculation
 from calc.tradeoff import Tradeoff
 from calc.units import format_bytes, format_count, format_flops, format_gib, format_rate, format_seconds
 
@@ -146,6 +147,22 @@ def print_deployments(deployments: Iterable[Deployment]) -> None:
     columns = ("copies × GPUs", "batch", "peak", "fits", "most", "prompt", "token", "of it links", "tokens/s")
     console = Console(highlight=False)
     console.print(table("Deployments: peak of each GPU; time is a roofline, links at 80 %, assumed", columns, rows))
+
+
+def print_speculations(speculations: Iterable[Speculation]) -> None:
+    """A line for each number of proposed tokens, a column for each acceptance."""
+    by_draft: dict[int, list[Speculation]] = {}
+    for each in speculations:
+        by_draft.setdefault(each.num_drafted, []).append(each)
+    rows = ((f"{drafted}", *map(_speculation, alike)) for drafted, alike in by_draft.items())
+    columns = ("proposed", *(f"α = {each.acceptance}" for each in next(iter(by_draft.values()))))
+    title = "Tokens a pass (Leviathan et al. 2023, eq. 1), seconds a token without the draft's own"
+    Console(highlight=False).print(table(title, columns, rows))
+
+
+def _speculation(each: Speculation) -> str:
+    seconds = _seconds(each.seconds_per_output_token)
+    return f"{each.tokens_per_step:.2f}{f', {seconds}' if seconds else ''}"
 
 
 def _seconds(seconds: float | None) -> str:
