@@ -8,7 +8,7 @@ from .adapters.facts import OUTPUT_LAYER, adapter_facts
 from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer, SharedHeads
 from .attention import CROSS_WORKSPACE, AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
-from .cache import Cache, is_windowed
+from .cache import Cache, CacheUse
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
@@ -215,11 +215,11 @@ def _model_facts(architecture: Architecture, cores: set[AttentionCore], workload
 def _masks(architecture: Architecture, cores: set[AttentionCore], plan: Plan) -> Iterator[Tensor]:
     """The masks the model makes for its layers' `cores`, in their order."""
     masked = {core.sliding: core for core in cores if core.masked}
-    windowed = all(core.windowed for core in cores)  # its size is that of the first layer without a window, if any
+    windowed = all(core.cache.windowed for core in cores)  # its size is that of the first layer without a window
     causal = {
-        replace(core, sliding=False, windowed=windowed)
+        replace(core, sliding=False, cache=core.cache._replace(windowed=windowed))
         for core in cores
-        if core.cache is Cache.PREFIX or core.kernel is Attention.EAGER
+        if core.cache.use is CacheUse.PREFIX or core.kernel is Attention.EAGER
     }
     if causal and architecture.kind.always_makes_causal_mask:
         masked.setdefault(False, causal.pop())
@@ -284,14 +284,12 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
     compute = plan.numerics.compute
     kernel = layer_kernel(plan.attention, layer, length, compute)
     masked = needs_mask(layer, length) or (kernel is Attention.EAGER and not layer.kind.bidirectional)
-    sliding, cache = layer.sliding_window is not None, _cache(layer, plan)
     return AttentionCore(
         kernel=kernel,
         dropout=bool(dropouts.attention),
-        sliding=sliding,
-        masks_each_sequence=layer.kind.chunked and sliding,
-        cache=cache,
-        windowed=is_windowed(cache, sliding=sliding),
+        sliding=layer.sliding_window is not None,
+        masks_each_sequence=layer.kind.chunked and layer.sliding_window is not None,
+        cache=_cache(layer, plan),
         softmax=layer.kind.softmax,
         soft_capped=layer.kind.soft_capped,
         sinks=layer.kind.sinks,
@@ -318,9 +316,15 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
 
 
 def _cache(layer: Layer, plan: Plan) -> Cache:
-    if plan.task is Task.INFERENCE:
-        return Cache.EXTENDED if layer.num_prefix_tokens else Cache.FILLED
-    return Cache.PREFIX if layer.num_prefix_tokens else Cache.NONE
+    if plan.task is not Task.INFERENCE:
+        return Cache(CacheUse.PREFIX if layer.num_prefix_tokens else CacheUse.NONE)
+    extended = layer.num_prefix_tokens > 0
+    return Cache(
+        CacheUse.EXTENDED if extended else CacheUse.FILLED,
+        windowed=extended and layer.sliding_window is not None,
+        latent=layer.latent is not None,
+        heads="N" if layer.kind.shared_heads is SharedHeads.EXPANDED else "K",
+    )
 
 
 def _with_prompt(workload: Workload, plan: Plan) -> Workload:

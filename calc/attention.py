@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from .architecture import Softmax
-from .cache import ALL_TOKENS, TOKENS_OF_WINDOW, Cache
+from .cache import NO_CACHE, Cache, CacheUse
 from .dtype import DType
 from .ledger import Dimension, Gradient, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input, parameter
@@ -67,10 +67,7 @@ class AttentionCore:
     """Its mask is the sliding window's."""
     masks_each_sequence: bool = False
     """For kernels, too."""
-    cache: Cache = Cache.NONE
-    """With one, keys and values lie head by head."""
-    windowed: bool = False
-    """Of the cache's tokens it sees those of its window alone."""
+    cache: Cache = NO_CACHE
     bidirectional: bool = False
     """A token attends to those behind it, too."""
     crosses: bool = False
@@ -117,7 +114,7 @@ class AttentionCore:
     def merges_key_value_heads_by_copy(self, *, cast: bool, by_head: bool = False) -> bool:
         """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
         cast has written out."""
-        in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.is_cached
+        in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.cached_by_head
         several_tokens = not self.one_token or self.is_cached or self.crosses
         return not (self.one_sequence or self.one_head or in_order) and several_tokens
 
@@ -131,16 +128,17 @@ class AttentionCore:
 
     @property
     def is_cached(self) -> bool:
-        return self.cache is not Cache.NONE
+        return self.cache.use is not CacheUse.NONE
+
+    @property
+    def cached_by_head(self) -> bool:
+        """Keys and values come of a cache, where they lie head by head."""
+        return self.is_cached and not self.cache.latent
 
     @property
     def keys(self) -> Dimension:
         """How many keys there are for each query."""
-        if self.windowed:
-            return TOKENS_OF_WINDOW
-        if self.crosses:
-            return SOURCE
-        return ALL_TOKENS if self.is_cached else "S"
+        return SOURCE if self.crosses else self.cache.keys
 
     @property
     def scores(self) -> Shape:

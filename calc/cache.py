@@ -2,21 +2,20 @@
 cache_utils.py, DynamicLayer.update)."""
 
 from enum import Enum
+from typing import NamedTuple
 
-from .ledger import Kind, Lent, Row, Tensor
+from .ledger import Dimension, Kind, Lent, Row, Shape, Tensor
 from .lifetimes import gradient_of
 from .operators import Numerics
 from .primitives import cast, cat, frame, like
 
-TOKENS_BEFORE = "T"
-ALL_TOKENS = "S+T"
-TOKENS_OF_WINDOW = "S+Tw"
-STORED_TOKENS = "Tk"
 Pair = tuple[Tensor, Tensor]
 """Keys and values."""
+LATENT: tuple[tuple[str, Shape], ...] = (("latent keys and values", ("Rk",)), ("turned keys", ("Q",)))
+"""What latent attention keeps of a token, the same for all heads."""
 
 
-class Cache(Enum):
+class CacheUse(Enum):
     """What a layer does with a key/value cache."""
 
     NONE = "none"
@@ -25,56 +24,68 @@ class Cache(Enum):
     EXTENDED = "puts those of one more token behind those of all before it"
 
 
-def is_windowed(cache: Cache, *, sliding: bool) -> bool:
-    """Only the tokens of a window are seen of those in the cache; a prefix's knows no windows."""
-    return sliding and cache is Cache.EXTENDED
+class Cache(NamedTuple):
+    """What a layer's cache is, and what is done with it."""
+
+    use: CacheUse = CacheUse.NONE
+    windowed: bool = False
+    """Of the tokens in it only those of a sliding window are seen."""
+    latent: bool = False
+    """Keys and values lie in it as the latent they come of."""
+    heads: Dimension = "K"
+    """How many keys and values of a token lie in it, where they do."""
+
+    @property
+    def keys(self) -> Dimension:
+        """How many keys a layer sees, of the cache and of the text."""
+        if self.use is CacheUse.NONE:
+            return "S"
+        return "S+Tw" if self.windowed else "S+T"
+
+    def found(self, numerics: Numerics) -> Pair:
+        """One layer's keys and values before the text's."""
+        if self.use is CacheUse.PREFIX:
+            return self._pair("prefix {}", "T", numerics, Kind.ACTIVATIONS)
+        return self._pair("{} of the tokens before", "Tk" if self.windowed else "T", numerics, Kind.KV_CACHE)
+
+    def left(self, numerics: Numerics) -> Pair:
+        """One layer's keys and values, those before the text's included: what the cache then holds."""
+        if self.use is CacheUse.PREFIX:
+            return self._pair("{} with prefix", self.keys, numerics, Kind.ACTIVATIONS)
+        return self._pair("{} in the cache", self.keys, numerics, Kind.KV_CACHE)
+
+    def _pair(self, name: str, tokens: Dimension, numerics: Numerics, kind: Kind) -> Pair:
+        of_tokens = LATENT if self.latent else ((what, (self.heads, "D")) for what in ("keys", "values"))
+        keys, values = (
+            Tensor(name.format(what), ("B", tokens, *of_token), numerics.weights, kind) for what, of_token in of_tokens
+        )
+        return keys, values
+
+    def lent(self, numerics: Numerics) -> tuple[Lent, ...]:
+        """What a layer finds in it and lets go of."""
+        if self.use is CacheUse.FILLED:
+            return ()
+        pairs = zip(self.found(numerics), self.left(numerics), strict=True)
+        return tuple(Lent(tensor=before, known_as=before, gradient=gradient_of(whole)) for before, whole in pairs)
 
 
-def found(cache: Cache, numerics: Numerics, *, sliding: bool) -> Pair:
-    """One layer's keys and values before the text's."""
-    if cache is Cache.PREFIX:
-        return _pair("prefix {}", TOKENS_BEFORE, numerics, Kind.ACTIVATIONS)
-    tokens = STORED_TOKENS if is_windowed(cache, sliding=sliding) else TOKENS_BEFORE
-    return _pair("{} of the tokens before", tokens, numerics, Kind.KV_CACHE)
+NO_CACHE = Cache()
 
 
-def left(cache: Cache, numerics: Numerics, *, sliding: bool) -> Pair:
-    """One layer's keys and values, those before the text's included: what the cache then holds."""
-    if cache is Cache.PREFIX:
-        return _pair("{} with prefix", ALL_TOKENS, numerics, Kind.ACTIVATIONS)
-    tokens = TOKENS_OF_WINDOW if is_windowed(cache, sliding=sliding) else ALL_TOKENS
-    return _pair("{} in the cache", tokens, numerics, Kind.KV_CACHE)
-
-
-def _pair(name: str, tokens: str, numerics: Numerics, kind: Kind) -> Pair:
-    keys, values = (
-        Tensor(name.format(each), ("B", tokens, "K", "D"), numerics.weights, kind) for each in ("keys", "values")
-    )
-    return keys, values
-
-
-def lent(cache: Cache, numerics: Numerics, *, sliding: bool = False) -> tuple[Lent, ...]:
-    """What a layer finds in its cache and lets go of."""
-    if cache is Cache.FILLED:
-        return ()
-    pairs = zip(found(cache, numerics, sliding=sliding), left(cache, numerics, sliding=sliding), strict=True)
-    return tuple(Lent(tensor=before, known_as=before, gradient=gradient_of(whole)) for before, whole in pairs)
-
-
-def updated(
-    k: Tensor, v: Tensor, cache: Cache, numerics: Numerics, *, sliding: bool
-) -> tuple[list[Row], Tensor, Tensor]:
+def updated(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
     """The text's keys and values behind those found, in the wider type as autocast has it; copied also where none are
-    found. The cache of a layer that slides lets go of the keys it found when it has the values, too
-    (DynamicSlidingWindowLayer.update)."""
+    found; as they are without a cache. The cache of a layer that slides lets go of the keys it found when it has the
+    values, too (DynamicSlidingWindowLayer.update)."""
+    if cache.use is CacheUse.NONE:
+        return [], k, v
     rows: list[Row] = []
-    old, new = found(cache, numerics, sliding=sliding), left(cache, numerics, sliding=sliding)
+    old, new = cache.found(numerics), cache.left(numerics)
     for text, before, whole in zip((k, v), old, new, strict=True):
         wide = text
         if text.dtype is not numerics.weights:
             wide = like(text, f"{text.name} in {numerics.weights.label}", dtype=numerics.weights)
             rows.append(cast(text, wide))
-        rows.append(cat((wide,) if cache is Cache.FILLED else (before, wide), whole))
-    if is_windowed(cache, sliding=sliding):
+        rows.append(cat((wide,) if cache.use is CacheUse.FILLED else (before, wide), whole))
+    if cache.windowed:
         rows.append(frame(*old))
     return [*rows, frame(k, v)], *new

@@ -3,7 +3,7 @@ kernel."""
 
 from dataclasses import replace
 
-from .architecture import Architecture, Wiring
+from .architecture import Architecture, Head
 from .errors import ConfigError
 from .plan import (
     DEFAULT_SEQUENCE_LENGTH,
@@ -20,8 +20,6 @@ from .router_loss import with_router_loss
 from .scenario import Attention, Implementation, Precision, Scenario
 
 HALF_OR_FULL = (Precision.BF16, Precision.FP16, Precision.FP32)
-CACHING = frozenset({Wiring.GPT2, Wiring.LLAMA})
-"""The layers whose key/value cache is written down."""
 INSTEAD = {"micro_batch_size": "batch_size", "sequence_length": "prompt_length, output_length"}
 """What an inference takes in the place of a training's sizes."""
 WEIGHTS = {numerics.weights.label: precision for precision, numerics in NUMERICS.items() if precision in HALF_OR_FULL}
@@ -92,20 +90,16 @@ def _check_generation(scenario: Scenario, architecture: Architecture) -> None:
         raise ConfigError(
             "kv_cache_dtype", scenario.kv_cache_dtype, f"should be {weights}, the weights' type; others come later"
         )
+    if architecture.kind.head is not Head.CAUSAL_LM:
+        raise ConfigError(
+            "task", "inference", f"needs a model that writes; {architecture.model_type} generates no text"
+        )
     if architecture.num_labels is not None:
         raise ConfigError("model.architectures", architecture.num_labels, "should be a language model for inference")
     if any(layer.sliding_window == 1 for layer, _ in architecture.layers):
         raise ConfigError(
             "model.sliding_window", 1, "should be at least 2 for inference: a cache of 0 tokens is not cut"
         )
-    if not has_cache(architecture):
-        raise ConfigError("task", "inference", f"is not supported yet for {architecture.model_type}")
-
-
-def has_cache(architecture: Architecture) -> bool:
-    """Its key/value cache is written down."""
-    latent = any(layer.kind.latent is not None for layer, _ in architecture.layers)
-    return architecture.wiring in CACHING and not latent
 
 
 def _context(scenario: Scenario, architecture: Architecture) -> tuple[int, int]:

@@ -286,7 +286,7 @@ def _math_weights(query: Tensor, key: Tensor, bias: Tensor | None, core: Attenti
     """softmax(q·kᵀ + bias), rows without any token set to 0 (_safe_softmax); dropout."""
     scaled = like(key, "k scaled")
     merge_q, query = merged(query, core.merges_query_heads_by_copy)
-    by_head = core.grouped or core.is_cached
+    by_head = core.grouped or core.cached_by_head
     if core.broadcasts_heads:
         merge_k, factor = broadcast(scaled, core)
     else:

@@ -56,7 +56,19 @@ class CudaFunctions(TorchFunctionMode):
             return NumericLoss.apply(*args[:2], func)
         if func is torch.nn.functional.scaled_dot_product_attention:
             return sdpa.attend(self.attention, *args, **kwargs)
+        if func is torch.nn.functional.linear and len(args) == LINEAR_WITH_BIAS and not args[0].is_contiguous():
+            return linear(*args)
         return func(*args, **kwargs)
+
+
+LINEAR_WITH_BIAS = 3
+"""Its arguments, as nn.Linear gives them: input, weight and the bias."""
+
+
+def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """Of inputs that no addmm takes the bias is added in place, unless it sees a tensor subclass (Linear.cpp)."""
+    product = torch.nn.functional.linear(input, weight)
+    return product if bias is None else product.add_(bias)
 
 
 def checkpoint_contexts(

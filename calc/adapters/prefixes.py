@@ -4,7 +4,7 @@ the text's in every layer (peft/peft_model.py, get_prompt; peft/tuners/prefix_tu
 from collections.abc import Iterator
 from dataclasses import replace
 
-from calc.cache import Cache, lent
+from calc.cache import Cache, CacheUse
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Lent, Row, Section, Tensor
 from calc.operators import Numerics, embedding, parameter, stamped
@@ -22,7 +22,7 @@ def with_prefix(section: Section, facts: AdapterFacts, numerics: Numerics) -> Se
     lent_to_layers = [
         replace(each, tensor=replace(each.tensor, name=f"{layer}.{each.tensor.name}"))
         for layer in range(facts.num_prefixed_layers)
-        for each in lent(Cache.PREFIX, numerics)
+        for each in Cache(CacheUse.PREFIX).lent(numerics)
     ]
     rows = stamped([*_encoded(past, facts, numerics), *_cached(past, lent_to_layers)], Component.ADAPTER, ENCODER)
     return replace(section, rows=(*rows, *section.rows), lent=tuple(lent_to_layers))

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from calc.attention import HEADS, merged, probabilities
+from calc.cache import updated
 from calc.dtype import DType
 from calc.ledger import Component, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
@@ -12,34 +13,35 @@ from calc.primitives import add, copy, frame, like, matmul, part, unary, view, w
 from calc.scenario import SavedOperator
 from calc.wirings import Parts
 
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 from .head import End
 
 FUSED: Shape = ("N", 3, "D")
 SLOPES = Tensor("alibi slopes", ("N",), DType.FP32)
 
 
-def alibi(numerics: Numerics) -> Tensor:
+def alibi(numerics: Numerics, *, cached: bool) -> Tensor:
     """What ALiBi adds to the scores: one number for each head and key, for all sequences apart."""
-    return Tensor("alibi", ("B", "N", "S"), numerics.weights)
+    return Tensor("alibi", ("B", "N", "S+T" if cached else "S"), numerics.weights)
 
 
 def bloom_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     """BloomModel.forward up to its first block: token embeddings, their norm, ALiBi, mask."""
     tokens = hidden_states(numerics, "inputs_embeds")
     norm, output = layer_norm("word_embeddings_layernorm", tokens, f"{NEXT}hidden_states", ("H",), numerics)
+    biases = alibi(numerics, cached=facts.generates)
     rows = [
         embedding(parameter("word_embeddings.weight", ("V", "H"), numerics, num_columns=1), INPUT_IDS, tokens),
         *norm,
         Row(name="pow", reads=(), writes=(SLOPES,)),
-        Row(name="alibi", reads=(SLOPES,), writes=(alibi(numerics),)),
+        Row(name="alibi", reads=(SLOPES,), writes=(biases,)),
         *mask_rows(facts.masks),
     ]
     return Section(
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "transformer")),
         output=output,
-        held=(tokens, SLOPES, alibi(numerics), *facts.masks),
+        held=(tokens, SLOPES, biases, *facts.masks),
         leaves=(tokens,),
     )
 
@@ -61,7 +63,8 @@ def bloom_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         *stamped(_mlp(normed_2, middle, output, facts, numerics), Component.MLP, "mlp"),
         frame(x, middle, normed_2, weights),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, returned=(weights,))
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, returned=(weights,))
+    return with_cache(layer, facts.core, numerics)
 
 
 def _mlp(x: Tensor, residual: Tensor, output: Tensor, facts: LayerFacts, numerics: Numerics) -> list[Row]:
@@ -94,12 +97,14 @@ def _attention(
     """BloomAttention.forward: the rows, and the probabilities, which the layer returns."""
     fused = Tensor("query_key_value output", ("B", "S", *FUSED), numerics.linear)
     q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
-    core_rows, out, weights, held = _core(q, k, v, facts, numerics)
+    cache_rows, key, value = updated(k, v, facts.core.cache, numerics)
+    core_rows, out, weights, held = _core(q, key, value, facts, numerics)
     projected = Tensor("dense output", ("B", "S", "H"), numerics.compute)
     dropping, added = dropped(projected, "attention output after dropout", on=facts.residual_dropout)
     rows = [
         *linear("self_attention.query_key_value", x, fused, ("H",), FUSED, numerics, bias=True),
         *(part(fused, (each,)) for each in (q, k, v)),
+        *cache_rows,
         *stamped(core_rows, Component.ATTENTION, CORE_MODULE),
         *linear("self_attention.dense", out, projected, ("N", "D"), ("H",), numerics, bias=True),
         *dropping,
@@ -118,10 +123,10 @@ def _core(
     rows: list[Row] = []
     heads: list[Tensor] = []
     for each in (q, k, v):
-        merging, together = merged(each, core.merges_heads_by_copy)
+        merging, together = merged(each, core.merges_heads_by_copy and (each is q or not core.is_cached))
         rows += merging
         heads.append(together)
-    casts, (bias, query, key) = _lowered((alibi(numerics), *heads[:2]), "scores", numerics)
+    casts, (bias, query, key) = _lowered((alibi(numerics, cached=core.is_cached), *heads[:2]), "scores", numerics)
     scores = Tensor("scores", core.scores, numerics.compute)
     masked = like(scores, "scores masked", dtype=wider(scores.dtype, mask.dtype))
     product = matmul("baddbmm", query, key, scores, core.scores_product)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from calc.architecture import LayerKind, ModelKind
 from calc.attention import SLIDING_MASK, AttentionCore
-from calc.cache import left, lent
 from calc.contexts import CacheEnd
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Section, Tensor
@@ -78,8 +77,4 @@ def with_cache(layer: Section, core: AttentionCore, numerics: Numerics) -> Secti
     """`layer` with what a cache brings it and takes from it, where there is one."""
     if not core.is_cached:
         return layer
-    return replace(
-        layer,
-        lent=lent(core.cache, numerics, sliding=core.sliding),
-        cached=left(core.cache, numerics, sliding=core.sliding),
-    )
+    return replace(layer, lent=core.cache.lent(numerics), cached=core.cache.left(numerics))

@@ -5,6 +5,7 @@ from functools import partial
 
 from calc.architecture import LLAMA_ROTARY, SharedHeads
 from calc.attention import HEADS, KEY_VALUE_HEADS, AttentionCore, broadcast, merged
+from calc.cache import updated
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
@@ -17,7 +18,7 @@ from calc.sdpa import MASKED_KERNELS
 from calc.wirings import Parts
 
 from .embeddings import token_embeddings
-from .facts import LayerFacts, hidden_states
+from .facts import LayerFacts, hidden_states, with_cache
 from .head import End
 from .positions import rotary_buffers
 
@@ -43,7 +44,8 @@ def falcon_layer(facts: LayerFacts, numerics: Numerics) -> Section:
             add(x, given, output),
             frame(x, normed, normed_2, attended, both, *weights),
         ]
-        return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES, returned=weights)
+        layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES, returned=weights)
+        return with_cache(layer, facts.core, numerics)
     drop_1, added = dropped(attended, "attention output after dropout", on=facts.core.dropout)
     middle = hidden_states(numerics, "hidden_states after attention")
     norm_2, normed_2 = _norm(norms.before_mlp, middle, numerics)
@@ -58,7 +60,8 @@ def falcon_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(middle, given, output),
         frame(x, normed, attended, middle, normed_2, down, *weights),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES, returned=weights)
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES, returned=weights)
+    return with_cache(layer, facts.core, numerics)
 
 
 MODULES = (
@@ -126,19 +129,21 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     made = rotary_tables(LLAMA_ROTARY, numerics, sliding=False)
     turning, (turned_q, turned_k), _ = turned(q, k, made, LLAMA_ROTARY)
     core = replace(facts.core, dropout=False)
+    cache_rows, key, value = updated(turned_k, v, core.cache, numerics)
     if core.kernel is Attention.EAGER:
-        core_rows, out, weights = _eager(turned_q, turned_k, v, core, numerics)
+        core_rows, out, weights = _eager(turned_q, key, value, core, numerics)
     else:
-        core_rows, out = MASKED_KERNELS[core.kernel](turned_q, turned_k, v, core, numerics)
+        core_rows, out = MASKED_KERNELS[core.kernel](turned_q, key, value, core, numerics)
         weights = ()
     projected = Tensor("dense output", ("B", "S", "H"), numerics.compute)
     rows = [
         *falcon_linear("self_attention.query_key_value", x, fused, ("H",), fused.shape[2:], numerics),
         *parting,
         *turning,
+        *cache_rows,
         *stamped(core_rows, Component.ATTENTION, CORE_MODULE),
         *falcon_linear("self_attention.dense", out, projected, ("N", "D"), ("H",), numerics),
-        frame(POSITION_IDS, fused, turned_q, turned_k, v),
+        frame(POSITION_IDS, fused, turned_q, key, value),
     ]
     return rows, projected, weights
 
@@ -203,7 +208,8 @@ def _eager(
     ]
     casts_v, value = autocast_input(v, numerics, "values")
     casts_w, lower = autocast_input(weights, numerics, "values")
-    merge_v, value = broadcast(value, core) if core.broadcasts_heads else merged(value, core.merges_heads_by_copy)
+    by_copy = core.merges_heads_by_copy and not core.is_cached
+    merge_v, value = broadcast(value, core) if core.broadcasts_heads else merged(value, by_copy)
     by_head, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
     rows += [
         *casts_v,

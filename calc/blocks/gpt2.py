@@ -98,9 +98,8 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
         view(parts[2], v, copies_gradient=copies),
         view(parts[0], q, copies_gradient=copies),
     ]
-    if core.is_cached:
-        cache_rows, k, v = updated(k, v, core.cache, numerics, sliding=core.sliding)
-        rows += cache_rows
+    cache_rows, k, v = updated(k, v, core.cache, numerics)
+    rows += cache_rows
     attention_rows, out, held = attention(q, k, v, facts, numerics)
     projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
     rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]

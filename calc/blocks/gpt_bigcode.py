@@ -1,6 +1,7 @@
 """GPT-BigCode's layer: GPT-2's with one key/value head for all queries (transformers 5.23.0, models/gpt_bigcode)."""
 
 from calc.attention import HEADS, KEY_VALUE_HEADS
+from calc.cache import updated
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Section, Shape, Tensor
 from calc.operators import Numerics, dropped, linear
@@ -29,16 +30,18 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     dims = ONE_KEY_VALUE_HEAD if multi_query else FUSED_BY_HEAD
     fused = Tensor("c_attn output", ("B", "S", *dims), numerics.linear)
     q, k, v = (Tensor(name, shape, numerics.linear) for name, shape in zip("qkv", _shapes(multi_query), strict=True))
-    core_rows, out, held = attention(q, k, v, facts, numerics, positions=None)
+    cache_rows, key, value = updated(k, v, facts.core.cache, numerics)
+    core_rows, out, held = attention(q, key, value, facts, numerics, positions=None)
     projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
     dropping, result = dropped(projected, "attn output", on=facts.residual_dropout)
     rows = [
         *linear("attn.c_attn", x, fused, ("H",), dims, numerics, bias=True),
         *_parted(fused, (q, k, v), facts),
+        *cache_rows,
         *core_rows,
         *linear("attn.c_proj", out, projected, ("N", "D"), ("H",), numerics, bias=True),
         *dropping,
-        frame(fused, q, k, v),
+        frame(fused, q, key, value),
     ]
     return rows, result, held
 

@@ -1,6 +1,7 @@
 """GPT-Neo's layer: GPT-2's with its attention written out (transformers 5.23.0, models/gpt_neo)."""
 
 from calc.attention import HEADS
+from calc.cache import updated
 from calc.ledger import Row, Section, Tensor
 from calc.operators import Numerics, dropped, linear
 from calc.primitives import frame, view
@@ -30,17 +31,19 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
         splitting.append(view(flat, head, copies_gradient=copies[name]))
         heads.append(head)
     q, k, v = heads
-    core_rows, out, weights = written_out_attention(q, k, v, facts, numerics)
+    cache_rows, key, value = updated(k, v, core.cache, numerics)
+    core_rows, out, weights = written_out_attention(q, key, value, facts, numerics)
     projected = Tensor("out_proj output", ("B", "S", "H"), numerics.compute)
     name = "attn.attention.out_proj"
     dropping, result = dropped(projected, "attn output", on=facts.residual_dropout)
     rows = [
         *projecting,
         *splitting,
+        *cache_rows,
         *core_rows,
         *linear(name, out, projected, ("N", "D"), ("H",), numerics, bias=True),
         *dropping,
-        frame(q, k, v),
+        frame(q, key, value),
     ]
     return rows, result, (weights,)
 

@@ -4,6 +4,7 @@ from functools import partial
 
 from calc.architecture import PARTIAL_ROTARY
 from calc.attention import HEADS
+from calc.cache import updated
 from calc.ledger import Component, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
@@ -14,7 +15,7 @@ from calc.wirings import Parts
 
 from .attention import attention
 from .embeddings import token_embeddings
-from .facts import LayerFacts, hidden_states
+from .facts import LayerFacts, hidden_states, with_cache
 from .head import End
 from .mlp import plain_mlp
 from .positions import rotary_buffers
@@ -45,7 +46,8 @@ def gpt_neox_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         *([add(down, middle, output)] if sequential else [add(down, attended, both), add(both, x, output)]),
         frame(x, middle, *(() if sequential else (attended,)), down, *held),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES)
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES)
+    return with_cache(layer, facts.core, numerics)
 
 
 MODULES = (
@@ -66,13 +68,15 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
     made = rotary_tables(PARTIAL_ROTARY, numerics, sliding=False)
     turning, (turned_q, turned_k), _ = turned(q, k, made, PARTIAL_ROTARY)
-    core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
+    cache_rows, turned_k, v_seen = updated(turned_k, v, facts.core.cache, numerics)
+    core_rows, out, held = attention(turned_q, turned_k, v_seen, facts, numerics)
     projected = Tensor("dense output", ("B", "S", "H"), numerics.compute)
     rows = [
         *linear("attention.query_key_value", x, fused, ("H",), FUSED[2:], numerics, bias=bias),
         view(fused, by_head, copies_gradient=not facts.core.one_head),
         part(by_head, (q, k, v)),
         *turning,
+        *cache_rows,
         *core_rows,
         *linear("attention.dense", out, projected, ("N", "D"), ("H",), numerics, bias=facts.kind.output_bias),
         frame(by_head, turned_q, turned_k),

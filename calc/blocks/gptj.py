@@ -3,6 +3,7 @@
 from functools import partial
 
 from calc.attention import HEADS
+from calc.cache import updated
 from calc.dtype import DType
 from calc.ledger import Component, Kind, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
@@ -12,7 +13,7 @@ from calc.primitives import add, cast, cat, copy, frame, like, multiply, part, s
 from calc.wirings import Parts
 
 from .embeddings import token_embeddings
-from .facts import LayerFacts, hidden_states
+from .facts import LayerFacts, hidden_states, with_cache
 from .head import End
 from .mlp import plain_mlp
 from .written_out import written_out_attention
@@ -39,7 +40,8 @@ def gptj_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(both, x, output),
         frame(x, normed, attended, down, weights),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES, returned=(weights,))
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES, returned=(weights,))
+    return with_cache(layer, facts.core, numerics)
 
 
 MODULES = (
@@ -60,16 +62,18 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     rows.append(view(flats["v"], v, copies_gradient=not facts.core.one_head))
     table_rows, tables, held_tables = _tables(numerics)
     turning, (k, q), fronts = _turned((flats["k"], flats["q"]), tables)
+    cache_rows, k, v = updated(k, v, facts.core.cache, numerics)
     core_rows, out, weights = written_out_attention(q, k, v, facts, numerics)
     projected = Tensor("out_proj output", ("B", "S", "H"), numerics.compute)
     dropping, result = dropped(projected, "attn output", on=facts.residual_dropout)
     rows += [
         *table_rows,
         *turning,
+        *cache_rows,
         *core_rows,
         *linear("attn.out_proj", out, projected, ("N", "D"), ("H",), numerics),
         *dropping,
-        frame(q, k, v, *flats.values(), *fronts, *held_tables),
+        frame(q, k, v, flats["q"], flats["k"], *fronts, *held_tables),
     ]
     return rows, result, weights
 

@@ -2,7 +2,8 @@
 
 from calc.architecture import LatentAttention, Rotary
 from calc.attention import HEADS
-from calc.ledger import Gradient, Row, Tensor
+from calc.cache import updated
+from calc.ledger import Dimension, Gradient, Row, Tensor
 from calc.norms import NORMS
 from calc.operators import Numerics, linear
 from calc.primitives import cat, like, part, view
@@ -10,7 +11,6 @@ from calc.rotary import rotary_tables, turned_fronts
 
 from .facts import LayerFacts
 
-VALUE_HEADS = (*HEADS[:-1], "Dv")
 POSITION_FREE_HEADS = (*HEADS[:-1], "D-Q")
 TURNED_HEADS = (*HEADS[:-1], "Q")
 
@@ -37,8 +37,9 @@ def latent_heads(
     made = rotary_tables(rotary, numerics, sliding=False)
     turning, (q_turned, k_turned) = turned_fronts(q_front, k_front, made, rotary)
     query = like(q, "q", dtype=q_turned.dtype)
-    expanding, k, v, both = _expanded(normed, k_turned, numerics, one_head=one_head)
-    rows += [*norm, *turning, cat((q_free, q_turned), query), *expanding]
+    caching, normed, k_turned = updated(normed, k_turned, facts.core.cache, numerics)
+    expanding, k, v, both = _expanded(normed, k_turned, facts.core.keys, numerics, one_head=one_head)
+    rows += [*norm, *turning, *caching, cat((q_free, q_turned), query), *expanding]
     return rows, (query, k, v), (q, q_turned, latent, normed, k_turned, both)
 
 
@@ -64,15 +65,16 @@ def _norm(name: str, x: Tensor, rank: str, facts: LayerFacts, numerics: Numerics
 
 
 def _expanded(
-    latent: Tensor, k_turned: Tensor, numerics: Numerics, *, one_head: bool
+    latent: Tensor, k_turned: Tensor, keys: Dimension, numerics: Numerics, *, one_head: bool
 ) -> tuple[list[Row], Tensor, Tensor, Tensor]:
     """DeepseekV3Attention.expand_kv: keys are written into a tensor part by part (CopySlices in
     autograd/functions/tensor.cpp), the turned ones the same for all heads; values stay parts of the projection."""
-    flat = Tensor("kv_b_proj output", (*HEADS[:-1], "D-Q+Dv"), numerics.linear)
+    heads = ("B", keys, "N")
+    flat = Tensor("kv_b_proj output", (*heads, "D-Q+Dv"), numerics.linear)
     both = like(flat, "k and v")
-    k_free, v = like(flat, "k to leave", shape=POSITION_FREE_HEADS), like(flat, "v", shape=VALUE_HEADS)
-    k_wide = like(k_turned, "k with positions for all heads", shape=TURNED_HEADS)
-    k_begun, k = like(flat, "k without positions", shape=HEADS), like(flat, "k", shape=HEADS)
+    k_free, v = like(flat, "k to leave", shape=(*heads, "D-Q")), like(flat, "v", shape=(*heads, "Dv"))
+    k_wide = like(k_turned, "k with positions for all heads", shape=(*heads, "Q"))
+    k_begun, k = (like(flat, name, shape=(*heads, "D")) for name in ("k without positions", "k"))
     zeros, slices = (like(k_wide, f"{what} in CopySlices", dtype=k.dtype) for what in ("zeros", "a slice"))
     rows = [
         *linear("self_attn.kv_b_proj", latent, flat, ("Rk",), ("N", "D-Q+Dv"), numerics),

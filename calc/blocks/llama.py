@@ -191,10 +191,8 @@ def _heads(
     rows += [*turning, frame(q, k)]
     if facts.kind.fused_query_key_value:
         parts = (*parts, v)
-    if facts.core.is_cached:
-        cache_rows, turned_k, v = updated(turned_k, v, facts.core.cache, numerics, sliding=facts.core.sliding)
-        rows += cache_rows
-    return rows, (turned_q, turned_k, v), parts
+    cache_rows, turned_k, v = updated(turned_k, v, facts.core.cache, numerics)
+    return [*rows, *cache_rows], (turned_q, turned_k, v), parts
 
 
 def _with_positions(

@@ -1,6 +1,7 @@
 """MPT's embeddings and layer (transformers 5.23.0, models/mpt)."""
 
 from calc.attention import HEADS, merged, weighted_values
+from calc.cache import updated
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Row, Section, Tensor
 from calc.lifetimes import NEXT
@@ -9,7 +10,7 @@ from calc.operators import CORE_MODULE, Numerics, autocast_input, embedding, lin
 from calc.primitives import add, cast, frame, like, matmul, part, scale, softmax, view
 from calc.wirings import Parts
 
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 from .head import End
 from .mlp import plain_mlp
 
@@ -59,7 +60,8 @@ def mpt_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         frame(down),
         frame(x, middle, attended, normed_2, weights),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, returned=(weights,))
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, returned=(weights,))
+    return with_cache(layer, facts.core, numerics)
 
 
 def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
@@ -69,16 +71,18 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     parts = tuple(Tensor(f"{name} part", ("B", "S", "H"), numerics.linear) for name in "qkv")
     q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
     copies = (not core.one_head, False, not core.one_head)  # the gradient of k is one of a transposed product
-    core_rows, filled, weights = _probabilities(q, k, v, facts, numerics)
-    value_rows, out, weights = weighted_values(weights, v, core, numerics)
+    cache_rows, key, value = updated(k, v, core.cache, numerics)
+    core_rows, filled, weights = _probabilities(q, key, value, facts, numerics)
+    value_rows, out, weights = weighted_values(weights, value, core, numerics)
     projected = Tensor("out_proj output", ("B", "S", "H"), numerics.compute)
     rows = [
         *linear("attn.Wqkv", x, fused, ("H",), (3, "H"), numerics),
         part(fused, parts),
         *(view(flat, head, copies_gradient=each) for flat, head, each in zip(parts, (q, k, v), copies, strict=True)),
+        *cache_rows,
         *stamped([*core_rows, *value_rows], Component.ATTENTION, CORE_MODULE),
         *linear("attn.out_proj", out, projected, ("N", "D"), ("H",), numerics),
-        frame(fused, q, k, v, filled),
+        frame(fused, q, key, value, filled),
     ]
     return rows, projected, weights
 
@@ -91,7 +95,7 @@ def _probabilities(
     casts_k, key = autocast_input(k, numerics, "scores")
     casts_q, query = autocast_input(q, numerics, "scores")
     merge_q, query = merged(query, core.merges_heads_by_copy)
-    merge_k, key = merged(key, core.merges_heads_by_copy)
+    merge_k, key = merged(key, core.merges_heads_by_copy and not core.is_cached)
     scores, scaled = (Tensor(f"scores{suffix}", core.scores, numerics.compute) for suffix in ("", " scaled"))
     biased, filled, weights = (
         like(scores, name, dtype=DType.FP32) for name in ("scores with alibi", "scores masked", "attention weights")

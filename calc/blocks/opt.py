@@ -1,6 +1,7 @@
 """OPT's embeddings and layer (transformers 5.23.0, models/opt)."""
 
 from calc.attention import HEADS
+from calc.cache import updated
 from calc.dtype import DType
 from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
@@ -10,21 +11,24 @@ from calc.primitives import add, frame, like, scale, view
 from calc.wirings import Parts
 
 from .attention import attention, copies_key_gradient
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 from .head import End
 from .mlp import plain_mlp
 
-POSITIONS = like(POSITION_IDS, POSITION_IDS.name, shape=TOKENS)
-"""Counted along a mask of ones, for each sequence apart."""
+
+def _positions(cached: bool) -> Tensor:
+    """Counted along a mask of ones, for each sequence apart; those in a cache as well."""
+    return like(POSITION_IDS, POSITION_IDS.name, shape=("B", "S+T") if cached else TOKENS)
 
 
 def opt_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     """OPTDecoder.forward up to its first layer: token plus position embeddings."""
     tokens = hidden_states(numerics, "inputs_embeds")
+    counted = _positions(facts.generates)
     ones, counts, masked, shifted = (
-        Tensor(name, TOKENS, DType.FP32) for name in ("ones", "cumsum", "positions masked", "positions from 0")
+        like(counted, name, dtype=DType.FP32) for name in ("ones", "cumsum", "positions masked", "positions from 0")
     )
-    table_rows = like(POSITIONS, "rows of the table")
+    table_rows = like(counted, "rows of the table", shape=TOKENS)
     positions = hidden_states(numerics, "position_embeds")
     output = hidden_states(numerics, f"{NEXT}hidden_states")
     rows = [
@@ -33,10 +37,10 @@ def opt_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         Row(name="cumsum", reads=(ones,), writes=(counts,)),
         Row(name="mul", reads=(counts, ones), writes=(masked,)),
         Row(name="sub", reads=(masked,), writes=(shifted,)),
-        Row(name="to", reads=(shifted,), writes=(POSITIONS,)),
+        Row(name="to", reads=(shifted,), writes=(counted,)),
         frame(counts),
         *mask_rows(facts.masks),
-        Row(name="add", reads=(POSITIONS,), writes=(table_rows,)),
+        Row(name="add", reads=(counted,), writes=(table_rows,)),
         embedding(parameter("embed_positions.weight", ("P+2", "H"), numerics, num_columns=1), table_rows, positions),
         add(tokens, positions, output),
     ]
@@ -44,7 +48,7 @@ def opt_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "model.decoder")),
         output=output,
-        held=(tokens, ones, POSITIONS, positions, *facts.masks),
+        held=(tokens, ones, counted, positions, *facts.masks),
         leaves=(tokens,),
     )
 
@@ -69,7 +73,8 @@ def opt_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(middle, down_dropped, output),
         frame(x, middle, *held),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES)
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES)
+    return with_cache(layer, facts.core, numerics)
 
 
 MODULES = (
@@ -93,7 +98,8 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
         return linear(f"self_attn.{name}_proj", x, out, ("H",), ("N", "D"), numerics, bias=bias)
 
     by_head = core.gradients_by_head and not core.one_head
-    core_rows, out, held = attention(q, k, v, facts, numerics, POSITIONS)
+    cache_rows, key, value = updated(k, v, core.cache, numerics)
+    core_rows, out, held = attention(q, key, value, facts, numerics, _positions(core.is_cached))
     projected = Tensor("out_proj output", ("B", "S", "H"), numerics.compute)
     rows = [
         *projection("q", q_flat),
@@ -103,9 +109,10 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
         *projection("v", v_flat),
         view(k_flat, k, copies_gradient=copies_key_gradient(core)),
         view(v_flat, v, copies_gradient=by_head),
+        *cache_rows,
         *core_rows,
         *linear("self_attn.out_proj", out, projected, ("N", "D"), ("H",), numerics, bias=facts.kind.output_bias),
-        frame(q, k, v),
+        frame(q, key, value),
     ]
     return rows, projected, held
 

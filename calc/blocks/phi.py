@@ -4,6 +4,7 @@ from functools import partial
 
 from calc.architecture import PHI_ROTARY
 from calc.attention import HEADS, KEY_VALUE_HEADS
+from calc.cache import updated
 from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm
@@ -14,7 +15,7 @@ from calc.wirings import Parts
 
 from .attention import attention
 from .embeddings import token_embeddings
-from .facts import LayerFacts, hidden_states
+from .facts import LayerFacts, hidden_states, with_cache
 from .head import End
 from .mlp import plain_mlp
 from .positions import rotary_buffers
@@ -37,7 +38,8 @@ def phi_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         add(both, x, output),
         frame(x, normed, attended, down, *held),
     ]
-    return Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES)
+    layer = Section(name="layer", rows=tuple(rows), input=x, output=output, modules=MODULES)
+    return with_cache(layer, facts.core, numerics)
 
 
 MODULES = (
@@ -67,13 +69,15 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     q, k, v = heads
     made = rotary_tables(PHI_ROTARY, numerics, sliding=False)
     turning, (turned_q, turned_k), fronts = turned(q, k, made, PHI_ROTARY)
-    core_rows, out, held = attention(turned_q, turned_k, v, facts, numerics)
+    cache_rows, key, v = updated(turned_k, v, core.cache, numerics)
+    core_rows, out, held = attention(turned_q, key, v, facts, numerics)
     projected = Tensor("dense output", ("B", "S", "H"), numerics.compute)
     rows += [
         *turning,
+        *cache_rows,
         *core_rows,
         *linear("self_attn.dense", out, projected, ("N", "D"), ("H",), numerics, bias=kind.output_bias),
-        frame(q, k, turned_q, turned_k, v, *fronts),
+        frame(q, k, turned_q, key, v, *fronts),
     ]
     return rows, projected, held
 

@@ -154,6 +154,13 @@ def test_a_window_of_one_token_is_refused() -> None:
         generated(TINY | {"model_type": "mistral", "sliding_window": 1}, prompt_length=3)
 
 
-def test_families_without_a_cache_are_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="not supported yet for bloom"):
-        generated({"model_type": "bloom"})
+def test_encoders_generate_no_text() -> None:
+    with pytest.raises(ConfigError, match="bert generates no text"):
+        generated({"model_type": "bert"})
+
+
+def test_latent_attention_keeps_its_latent() -> None:
+    """And one turned key for all heads, of each token."""
+    memory = generated("deepseek-v3", batch_size=2, prompt_length=100, output_length=28).memory
+    layers, tokens, rank, turned, itemsize = 61, 2 * 128, 512, 64, 2
+    assert memory.kv_cache_bytes == layers * tokens * (rank + turned) * itemsize
