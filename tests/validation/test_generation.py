@@ -63,15 +63,17 @@ def words(choices: Choices) -> str:
 def test_both_passes(model_type: str, choices: Choices) -> None:
     config = config_of(model_type)
     scenario = Scenario(model=config, task=Task.INFERENCE, **choices)
-    if model_type in ENCODERS:
-        with pytest.raises(ConfigError, match=f"{model_type} generates no text"):
+    if model_type not in GENERATING:
+        problem = f"{model_type} generates no text" if model_type in ENCODERS else f"not supported yet for {model_type}"
+        with pytest.raises(ConfigError, match=problem):
             estimate(scenario)
         return
     agrees(scenario, config)
 
 
 ENCODERS = {"bert", "roberta", "xlm-roberta", "modernbert"}
-GENERATING = [model_type for model_type in FAMILIES if model_type not in ENCODERS]
+CHUNKED = {"llama4_text"}
+GENERATING = [model_type for model_type in FAMILIES if model_type not in ENCODERS | CHUNKED]
 
 
 @settings(SLOW, max_examples=RANDOM * TIMES)
