@@ -95,12 +95,13 @@ def _check_generation(scenario: Scenario, architecture: Architecture) -> None:
 
 def _check_model(architecture: Architecture) -> None:
     """It writes, and its cache is written down."""
+    chunked = any(layer.kind.chunked for layer, _ in architecture.layers)
+    if chunked or architecture.kind.head is Head.SEQ2SEQ_LM:
+        raise ConfigError("task", "inference", f"is not supported yet for {architecture.model_type}")
     if architecture.kind.head is not Head.CAUSAL_LM:
         raise ConfigError(
             "task", "inference", f"needs a model that writes; {architecture.model_type} generates no text"
         )
-    if any(layer.kind.chunked for layer, _ in architecture.layers):
-        raise ConfigError("task", "inference", f"is not supported yet for {architecture.model_type}")
     if architecture.num_labels is not None:
         raise ConfigError("model.architectures", architecture.num_labels, "should be a language model for inference")
     if any(layer.sliding_window == 1 for layer, _ in architecture.layers):
