@@ -33,8 +33,10 @@ def client():
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/compare", "/formulas", "/docs", "/?lang=zh", "/?model=gpt2&micro_batch_size=-1", "/serve?whole=1"]
-    + ["/formulas?task=inference&model=gpt2&lang=zh"],
+    [
+        *("/", "/serve?whole=1", "/compare", "/formulas", "/docs", "/?lang=zh", "/?model=gpt2&micro_batch_size=-1"),
+        "/formulas?task=inference&model=gpt2&lang=zh",
+    ],
 )
 def test_pages_keep_the_policy_and_load_nothing_from_elsewhere(client, path):
     html = client.get(path).text
