@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,8 @@ def test_solve_says_the_value_its_limit_and_the_estimate_at_it(question: list[st
     asked = ["solve", "gpt2", "--gpu", "rtx-4090", "--micro-batch-size", "30", *question]
     field = question[1].replace("-", "_")
     scenario = Scenario(model="gpt2", gpu="rtx-4090", micro_batch_size=30)
-    expected = calc.solve(scenario, **{question[0][2:]: field})
+    sought: dict[str, Any] = {question[0][2:]: field}
+    expected = calc.solve(scenario, **sought)
     assert main([*asked, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads(json.dumps(expected.to_dict()))
     assert main(asked) == 0
