@@ -6,7 +6,8 @@ Sources (torch 2.13.0): torch/optim, torch/nn/utils/clip_grad.py, torch/optim/sw
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 from . import grad_scaler
 from .dtype import DType
@@ -20,8 +21,12 @@ from .recipes import State
 from .scenario import Optimizer
 from .timeline import Program
 
-Parts = Sequence[Sequence[Tensor]]
+Part = Sequence[tuple[tuple[Tensor, ...], int]]
+"""Parameters of layers that follow each other, each so many times."""
+Parts = Sequence[Part]
 """Parameters by the part of the model they belong to, in its order."""
+KEPT_PROGRAMS = 1024
+"""How many programs of one layer's parameters are kept."""
 
 NUM_GRADIENTS = "gradients"
 """The symbol for the number of gradients that are clipped."""
@@ -90,11 +95,18 @@ def _shares(trained: Parts, in_layers: Sequence[bool], plan: Plan) -> Iterator[t
     """Each optimizer that has anything to do, and its parameters. AdamW takes what Muon leaves."""
     for optimizer in dict.fromkeys((plan.optimizer, Optimizer.ADAMW)):
         parts = [
-            [tensor for tensor in tensors if optimizer_of(tensor, plan, in_layer=in_layer) is optimizer]
-            for tensors, in_layer in zip(trained, in_layers, strict=True)
+            [
+                (tuple(each for each in tensors if optimizer_of(each, plan, in_layer=in_layer) is optimizer), times)
+                for tensors, times in part
+            ]
+            for part, in_layer in zip(trained, in_layers, strict=True)
         ]
-        if any(parts):
+        if any(map(_tensors, parts)):
             yield optimizer, parts
+
+
+def _tensors(part: Part) -> list[Tensor]:
+    return [tensor for tensors, times in part for tensor in tensors * times]
 
 
 def _useful(passes: Iterable[Pass]) -> Iterator[Pass]:
@@ -103,7 +115,7 @@ def _useful(passes: Iterable[Pass]) -> Iterator[Pass]:
 
 def _clipping(trained: Parts, shares: dict[Optimizer, Parts], plan: Plan) -> Iterator[Pass]:
     if plan.accumulate_grads_in_fp32:
-        yield _every(trained, lambda tensor: [(gradient_of(tensor), True), (summed_in_fp32(tensor), False)])
+        yield _every(trained, _handed_over)
     if plan.max_grad_norm is not None:
         yield _once(grad_scaler.unscale(shares, plan))
         yield from _clip(trained)
@@ -123,20 +135,30 @@ def _ending(trained: Parts, plan: Plan) -> Iterator[Pass]:
     """The averaged weights, whose counter goes to the device from the second step on; zero_grad()."""
     if plan.weight_ema:
         yield _once(_moment(Tensor("ema.n_averaged on the device", (), DType.INT64, Kind.TEMPORARIES)))
-    yield _every(trained, lambda tensor: () if gradients_persist(plan) else _freed([gradient_of(tensor)]))
+    yield _every(trained, _nothing if gradients_persist(plan) else _cleared)
+
+
+def _handed_over(parameter: Tensor) -> list[Event]:
+    return [(gradient_of(parameter), True), (summed_in_fp32(parameter), False)]
+
+
+def _cleared(parameter: Tensor) -> list[Event]:
+    return [(gradient_of(parameter), False)]
+
+
+def _nothing(_: Tensor) -> list[Event]:
+    return []
 
 
 def _step(optimizer: Optimizer, parts: Parts, plan: Plan, *, is_first: bool) -> Iterator[Pass]:
     """`step()` of one optimizer. SGD, the fused and the 8-bit AdamW make nothing for a moment."""
 
-    def made(tensor: Tensor) -> tuple[Tensor, ...]:
-        return states(tensor, optimizer) if is_first else ()
-
-    written = [[_written(tensor, plan) for tensor in tensors] for tensors in parts]
+    written = [[(tuple(_written(each, plan) for each in tensors), times) for tensors, times in part] for part in parts]
     if optimizer is Optimizer.LION:  # which makes each state when its turn comes
-        yield _loop(LOOPS[optimizer], written, made)
+        yield _loop(LOOPS[optimizer], written, partial(states, optimizer=optimizer) if is_first else _no_states)
         return
-    yield _every(parts, lambda tensor: _allocated(made(tensor)))
+    if is_first:
+        yield _every(parts, _states_made, optimizer)
     if is_first and optimizer in BITSANDBYTES:
         yield _once(Program(_allocated(QUANTISATION_MAPS)))
     if optimizer is Optimizer.ADAMW:
@@ -155,20 +177,32 @@ def _adamw(parts: Parts) -> Iterator[Pass]:
     still held."""
     previous: DType | None = None
     for dtype in _types(parts):
-        yield _every(parts, lambda tensor, dtype=dtype: _allocated(_roots(tensor, dtype)))
+        yield _every(parts, _roots_made, dtype)
         if previous is not None:
-            yield _every(parts, lambda tensor, dtype=previous: _freed(_roots(tensor, dtype)))
+            yield _every(parts, _roots_freed, previous)
         previous = dtype
-    yield _every(parts, lambda tensor: _freed(_roots(tensor, previous)))
+    yield _every(parts, _roots_freed, previous)
 
 
 def _roots(parameter: Tensor, dtype: DType | None) -> list[Tensor]:
     return [temporary(parameter, "exp_avg_sq.sqrt()")] if parameter.dtype is dtype else []
 
 
+def _states_made(parameter: Tensor, optimizer: Optimizer) -> list[Event]:
+    return _allocated(states(parameter, optimizer))
+
+
+def _roots_made(parameter: Tensor, dtype: DType) -> list[Event]:
+    return _allocated(_roots(parameter, dtype))
+
+
+def _roots_freed(parameter: Tensor, dtype: DType) -> list[Event]:
+    return _freed(_roots(parameter, dtype))
+
+
 def _types(parts: Parts) -> list[DType]:
     """The types of the parameters: foreach takes tensors of one type together."""
-    return list(dict.fromkeys(tensor.dtype for tensors in parts for tensor in tensors))
+    return list(dict.fromkeys(tensor.dtype for part in parts for tensors, _ in part for tensor in tensors))
 
 
 def _clip(parts: Parts) -> Iterator[Pass]:
@@ -176,7 +210,7 @@ def _clip(parts: Parts) -> Iterator[Pass]:
     for dtype in _types(parts):
         chunks = Tensor("norms of chunks", (norm_chunks(dtype),), DType.FP32, Kind.TEMPORARIES)
         yield _once(Program(_allocated([chunks])))
-        yield _every(parts, lambda tensor, dtype=dtype: _allocated(_norms(tensor, dtype)))
+        yield _every(parts, _norms_made, dtype)
         yield _once(Program(_freed([chunks])))
     frame = Frame()
     dtype = max(_types(parts), key=lambda dtype: dtype.itemsize)
@@ -185,7 +219,7 @@ def _clip(parts: Parts) -> Iterator[Pass]:
     frame.drop("stack")
     yield _once(frame.program())
     for dtype in _types(parts):
-        yield _every(parts, lambda tensor, dtype=dtype: _freed(_norms(tensor, dtype)))
+        yield _every(parts, _norms_freed, dtype)
     for name in ("total_norm + 1e-6", "its reciprocal", "clip_coef"):  # max_norm / (total_norm + 1e-6)
         frame.make(name, _clip_scalar(name))
     frame.drop("total_norm + 1e-6", "its reciprocal")
@@ -196,6 +230,14 @@ def _clip(parts: Parts) -> Iterator[Pass]:
 
 def _norms(parameter: Tensor, dtype: DType) -> list[Tensor]:
     return [replace(temporary(parameter, "grad.norm"), shape=())] if parameter.dtype is dtype else []
+
+
+def _norms_made(parameter: Tensor, dtype: DType) -> list[Event]:
+    return _allocated(_norms(parameter, dtype))
+
+
+def _norms_freed(parameter: Tensor, dtype: DType) -> list[Event]:
+    return _freed(_norms(parameter, dtype))
 
 
 def _clip_scalar(name: str) -> Tensor:
@@ -213,10 +255,10 @@ def _loop(update: Update, parts: Parts, made: Callable[[Tensor], Iterable[Tensor
     """
     frame = Frame()
     programs = []
-    for tensors in parts:
+    for part in parts:
         both = []
         for _ in range(2):
-            for tensor in tensors:
+            for tensor in _tensors(part):
                 frame.keep(made(tensor))
                 update(frame, tensor)
             both.append(frame.program())
@@ -225,10 +267,16 @@ def _loop(update: Update, parts: Parts, made: Callable[[Tensor], Iterable[Tensor
     return Pass(tuple(programs), frame.program())
 
 
-def _every(parts: Parts, events: Callable[[Tensor], Iterable[Event]]) -> Pass:
+def _every(parts: Parts, events: Callable[..., list[Event]], *of: Any) -> Pass:
     """The same events for each parameter, whichever layer it belongs to."""
-    programs = (Program([event for tensor in tensors for event in events(tensor)]) for tensors in parts)
+    programs = (Program.in_a_row((_of_each(tensors, events, *of), times) for tensors, times in part) for part in parts)
     return Pass(tuple((program, program) for program in programs))
+
+
+@lru_cache(maxsize=KEPT_PROGRAMS)
+def _of_each(parameters: tuple[Tensor, ...], events: Callable[..., list[Event]], *of: Any) -> Program:
+    """Equal layers share it, also those of steps that differ in what is recomputed."""
+    return Program([event for parameter in parameters for event in events(parameter, *of)])
 
 
 def _once(program: Program) -> Pass:

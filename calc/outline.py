@@ -69,7 +69,8 @@ class Outline:
     def persistent(self) -> Iterator[Surplus]:
         """Everything alive between steps."""
         for place in self.places:
-            yield place.group, Counter(place.part.persistent), place.count
+            for each, times in place.part.owned:
+                yield place.group, Counter(each.persistent), place.count * times
         yield 0, Counter((*self.step.buffers, *self.step.inputs)), 1
 
     @cached_property
@@ -82,10 +83,10 @@ class Outline:
         """How often each key is summed with one of the different sizes, by what the sum is told apart by."""
         sums: defaultdict[Any, Counter[tuple[int, Any]]] = defaultdict(Counter)
         for place in self.places:
-            for name, counts in place.part.counts[which].items():
+            for name, counts, times in place.part.counts(which):
                 whole = sums[name]  # there, if of nothing
-                for key, times in zip(*counts, strict=True):
-                    whole[place.group, key] += times * place.count
+                for key, count in zip(*counts, strict=True):
+                    whole[place.group, key] += count * times * place.count
         if which is Sum.PERSISTENT:
             for tensor in (*self.step.buffers, *self.step.inputs):
                 sums[tensor.kind][0, storage_class(tensor)] += 1

@@ -1,16 +1,16 @@
 """The parts of a step: sections where they stand, alone or several layers in a row, and what each adds to its sums."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
+from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any
 
-from .flops import Products, products
+from .flops import products
 from .ledger import Component, Kind, Section, Shape, Tensor
 from .lifetimes import Context, Lifetimes, lifetimes
-from .sizes import Counts, counted, storage_class, weighted
+from .sizes import Counts, counted, storage_class
 from .timeline import Program
 
 OF_EXPERTS = ".experts."
@@ -19,7 +19,7 @@ KEPT_PIECES = 512
 """How many pieces are kept built; each takes some hundred kilobytes."""
 
 
-class Sum(Enum):
+class Sum(StrEnum):
     """What is summed over all parts of a step, and by what it is told apart."""
 
     PARAMETERS = "elements, by component"
@@ -30,6 +30,10 @@ class Sum(Enum):
     SAVED = "storages that saved-tensor hooks see"
     OFFLOADED = "storages in host memory between forward and backward"
     PRODUCTS = "FLOPs' shapes, by the field of Products"
+
+
+OF_OWNED = frozenset({Sum.PARAMETERS, Sum.TRAINED, Sum.ACTIVE, Sum.PERSISTENT, Sum.CHECKPOINTED})
+"""Sums over what is there between steps; the others are over what runs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,8 +89,13 @@ class Piece:
         return self.section.parameters()
 
     @cached_property
-    def products(self) -> Products:
-        return products(self.section.rows, self.life)
+    def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
+        """What it adds to sums over the step."""
+        return {
+            Sum.SAVED: _counts((None, storage_class(tensor)) for tensor in self.life.saved),
+            Sum.OFFLOADED: _counts((None, storage_class(tensor)) for tensor in self.life.offloaded),
+            Sum.PRODUCTS: products(self.section.rows, self.life)._asdict(),
+        }
 
 
 @lru_cache(maxsize=KEPT_PIECES)
@@ -120,16 +129,39 @@ def _regions(pieces: Pieces) -> Iterator[Pieces]:
 
 
 @dataclass(frozen=True, eq=False)
+class Owned:
+    """What embedding, head or one layer has between steps."""
+
+    parameters: tuple[tuple[Tensor, Component], ...]
+    """Its own: tied weights belong to the embedding."""
+    persistent: tuple[Tensor, ...]
+    """Parameters, optimizer states and gradients that live between steps, averages, buffers."""
+
+    @cached_property
+    def trained(self) -> tuple[Tensor, ...]:
+        return tuple(tensor for tensor, _ in self.parameters if tensor.trainable)
+
+    @cached_property
+    def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
+        """What it adds to sums over the step."""
+        return {
+            Sum.PARAMETERS: _counts((component, tensor.shape) for tensor, component in self.parameters),
+            Sum.TRAINED: _counts((None, tensor.shape) for tensor in self.trained),
+            Sum.ACTIVE: _counts((None, _met_by_a_token(tensor)) for tensor, _ in self.parameters),
+            Sum.PERSISTENT: _counts((tensor.kind, storage_class(tensor)) for tensor in self.persistent),
+            Sum.CHECKPOINTED: checkpointed(self.persistent),
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Part:
     """What repeats as one: embedding, head, a layer, or several in a row that are recomputed together."""
 
     pieces: Pieces
     in_layer: bool
     """It is of layers, neither embedding nor head."""
-    parameters: tuple[tuple[Tensor, Component], ...]
-    """Its own: tied weights belong to the embedding."""
-    persistent: tuple[Tensor, ...]
-    """Parameters, optimizer states and gradients that live between steps."""
+    owned: Sequence[tuple[Owned, int]]
+    """By its pieces."""
     regularisation: Pieces = ()
     """What is added to the loss for its weights, after the last part's forward and before its backward."""
 
@@ -175,34 +207,24 @@ class Part:
     def regularised_backward(self) -> Program:
         return Program.in_a_row((each.backward, times) for each, times in reversed(self.regularisation))
 
-    @cached_property
+    @property
+    def parameters(self) -> list[tuple[Tensor, Component]]:
+        return [parameter for each, times in self.owned for parameter in each.parameters * times]
+
+    @property
+    def persistent(self) -> list[Tensor]:
+        """What it has between steps."""
+        return [tensor for each, times in self.owned for tensor in each.persistent * times]
+
+    @property
     def trained(self) -> list[Tensor]:
-        return [tensor for tensor, _ in self.parameters if tensor.trainable]
+        return [tensor for each, times in self.owned for tensor in each.trained * times]
 
-    @cached_property
-    def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
-        """What it adds to each sum over the step."""
-        all_pieces = (*self.pieces, *self.regularisation)
-        saved = (tensor for each, times in all_pieces for tensor in (*each.life.saved,) * times)
-        offloaded = (tensor for each, times in self.pieces for tensor in (*each.life.offloaded,) * times)
-        return {
-            Sum.PARAMETERS: _counts((component, tensor.shape) for tensor, component in self.parameters),
-            Sum.TRAINED: _counts((None, tensor.shape) for tensor in self.trained),
-            Sum.ACTIVE: _counts((None, _met_by_a_token(tensor)) for tensor, _ in self.parameters),
-            Sum.PERSISTENT: _counts((tensor.kind, storage_class(tensor)) for tensor in self.persistent),
-            Sum.CHECKPOINTED: checkpointed(self.persistent),
-            Sum.SAVED: _counts((None, storage_class(tensor)) for tensor in saved),
-            Sum.OFFLOADED: _counts((None, storage_class(tensor)) for tensor in offloaded),
-            Sum.PRODUCTS: self._products(),
-        }
-
-    def _products(self) -> Mapping[str, Counts]:
-        sums: dict[str, Counter] = {name: Counter() for name in Products._fields}
-        for each, times in (*self.pieces, *self.regularisation):
-            for name, whole in sums.items():
-                for shape, count in zip(*getattr(each.products, name), strict=True):
-                    whole[shape] += count * times
-        return {name: weighted(whole) for name, whole in sums.items()}
+    def counts(self, which: Sum) -> Iterator[tuple[Any, Counts, int]]:
+        """What it adds to one sum over the step, and how many times."""
+        counted = self.owned if which in OF_OWNED else (*self.pieces, *self.regularisation)
+        for each, times in counted:
+            yield from ((name, counts, times) for name, counts in each.counts[which].items())
 
 
 def _met_by_a_token(parameter: Tensor) -> Shape:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate, pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
 from .adapters.freezing import frozen_section, with_frozen
@@ -16,16 +16,16 @@ from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .evaluation import Batches, batches, without_gradients
 from .grad_scaler import HELD, uses_grad_scaler
-from .ledger import Kind, Row, Section, Tensor, requires_gradient, saved_for_backward
+from .ledger import Component, Kind, Row, Section, Tensor, requires_gradient, saved_for_backward
 from .lifetimes import NEXT, CacheEnd, Context, Event, Needs, gradient_of, needs, sent_back
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import QUANTISATION_MAPS, averaged, kept_between_steps
-from .parts import Part, Piece, Pieces, piece
+from .parts import Owned, Part, Piece, Pieces, piece
 from .plan import BITSANDBYTES, Plan
 from .recomputation import Repeated, makes_leaves, recomputed
 from .router_loss import COUNTS, around_router_loss, logits_of, share_of_router_loss
-from .scenario import AdapterKind, Task
+from .scenario import AdapterKind, Recompute, Task
 from .sizes import StorageClass, storage_class
 from .timeline import Program
 from .wirings import parts_of
@@ -121,7 +121,11 @@ def step(facts: StepFacts) -> Step:
         begin=begin,
         regularisation=_around_regularisation(facts, pieces),
         finish=finish,
-        optimizer=optimizer_step([part.trained for part in parts], [part.in_layer for part in parts], facts.plan),
+        optimizer=optimizer_step(
+            [[(each.trained, times) for each, times in part.owned] for part in parts],
+            [part.in_layer for part in parts],
+            facts.plan,
+        ),
         batches=_batches(pieces[-1].section, facts.plan) if facts.plan.task is Task.EVALUATION else None,
         saved_by_several=tuple(map(storage_class, shared)),
         buffers=tuple(_buffers(facts)),
@@ -484,25 +488,19 @@ def _share_region(unit: Unit, contexts: list[Context], needed: list[Needs], held
 
 def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
     embedding, last = placed[0][0][0], placed[-1][0][0]
-    tied = {tensor for tensor, _ in embedding.parameters}
+    tied = frozenset(tensor for tensor, _ in embedding.parameters)
+    plan = replace(facts.plan, **NOT_RECOMPUTED)
     known: dict[tuple[tuple[int, int], ...], Part] = {}  # layers of two kinds may alternate a hundred times
     for pieces in placed:
         key = tuple((id(each), times) for each, times in pieces)
         if key not in known:
             is_end = pieces[0][0] is embedding or pieces[0][0] is last
             in_layer = not (is_end or pieces[0][0].section.is_bridge)
-            parameters = tuple(parameter for each, times in pieces for parameter in each.parameters * times)
-            if pieces[0][0] is not embedding:
-                parameters = tuple(item for item in parameters if item[0] not in tied)
-            buffers = [tensor for each, times in pieces for tensor in each.section.buffers() * times]
+            elsewhere = frozenset[Tensor]() if pieces[0][0] is embedding else tied
             known[key] = Part(
                 pieces=pieces,
                 in_layer=in_layer,
-                parameters=parameters,
-                persistent=(
-                    *_persistent((tensor for tensor, _ in parameters), facts.plan, in_layer=in_layer),
-                    *_owned(buffers, facts.plan),
-                ),
+                owned=[(_owned(each, elsewhere, plan, in_layer=in_layer), times) for each, times in pieces],
                 regularisation=list(_regularisations(pieces, facts)),
             )
         yield known[key]
@@ -519,6 +517,25 @@ def _persistent(parameters: Iterable[Tensor], plan: Plan, *, in_layer: bool) -> 
         yield from map(averaged, parameters)
 
 
-def _owned(buffers: list[Tensor], plan: Plan) -> list[Tensor]:
-    """Buffers, and their averages."""
-    return [*buffers, *(map(averaged, buffers) if plan.weight_ema else ())]
+NOT_RECOMPUTED: dict[str, Any] = {
+    "recompute": Recompute.NONE,
+    "recompute_saved_operators": frozenset(),
+    "recompute_interval": 1,
+    "recompute_group_size": 1,
+    "recompute_offload": False,
+}
+
+
+def _owned(of: Piece, elsewhere: frozenset[Tensor], plan: Plan, *, in_layer: bool) -> Owned:
+    """What one piece owns; `elsewhere` are the embedding's parameters, of which tied ones belong there."""
+    parameters = tuple([item for item in of.parameters if item[0] not in elsewhere])
+    return _between_steps(parameters, tuple(of.section.buffers()), plan, in_layer=in_layer)
+
+
+@lru_cache(maxsize=KEPT_STRUCTURES)
+def _between_steps(
+    parameters: tuple[tuple[Tensor, Component], ...], buffers: tuple[Tensor, ...], plan: Plan, *, in_layer: bool
+) -> Owned:
+    """Pieces that differ in what is recomputed alone own the same."""
+    persistent = [*_persistent((tensor for tensor, _ in parameters), plan, in_layer=in_layer), *buffers]
+    return Owned(parameters, (*persistent, *(map(averaged, buffers) if plan.weight_ema else ())))
