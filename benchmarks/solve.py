@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import calc
-from calc.solution import Maximise, Minimise
+from calc.solution import OF_INFERENCE, Maximise, Minimise
 
 CALLS = 20
 MODELS = ("gpt2", "llama-3.1-8b", "qwen3-32b", "gpt3-175b")
@@ -35,6 +35,7 @@ def main() -> None:
     functions: dict[str, Callable[[calc.Scenario], object]] = {
         f"maximise {sought}": lambda scenario, sought=sought: calc.solve(scenario, maximise=sought)
         for sought in Maximise
+        if sought not in OF_INFERENCE
     }
     for least in Minimise:
         functions[f"minimise {least}"] = lambda scenario, least=least: calc.solve(scenario, minimise=least)
