@@ -13,6 +13,7 @@ from .assembly import generation, step_memory
 from .checkpoint import checkpoint_bytes
 from .curve import Point, curve
 from .errors import ConfigError
+from .float8_choices import check_gpu
 from .flops import FLOPS_PER_PRODUCT, AttentionFlops, attention_flops, causal_flops
 from .generation import Generation
 from .hardware import Gpu, gpu_named
@@ -225,6 +226,7 @@ def estimate(scenario: Scenario) -> Estimate:
     evaluate = partial(_evaluation, scenario, architecture) if scenario.task is Task.TRAINING else None
     answering = resolve_inference if scenario.task is Task.INFERENCE else resolve
     architecture, workload, plan = answering(scenario, architecture)
+    check_gpu(gpu, plan.float8_recipe)
     filled = scenario.model_copy(update=_filled(workload, plan))
     return _answer(filled, architecture, workload, plan, gpu, evaluate)
 
@@ -290,6 +292,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         weight_ema=plan.weight_ema,
         frozen_layers=plan.frozen_layers,
         use_liger_kernel=plan.use_liger_kernel,
+        float8_recipe=plan.float8_recipe,
         task=plan.task,
         num_labels=architecture.num_labels,
         problem_type=architecture.problem,

@@ -211,6 +211,9 @@ class Row:
     backward_prelude: tuple[Tensor, ...] = ()
     """Gone again before those that follow are there."""
     backward_temporaries: tuple[Tensor, ...] = ()
+    backward_rows: tuple["Row", ...] = ()
+    """The operations of a node that is a Python function: they make its gradients. It saves when its forward has
+    run."""
     backward_products: tuple[Product, ...] = ()
     """Products of the node whichever gradients are wanted."""
     backward_rerun: tuple[Product, ...] = ()

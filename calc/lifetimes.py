@@ -252,7 +252,7 @@ class _Builder:
             return None
         last = self.saving[-1]
         saves_own_output = not set(self.saved[last]).isdisjoint(rows[last].writes)
-        return rows[inside.start : last + saves_own_output]
+        return rows[inside.start : last + (saves_own_output or bool(rows[last].backward_rows))]
 
     def _taken(self, again: Iterable[Row]) -> frozenset[Tensor]:
         """Of what was stored that which the second run comes to; the rest goes with the region."""
@@ -434,10 +434,8 @@ class _Builder:
         if not received:
             return
         wanted = self._wanted(row)
-        made = [self._gradient(gradient, received) for gradient in wanted]
-        unwanted = [each for each in row.gradients if each not in wanted and not each.made_if_wanted]
-        dropped = [gradient_of(each.of) for each in unwanted] if row.makes_all_gradients else []
-        self._allocate(dropped)
+        made = [_made_of(gradient, received) for gradient in wanted]
+        dropped = self._make_gradients(row, wanted)
         self._moment(row.backward_prelude)
         self._moment(row.backward_temporaries)
         if checkpointed:
@@ -458,15 +456,19 @@ class _Builder:
             else:
                 buffers[gradient.of] = self._meet(buffers.get(gradient.of), pending)
 
-    def _gradient(self, gradient: Gradient, received: Mapping[int, _Storage]) -> _Storage:
-        if gradient.passes:
-            received[gradient.output].holders += 1
-            return received[gradient.output]
-        if gradient.in_forward:
-            return _Storage(made_in_forward(gradient.of))
-        storage = _Storage(gradient_of(gradient.of))
-        self._allocate([gradient.unreduced or storage.tensor])
-        return storage
+    def _make_gradients(self, row: Row, wanted: list[Gradient]) -> list[Tensor]:
+        """Allocates what the node of `row` makes; of that, what nobody wants."""
+        new = [gradient for gradient in row.gradients if not gradient.passes and not gradient.in_forward]
+        made = [_first(gradient) for gradient in new if gradient in wanted]
+        unwanted = [each for each in new if each not in wanted and not each.made_if_wanted]
+        dropped = [_first(gradient) for gradient in unwanted] if row.makes_all_gradients else []
+        if row.backward_rows:
+            local, self.local = self.local, {tensor for each in row.backward_rows for tensor in each.writes}
+            self._run(row.backward_rows, keep=(*made, *dropped))
+            self.local = local
+        else:
+            self._allocate((*made, *dropped))
+        return dropped
 
     def _meet(self, waiting: _Pending | None, new: _Pending) -> _Pending:
         """Two gradients of one tensor are added: in place where the engine may, else into a third."""
@@ -514,6 +516,19 @@ class _Builder:
         temporaries = tuple(temporaries)
         self._allocate(temporaries)
         self._free(temporaries)
+
+
+def _made_of(gradient: Gradient, received: Mapping[int, _Storage]) -> _Storage:
+    """What a node gives as `gradient`."""
+    if gradient.passes:
+        received[gradient.output].holders += 1
+        return received[gradient.output]
+    return _Storage(made_in_forward(gradient.of) if gradient.in_forward else gradient_of(gradient.of))
+
+
+def _first(gradient: Gradient) -> Tensor:
+    """What a node makes for `gradient`, before the engine fits it."""
+    return gradient.unreduced or gradient_of(gradient.of)
 
 
 def gradient_of(tensor: Tensor) -> Tensor:

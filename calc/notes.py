@@ -162,6 +162,13 @@ def _of_plan(plan: Plan) -> Iterator[str]:
             "kernels allocate and keep, not measured. RMSNorm's backward makes 4 bytes per element of its weight on "
             "each multiprocessor; one is counted. Liger's own default is also loss = fused-linear-cross-entropy."
         )
+    if plan.float8_recipe is not None:
+        yield (
+            f"float8_recipe = {plan.float8_recipe}: torchao 0.18.0's Float8Linear in eager PyTorch for all linear "
+            "modules of the layers; the head keeps its type. It keeps what nn.Linear keeps, but no cast of a weight. "
+            "Its casts are temporaries in fp32, more than in a compiled step, where torch.compile fuses them; not "
+            "measured."
+        )
     if plan.implementation is Implementation.MEGATRON:
         yield "implementation = megatron is the paper's count; assumed, its code was not traced."
 

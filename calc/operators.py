@@ -35,6 +35,8 @@ class Numerics:
     compute: DType
     outputs: DType | None = None
     """Of linears that give their input's type under autocast; none = the products'."""
+    float8: bool = False
+    """Linears multiply in fp8 (torchao's Float8Linear)."""
 
     @property
     def linear(self) -> DType:
@@ -96,14 +98,18 @@ def linear(
     conv1d: bool = False,
 ) -> list[Row]:
     """nn.Linear, or GPT-2's Conv1D: [..., in] -> [..., out], weight out·in, 2·out·in FLOPs for each of the others."""
-    cast_x, lower_x = autocast_input(x, numerics, name)
     weight = weight or parameter(f"{name}.weight", (*out_dims, *in_dims), numerics, num_columns=len(in_dims))
+    b = parameter(f"{name}.bias", out_dims, numerics) if bias else None
+    product = Product((), out.shape[: -len(out_dims)], out_dims, in_dims)
+    if numerics.float8:
+        from .float8 import float8_linear  # few steps have any
+
+        return float8_linear(name, x, weight, b, out, product, numerics)
+    cast_x, lower_x = autocast_input(x, numerics, name)
     cast_weight, weight = autocast_weight(weight, numerics)
     cast_bias: list[Row] = []
-    b = None
-    if bias:
-        cast_bias, b = autocast_weight(parameter(f"{name}.bias", out_dims, numerics), numerics)
-    product = Product((), out.shape[: -len(out_dims)], out_dims, in_dims)
+    if b is not None:
+        cast_bias, b = autocast_weight(b, numerics)
     # autocast casts a call's last argument first: nn.Linear's is the bias, addmm's (Conv1D) the weight.
     casts = [*cast_weight, *cast_x, *cast_bias] if conv1d else [*cast_bias, *cast_weight, *cast_x]
     row = matmul("linear", lower_x, weight, out, product, bias=b, transposed=not conv1d)

@@ -10,6 +10,7 @@ from .classification import check_head, with_classifier
 from .dtype import DType
 from .encoder_decoder import check_encoder_decoder, target_length
 from .errors import ConfigError, listed
+from .float8_choices import float8_recipe
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
 from .liger import liger_obstacle
 from .operators import Numerics
@@ -24,6 +25,7 @@ from .scenario import (
     Adapter,
     AdapterKind,
     Attention,
+    Float8Recipe,
     Implementation,
     Loss,
     Optimizer,
@@ -108,6 +110,7 @@ class Plan:
     loss: Loss = Loss.CROSS_ENTROPY
     hold_outputs: bool = False
     use_liger_kernel: bool = False
+    float8_recipe: Float8Recipe | None = None
     eval_accumulation_steps: int = 0
 
     @property
@@ -168,6 +171,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         loss=_loss(scenario, architecture),
         hold_outputs=scenario.hold_outputs,
         use_liger_kernel=_liger(scenario, architecture),
+        float8_recipe=float8_recipe(scenario, architecture, workload.sequence_length),
         eval_accumulation_steps=scenario.eval_accumulation_steps,
     )
     return architecture, workload, plan

@@ -99,6 +99,12 @@ LINEAR_AND_FUSED_ATTENTION = (
 does not need (no biases)."""
 
 
+class Float8Recipe(StrEnum):
+    """torchao's names (Float8LinearRecipeName)."""
+
+    TENSORWISE = "tensorwise"
+
+
 class Loss(StrEnum):
     CROSS_ENTROPY = "cross-entropy"
     CHUNKED_CROSS_ENTROPY = "chunked-cross-entropy"
@@ -308,6 +314,9 @@ class Scenario(Question):
     """Keep the inputs of checkpointed layers in host memory (transformers' `offload`)."""
     use_liger_kernel: Annotated[bool, Field(strict=True)] = False
     """Liger's kernels for RMSNorm, SwiGLU and rotary positions; its loss is `loss`."""
+    float8_recipe: Float8Recipe | None = None
+    """The linear layers of all layers multiply in fp8 (torchao.float8.convert_to_float8_training; the head does not);
+    none = they do not."""
     torch_compile: Annotated[bool, Field(strict=True)] = False
     """Run compiled."""
     loss: Loss = Loss.CROSS_ENTROPY

@@ -11,6 +11,7 @@ from .architecture import Architecture
 from .dimensions import SMALLEST_8BIT, SMALLEST_PAGED
 from .errors import ConfigError
 from .estimation import Estimate, Memory, estimate
+from .float8_choices import STEPS, multiplies_in_float8
 from .hardware import Gpu, gpu_named, gpus
 from .kernels import MASK_MULTIPLE, fewer_splits
 from .losses import larger_chunks
@@ -147,21 +148,22 @@ def _maximise(scenario: Scenario, sought: Maximise, target: Target) -> Solution:
     _check_gpu(scenario)
     architecture = load_model(scenario.model)
     trials = _Trials(_setter(scenario, sought), target)
-    value = _largest(
-        trials.fits, _growing(scenario, sought, architecture, trials), _first_guess(scenario, sought, architecture)
-    )
+    step = _step(scenario, sought, trials)
+    ranges = _growing(scenario, sought, architecture, trials, step)
+    value = _largest(trials.fits, ranges, _first_guess(scenario, sought, architecture))
     if value is None:
         return _nothing_fits(sought, trials)
-    if value == LARGEST_SIZE:
+    following = value + step
+    if following > LARGEST_SIZE:
         limit, beyond, reason = Limit.LARGEST_SIZE, None, f"{sought} is at most {LARGEST_SIZE:,}"
     else:
-        limit, beyond, reason = _stopped_by(sought, value + 1, trials)
+        limit, beyond, reason = _stopped_by(sought, following, trials)
     return Solution(
         sought=sought,
         value=value,
         estimate=trials.answered()[value],
         limit=limit,
-        next_value=None if value == LARGEST_SIZE else value + 1,
+        next_value=None if following > LARGEST_SIZE else following,
         next_estimate=beyond,
         reason=reason,
     )
@@ -227,10 +229,21 @@ def with_num_layers(config: Mapping[str, Any], count: int) -> dict[str, Any]:
     return changed
 
 
+def _step(scenario: Scenario, sought: Maximise, trials: Mapping[int, Estimate | ConfigError]) -> int:
+    """What the sizes that have an answer are multiples of: with products in fp8 the smallest that has one."""
+    if scenario.float8_recipe is None or sought is Maximise.NUM_LAYERS:
+        return 1
+    return next((step for step in STEPS if isinstance(trials[step], Estimate)), 1)
+
+
 def _growing(
-    scenario: Scenario, sought: Maximise, architecture: Architecture, trials: Mapping[int, Estimate | ConfigError]
+    scenario: Scenario,
+    sought: Maximise,
+    architecture: Architecture,
+    trials: Mapping[int, Estimate | ConfigError],
+    step: int = 1,
 ) -> list[range]:
-    """All sizes, in ranges within which memory never falls; the largest sizes first.
+    """All multiples of `step`, in ranges within which memory never falls; the largest sizes first.
 
     In each the step is the same operations on tensors that only grow; from one range to the next it may be others. One
     sequence, or one token, needs fewer copies than several; a kernel splits its work into fewer parts for more
@@ -241,7 +254,7 @@ def _growing(
     layers = [layer for layer, _ in architecture.layers]
     virtual = num_prompt_tokens(scenario.adapter)
     windows = {max(1, layer.sliding_window - virtual) for layer in layers if layer.sliding_window}
-    chunks = _sizes_of_larger_chunks(scenario, sought, architecture, trials)
+    chunks = _sizes_of_larger_chunks(scenario, sought, architecture, trials, step)
     starts = {
         Maximise.MICRO_BATCH_SIZE: lambda: {2, *chunks}.union(*map(fewer_splits, layers)),
         Maximise.SEQUENCE_LENGTH: lambda: {2, *windows, *chunks},
@@ -250,7 +263,7 @@ def _growing(
         Maximise.NUM_LAYERS: lambda: set[int](),
     }[sought]()
     ascending = [*sorted({1, *starts}), LARGEST_SIZE + 1]
-    ranges = [range(first, after) for first, after in pairwise(ascending)][::-1]
+    ranges = [range(first + -first % step, after, step) for first, after in pairwise(ascending)][::-1]
     biased = any(layer.kind.position_bias is not None for layer in layers)
     if sought is Maximise.SEQUENCE_LENGTH and (windows or biased):
         return [sizes[start::MASK_MULTIPLE] for sizes in ranges for start in range(min(MASK_MULTIPLE, len(sizes)))]
@@ -258,10 +271,14 @@ def _growing(
 
 
 def _sizes_of_larger_chunks(
-    scenario: Scenario, sought: Maximise, architecture: Architecture, trials: Mapping[int, Estimate | ConfigError]
+    scenario: Scenario,
+    sought: Maximise,
+    architecture: Architecture,
+    trials: Mapping[int, Estimate | ConfigError],
+    least: int,
 ) -> set[int]:
     """The sizes from which on a loss without logits takes larger chunks."""
-    if scenario.loss is Loss.CROSS_ENTROPY or isinstance(smallest := trials[1], ConfigError):
+    if scenario.loss is Loss.CROSS_ENTROPY or isinstance(smallest := trials[least], ConfigError):
         return set()
     virtual = num_prompt_tokens(scenario.adapter)
     if sought is Maximise.MICRO_BATCH_SIZE:
@@ -335,6 +352,8 @@ def _smallest_gpu(scenario: Scenario, target: Target) -> Solution:
         candidates = [gpu for gpu in gpus() if gpu.vendor == vendor]
     else:
         candidates = [gpu for gpu in gpus() if gpu.compute_capability is not None]
+    if scenario.float8_recipe is not None:
+        candidates = [gpu for gpu in candidates if multiplies_in_float8(gpu)]
     ordered = sorted(candidates, key=lambda gpu: (gpu.capacity_bytes, gpu.memory_bandwidth_bytes_per_second))
 
     def answer(gpu: Gpu) -> Estimate:

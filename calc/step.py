@@ -91,7 +91,8 @@ class Step:
         origins: dict[str, str] = {}
         for row in self._rows():
             place = f"{row.module}: {row.name}" if row.module else row.name
-            for tensor in (*row.writes, *row.temporaries, *row.backward_temporaries):
+            in_backward = (tensor for each in row.backward_rows for tensor in (*each.writes, *each.temporaries))
+            for tensor in (*row.writes, *row.temporaries, *row.backward_temporaries, *in_backward):
                 origins.setdefault(tensor.name.removeprefix(NEXT), place)
         return origins
 
@@ -252,7 +253,8 @@ def _units(facts: StepFacts) -> list[Unit]:
     numerics = facts.plan.numerics
     if facts.adapter is not None and facts.adapter.keeps_types:
         numerics = replace(numerics, outputs=numerics.weights)
-    layers = {layer: _layer(layer, numerics) for unit in facts.layers for layer, _ in unit}
+    of_layers = replace(numerics, float8=facts.plan.float8_recipe is not None)
+    layers = {layer: _layer(layer, of_layers) for unit in facts.layers for layer, _ in unit}
     stacks = _stacks(facts)
     ends = _ends(facts.model, numerics, facts.plan.numerics, tuple(_outside(stack, layers) for stack in stacks))
     if facts.adapter is not None:

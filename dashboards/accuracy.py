@@ -34,6 +34,7 @@ KNOB_WORDS = {
     "loss": "loss",
     "hold_outputs": "hold_outputs",
     "use_liger_kernel": "use_liger_kernel",
+    "float8_recipe": "float8_recipe",
 }
 """What the form calls each knob."""
 

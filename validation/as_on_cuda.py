@@ -6,6 +6,7 @@ import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -64,6 +65,11 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
     def step(scaler: torch.amp.GradScaler, optimizer: torch.optim.Optimizer, _: Any) -> None:
         optimizer.step()  # the scaler first looks at the number of infinities
 
+    enabled = torch.is_autocast_enabled
+
+    def is_autocast_enabled(device: str = "cpu") -> bool:
+        return enabled(device)  # who names no device asks for CUDA's
+
     def same(mode: FakeTensorMode, _: Any) -> FakeTensorMode:
         return mode  # AveragedModel copies the model, but there is one mode
 
@@ -79,6 +85,8 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
         patch.object(masking_utils, "find_packed_sequence_indices", find_none),
         patch.dict(initialization.TORCH_INIT_FUNCTIONS, trunc_normal_=without_values),
         patch.object(torch.utils, "swap_tensors", set_data),
+        patch.object(torch, "is_autocast_enabled", is_autocast_enabled),
+        patch.object(torch, "get_autocast_gpu_dtype", partial(torch.get_autocast_dtype, "cpu")),
         patch.object(_foreach_utils, "_foreach_supported_types", [*_foreach_supported_types, FakeTensor]),
         patch.object(modeling_utils, "save_on_cpu", on_host),
         patch.object(torch.amp.GradScaler, "_maybe_opt_step", step),

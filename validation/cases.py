@@ -37,6 +37,7 @@ STEP: dict[str, Any] = {
     "recompute_group_size": 1,
     "recompute_offload": False,
     "use_liger_kernel": False,
+    "float8_recipe": None,
     "loss": "cross-entropy",
     "output_router_logits": None,
     "hold_outputs": False,

@@ -71,11 +71,25 @@ def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None)
     return product if bias is None else product.add_(bias)
 
 
+class RunningAgain(CudaFunctions):
+    """The same while a checkpointed region runs again."""
+
+    num_entered = 0
+
+    def __enter__(self) -> "RunningAgain":
+        RunningAgain.num_entered += 1
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        RunningAgain.num_entered -= 1
+        super().__exit__(*error)
+
+
 def checkpoint_contexts(
     attention: Attention = Attention.AUTO,
-) -> tuple[AbstractContextManager[None], CudaFunctions]:
+) -> tuple[AbstractContextManager[None], RunningAgain]:
     """The autograd engine drops function modes: a checkpoint's recomputation needs its own."""
-    return nullcontext(), CudaFunctions(attention)
+    return nullcontext(), RunningAgain(attention)
 
 
 def fused_dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:

@@ -46,8 +46,7 @@ def vectorwise_quant(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def scaled_mm(codes: torch.Tensor, layer: Any, dtype: torch.dtype) -> torch.Tensor:
-    with torch.enable_grad():  # by the grad mode the tracer tells a forward that runs again from a backward
-        product = torch.ops.aten._int_mm(codes, layer.weight.t())
+    product = torch.ops.aten._int_mm(codes, layer.weight.t())
     out = torch.empty_like(product, dtype=torch.float16)
     if layer.bias is not None and layer.bias.dtype is not torch.float16:
         out.add_(layer.bias)

@@ -323,6 +323,8 @@ def patch(model: torch.nn.Module, scenario: Scenario, device: str) -> None:
     """What replaces or watches modules of the whole model."""
     if scenario.use_liger_kernel:
         patch_with_liger(model, device)
+    if scenario.float8_recipe is not None:
+        multiply_in_float8(model, scenario.float8_recipe)
     if scenario.accumulate_grads_in_fp32:
         sum_in_fp32(model)
 
@@ -333,6 +335,14 @@ def patch_with_liger(model: torch.nn.Module, device: str) -> None:
         apply_liger_kernel(model, {"fused_linear_cross_entropy": False})
     else:
         liger.emulate(model)
+
+
+def multiply_in_float8(model: torch.nn.Module, recipe: str) -> None:
+    """torchao's fp8 linears in the layers; few machines have torchao."""
+    from torchao.float8 import Float8LinearConfig, convert_to_float8_training
+
+    config = Float8LinearConfig.from_recipe_name(str(recipe))
+    convert_to_float8_training(model, config=config, module_filter_fn=lambda _, name: bool(IN_LAYER.search(name)))
 
 
 def with_adapter(model: Any, adapter: Adapter, compute_dtype: torch.dtype | None) -> torch.nn.Module:

@@ -7,16 +7,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass_type
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from validation.cuda_kernels import cuda_call, hidden_workspace_bytes, round_up
+from validation.cuda_kernels import RunningAgain, cuda_call, hidden_workspace_bytes, round_up
 from validation.cuda_losses import CHUNKED_LOSS, chunked_loss
 from validation.step import Phase
 
@@ -41,6 +41,12 @@ FLOPS = flop_registry | {
     torch.ops.aten._int_mm: flop_registry[torch.ops.aten.mm],
 }
 """torch's counter knows addmm neither in place nor with an out_dtype, and _grouped_mm and _int_mm not at all."""
+
+
+@cache
+def wraps_others(types: tuple[type, ...]) -> bool:
+    """Whether there is a tensor made of others among `types`: one in fp8, with its scale."""
+    return any(map(is_traceable_wrapper_subclass_type, types))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +94,9 @@ class StepRecorder(TorchDispatchMode):
         if func is CHUNKED_LOSS:
             with self:
                 return chunked_loss(*args)
-        # Grad mode is off inside the engine; within backward only a checkpoint's recomputed forward turns it on.
-        in_engine = self.phase is Phase.BACKWARD and not torch.is_grad_enabled()
+        if wraps_others(types):
+            return NotImplemented  # it calls the operator on what it is made of
+        in_engine = self.phase is Phase.BACKWARD and not RunningAgain.num_entered
         out = cuda_call(func, args, kwargs, in_engine)
         if getattr(func, "namespace", None) == "bitsandbytes":
             self.hold(args, "moved to the device")  # its tables of 8-bit codes, made on the host
@@ -153,6 +160,8 @@ class CudaCalls(TorchDispatchMode):
     """Calls as CUDA would run them, not recorded."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if wraps_others(types):
+            return NotImplemented
         return cuda_call(func, args, kwargs or {}, in_engine=False)
 
 

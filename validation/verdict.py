@@ -28,6 +28,7 @@ FIELDS = (
     "loss",
     "hold_outputs",
     "use_liger_kernel",
+    "float8_recipe",
 )
 """Knobs that are called by their field."""
 

@@ -84,6 +84,7 @@ READ_BY_THE_ENGINE = {
     "hold_outputs": True,
     "output_router_logits": True,
     "use_liger_kernel": True,
+    "float8_recipe": "tensorwise",
     "adapter": Adapter(),
     "eval_accumulation_steps": 2,
     "num_labels": 2,
@@ -107,7 +108,11 @@ OTHER_ADAPTER = {
     "encoder_hidden_size": 99,
     "dtype": "base",
 }
-WITH_OTHERS_THAN_GPT2 = {"use_liger_kernel": "qwen3-0.6b", "output_router_logits": "mixtral-8x7b"}
+WITH_OTHERS_THAN_GPT2 = {
+    "use_liger_kernel": "qwen3-0.6b",
+    "float8_recipe": "qwen3-0.6b",
+    "output_router_logits": "mixtral-8x7b",
+}
 WITHOUT_EFFECT = {"adapter.alpha"}
 """Scales the branch; its docstring says that it changes no size."""
 
