@@ -37,7 +37,7 @@ def all_loaded_by(statement: str) -> set[str]:
     script = f"import json, sys; before = {{*sys.modules}}; {statement}"
     script += "; print(json.dumps([*({*sys.modules} - before)]), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    return set(json.loads(done.stderr))
+    return set(json.loads(done.stderr.splitlines()[-1]))  # some say more as they load
 
 
 def loaded_by(*modules: str) -> set[str]:
