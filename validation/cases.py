@@ -21,6 +21,7 @@ STEP: dict[str, Any] = {
     "implementation": "transformers",
     "micro_batch_size": 1,
     "sequence_length": None,
+    "target_length": None,
     "num_labels": None,
     "problem_type": None,
     "gradient_accumulation_steps": 1,
