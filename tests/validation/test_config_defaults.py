@@ -32,7 +32,7 @@ def assert_read_as_meant(config: PreTrainedConfig, written: dict[str, Any]) -> A
     for name in COMMON_NAMES:
         if hasattr(config, name):  # Bloom's positions have no end
             assert getattr(read, name) == getattr(config, name), name
-    assert read.num_layers == config.num_hidden_layers
+    assert read.num_layers == config.num_hidden_layers + getattr(config, "num_decoder_layers", 0)
     assert read.tied_embeddings == config.tie_word_embeddings
     return read
 

@@ -35,11 +35,18 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
 
 
+class ForwardAndBackward(StepRecorder):
+    """Nobody says which phase it is: the engine, which adds in place, turns gradients off."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.phase = Phase.FORWARD if torch.is_grad_enabled() else Phase.BACKWARD
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+
 @contextmanager
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """torch.cuda's counters are the tracer's."""
-    recorder = StepRecorder()
-    recorder.phase = Phase.BACKWARD  # where the engine adds in place
+    recorder = ForwardAndBackward()
 
     def reset() -> None:
         recorder.peak_bytes = recorder.live_bytes
