@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .accuracy import nearest_accuracy
 from .architecture import Architecture, Wiring
@@ -24,10 +24,12 @@ from .model_source import load_model
 from .notes import notes
 from .parts import Sum
 from .plan import Plan, Workload, resolve
-from .reserved import Reserved, reserved
-from .roofline import InferenceTime, inference_time
 from .scenario import Scenario, Task, num_prefix_tokens
 from .timeline import Phase
+
+if TYPE_CHECKING:
+    from .reserved import Reserved
+    from .roofline import InferenceTime
 
 TRANSFORMERS_SOURCE = "transformers 5.23.0, models/{family}/modeling_{family}.py"
 MEGATRON_SOURCE = "Korthikanti et al. 2022, section 4.1"
@@ -91,11 +93,11 @@ class Memory:
     gpu_memory_bytes: int | None
     fits: bool | None
     headroom_bytes: int | None
-    simulate: Callable[[], Reserved] | None = field(repr=False, compare=False)
+    simulate: "Callable[[], Reserved] | None" = field(repr=False, compare=False)
     """Runs the step's events through the caching allocator. None: an evaluation's are not simulated."""
 
     @cached_property
-    def reserved(self) -> Reserved | None:
+    def reserved(self) -> "Reserved | None":
         """The simulated allocator's counters after two steps."""
         return self.simulate() if self.simulate is not None else None
 
@@ -158,11 +160,13 @@ class Estimate:
     """Makes the step of an evaluation between training steps. None: this answers none of training."""
 
     @cached_property
-    def time(self) -> InferenceTime | None:
+    def time(self) -> "InferenceTime | None":
         """Seconds of a generation on its GPU. None without a GPU, of training, and where no peak is published for the
         type of the products."""
         if self.generation is None or self.scenario.gpu is None:
             return None
+        from .roofline import inference_time  # most answers are of training
+
         return inference_time(self.generation, gpu_named(self.scenario.gpu))
 
     @cached_property
@@ -385,11 +389,15 @@ def _memory(step: StepMemory | Generation, gpu: Gpu | None, of_task: dict[str, A
     )
 
 
+def _simulated(step: StepMemory, workspace_bytes: int) -> "Reserved":
+    from .reserved import reserved  # few answers are asked for it
+
+    return reserved(step, forward_workspace_bytes=workspace_bytes, backward_workspace_bytes=workspace_bytes)
+
+
 def _of_step(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> dict[str, Any]:
     """What a training or an evaluation has beside."""
     architecture = architecture.with_frozen_layers(step.plan.frozen_layers)
-    workspace = _cublas_workspace_bytes(gpu)
-    simulate = partial(reserved, step, forward_workspace_bytes=workspace, backward_workspace_bytes=workspace)
     return {
         "saved_activation_bytes": step.forward_end_bytes - step.timeline.base_bytes,
         "autograd_saved_bytes": step.hooks_bytes,
@@ -398,7 +406,7 @@ def _of_step(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> d
         "first_step_peak_allocated_bytes": step.first_step_peak_bytes,
         "paged_optimizer_state_bytes": step.paged_bytes,
         "kv_cache_bytes": None,
-        "simulate": None if step.step.batches is not None else simulate,
+        "simulate": None if step.step.batches else partial(_simulated, step, _cublas_workspace_bytes(gpu)),
     }
 
 

@@ -29,7 +29,18 @@ NEEDED = {
     "families": {"fields", "llama"},
 }
 """What `gpucalc estimate` of a Llama without an adapter loads of packages whose modules are chosen by what is asked."""
-NOT_FOR_AN_ESTIMATE = {"advice", "comparison", "explain", "lengths", "listing", "report", "solution", "tradeoff"}
+NOT_FOR_AN_ESTIMATE = {
+    "advice",
+    "comparison",
+    "explain",
+    "lengths",
+    "listing",
+    "report",
+    "reserved",
+    "roofline",
+    "solution",
+    "tradeoff",
+}
 
 
 def all_loaded_by(statement: str) -> set[str]:
