@@ -9,15 +9,15 @@ import pytest
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
-# CI runs the same examples every time; a developer gets new ones, and with a failure the line that repeats it.
-hypothesis.settings.register_profile("ci", derandomize=True, database=None, deadline=None, print_blob=True)
-hypothesis.settings.register_profile("dev", deadline=None, print_blob=True)
-PROFILE = "ci" if os.environ.get("CI") else "dev"
+# `make test` runs the same examples every time; `make test-full` new ones, and with a failure the line that repeats it.
+hypothesis.settings.register_profile("fixed", derandomize=True, database=None, deadline=None, print_blob=True)
+hypothesis.settings.register_profile("new", deadline=None, print_blob=True)
+PROFILE = "new" if os.environ.get("TEST_FULL") else "fixed"
 hypothesis.settings.load_profile(PROFILE)
 
 
 def pytest_report_header() -> str:
-    seed = "fixed by each test's source" if PROFILE == "ci" else "random, printed with a failure"
+    seed = "random, printed with a failure" if PROFILE == "new" else "fixed by each test's source"
     return f"hypothesis: profile {PROFILE}, seed {seed}"
 
 
