@@ -88,6 +88,12 @@ class AttentionCore:
     """A gradient may be wanted: the efficient kernel then writes the statistics of softmax."""
 
     @property
+    def projections(self) -> tuple[tuple[str, Shape, bool], ...]:
+        """q, k, v: the name, the shape, whether there is one head."""
+        of_pairs = (KEY_VALUE_HEADS, self.one_key_value_head)
+        return ("q", HEADS, self.one_head), ("k", *of_pairs), ("v", *of_pairs)
+
+    @property
     def merges_heads_by_copy(self) -> bool:
         """[B, N, S, D] stored as [B, S, N, D] becomes [B·N, S, D] by a copy, unless one of the dimensions is 1."""
         return not (self.one_sequence or self.one_head or self.one_token)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property, partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -269,6 +269,12 @@ def _sizes(workload: Workload, plan: Plan) -> dict[str, Any]:
     }
 
 
+def _choices(plan: Plan) -> dict[str, Any]:
+    """`plan` by the names that a scenario has for it, which are its own."""
+    choices = {each.name: getattr(plan, each.name) for each in fields(plan)}
+    return choices | {"recompute_saved_operators": tuple(sorted(plan.recompute_saved_operators)) or None}
+
+
 def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None = None) -> Estimate:
     """The core: what `plan` takes on `architecture` with `workload`'s sizes, whatever they were read from.
 
@@ -279,28 +285,10 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
     scenario = Scenario(
         model={"model_type": architecture.model_type},
         gpu=gpu.name if gpu else None,
-        implementation=plan.implementation,
-        **_sizes(workload, plan),
-        precision=plan.precision,
-        optimizer=plan.optimizer,
-        attention=plan.attention,
-        recompute=plan.recompute,
-        recompute_saved_operators=tuple(sorted(plan.recompute_saved_operators)) or None,
-        recompute_interval=plan.recompute_interval,
-        recompute_group_size=plan.recompute_group_size,
-        recompute_offload=plan.recompute_offload,
-        adapter=plan.adapter,
-        accumulate_grads_in_fp32=plan.accumulate_grads_in_fp32,
-        max_grad_norm=plan.max_grad_norm,
-        zero_grad_set_to_none=plan.zero_grad_set_to_none,
-        weight_ema=plan.weight_ema,
-        frozen_layers=plan.frozen_layers,
-        use_liger_kernel=plan.use_liger_kernel,
-        float8_recipe=plan.float8_recipe,
-        task=plan.task,
         num_labels=architecture.num_labels,
         problem_type=architecture.problem,
-        eval_accumulation_steps=plan.eval_accumulation_steps,
+        **_sizes(workload, plan),
+        **_choices(plan),
     )
     return _answer(scenario, architecture, workload, plan, gpu)
 

@@ -63,9 +63,9 @@ def figure(ways: Sequence[calc.Tradeoff], scenario: calc.Scenario, words: Words)
             row | {"key": key, "x": spot[0], "y": spot[1], "label": labels.get(key)}
             for key, (row, spot) in enumerate(zip(rows, spots, strict=True))
         ],
-        "frontier": " ".join(f"{x},{y}" for x, y in frontier),
-        "flops_ticks": [{"percent": step, "x": x(step)} for step in steps],
-        "bytes_ticks": [{"bytes": tick, "y": y(tick)} for tick in ticks(most_bytes)],
+        "line": " ".join(f"{x},{y}" for x, y in frontier),
+        "x_ticks": [(f"+{step} %" if step else "0 %", x(step)) for step in steps],
+        "y_ticks": [(format_bytes(tick).replace(".0 ", " "), y(tick)) for tick in ticks(most_bytes)],
     }
 
 
@@ -85,6 +85,7 @@ def _row(way: calc.Tradeoff, is_current: bool, words: Words) -> dict[str, Any]:
         "added": added,
         "peak": memory.peak_allocated_bytes,
         "fits": memory.fits,
+        "unfit": memory.fits is False,
     }
 
 

@@ -79,8 +79,7 @@ OUTPUT_LAYERS = DECODERS.union(*CLASSIFIERS.values())
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""
 
 TEXT: Shape = ("B", "S-T")
-TEXT_IDS = Tensor("input_ids", TEXT, DType.INT64, Kind.INPUTS)
-"""Without the virtual tokens of a prompt."""
+"""Tokens without the virtual ones of a prompt."""
 REGULARISATION = Tensor("regularisation", (), DType.FP32)
 """AdaLoRA's, which is added to the loss: the sum of norms of its factors."""
 

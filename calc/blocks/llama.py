@@ -1,7 +1,6 @@
 """Llama's embeddings and layer, and what differs from them by facts (transformers 5.23.0)."""
 
 from calc.architecture import EmbeddingScale, Mixture, QueryKeyNorm, ResidualDropout
-from calc.attention import HEADS, KEY_VALUE_HEADS
 from calc.cache import updated
 from calc.ledger import Component, Gradient, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
@@ -218,11 +217,7 @@ def _fused_projection(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple
     rows = linear("self_attn.qkv_proj", x, fused, ("H",), ("N+2K", "D"), numerics, bias=kind.query_key_value_bias)
     heads: list[Tensor] = []
     viewing: list[Row] = []
-    for name, shape, one_head in (
-        ("q", HEADS, core.one_head),
-        ("k", KEY_VALUE_HEADS, core.one_key_value_head),
-        ("v", KEY_VALUE_HEADS, core.one_key_value_head),
-    ):
+    for name, shape, one_head in core.projections:
         flat, head = Tensor(f"{name} part", shape, numerics.linear), Tensor(name, shape, numerics.linear)
         copies = core.copies_gradient_by_token(one_head=one_head) if name == "v" else not one_head
         rows.append(part(fused, (flat,)))
@@ -244,11 +239,7 @@ def _projections(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list
     rows: list[Row] = []
     later: list[Row] = []
     heads: list[Tensor] = []
-    for name, shape, one_head in (
-        ("q", HEADS, core.one_head),
-        ("k", KEY_VALUE_HEADS, core.one_key_value_head),
-        ("v", KEY_VALUE_HEADS, core.one_key_value_head),
-    ):
+    for name, shape, one_head in core.projections:
         flat, head = Tensor(f"{name}_proj output", shape, numerics.linear), Tensor(name, shape, numerics.linear)
         rows += linear(f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=kind.query_key_value_bias)
         splitting: list[Row] = []

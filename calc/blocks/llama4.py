@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from calc.architecture import Mixture, QueryKeyNorm
-from calc.attention import HEADS, KEY_VALUE_HEADS, AttentionCore
+from calc.attention import AttentionCore
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Product, Row, Section, Tensor
 from calc.lifetimes import NEXT
@@ -73,11 +73,7 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     core, kind = facts.core, facts.kind
     rows: list[Row] = []
     heads: list[Tensor] = []
-    for name, shape, one_head in (
-        ("q", HEADS, core.one_head),
-        ("k", KEY_VALUE_HEADS, core.one_key_value_head),
-        ("v", KEY_VALUE_HEADS, core.one_key_value_head),
-    ):
+    for name, shape, one_head in core.projections:
         flat, head = Tensor(f"{name}_proj output", shape, numerics.linear), Tensor(name, shape, numerics.linear)
         rows += linear(f"self_attn.{name}_proj", x, flat, ("H",), shape[2:], numerics, bias=kind.query_key_value_bias)
         copies = core.copies_gradient_by_token(one_head=one_head, cast=numerics.linear is not numerics.weights)

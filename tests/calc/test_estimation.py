@@ -1,6 +1,7 @@
 """The Estimate: its keys, its sums, what grows with what, and small steps counted by hand."""
 
 import json
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -17,6 +18,7 @@ from calc.scenario import (
     AdapterKind,
     Attention,
     Implementation,
+    Loss,
     Optimizer,
     Precision,
     Recompute,
@@ -130,6 +132,14 @@ def test_an_estimate_of_a_plan_is_that_of_its_scenario() -> None:
     asked = answered("llama", recompute="full")
     assert (planned.memory, planned.flops, planned.tensors) == (asked.memory, asked.flops, asked.tensors)
     assert planned.scenario.recompute is Recompute.FULL
+
+
+def test_the_scenario_of_a_plan_has_all_of_its_choices() -> None:
+    workload = Workload(micro_batch_size=B, sequence_length=S)
+    plan = Plan(loss=Loss.CHUNKED_CROSS_ENTROPY, hold_outputs=False, max_grad_norm=2.0)
+    assert estimate_plan(load_model(LLAMA), workload, plan).scenario.loss is plan.loss
+    held = replace(plan, loss=Loss.CROSS_ENTROPY, hold_outputs=True)
+    assert estimate_plan(load_model(LLAMA), workload, held).scenario.hold_outputs
 
 
 # --- all combinations of supported values --------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_the_users_own_way_is_drawn_and_marked_once(drawn):
 
 def test_twice_as_much_is_twice_as_far(drawn):
     _, figure = drawn
-    nothing = figure["flops_ticks"][0]["x"]
+    nothing = figure["x_ticks"][0][1]
     rows = [row for row in figure["rows"] if row["added"] != "+0.0 %"]
     added = [float(row["added"].strip("+ %")) for row in rows]
     for (one, x), (other, y) in combinations(zip(added, [row["x"] for row in rows], strict=True), 2):
