@@ -7,7 +7,7 @@ set of facts and kept.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
@@ -16,16 +16,17 @@ from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .evaluation import Batches, batches, without_gradients
 from .grad_scaler import HELD, uses_grad_scaler
-from .ledger import Component, Kind, Row, Section, Tensor, requires_gradient, saved_for_backward
-from .lifetimes import NEXT, CacheEnd, Context, Event, Needs, gradient_of, needs, sent_back
+from .ledger import Component, Kind, Row, Section, Tensor
+from .lifetimes import NEXT, CacheEnd, Context, Event, gradient_of
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import QUANTISATION_MAPS, averaged, kept_between_steps
 from .parts import Owned, Part, Piece, Pieces, piece
 from .plan import BITSANDBYTES, Plan
-from .recomputation import Repeated, makes_leaves, recomputed
+from .recomputation import recomputed
 from .router_loss import COUNTS, around_router_loss, logits_of, share_of_router_loss
 from .scenario import AdapterKind, Recompute, Task
+from .sharing import Unit, contexts_of, logits_of_head, trained_in
 from .sizes import StorageClass, storage_class
 from .timeline import Program
 from .wirings import parts_of
@@ -101,7 +102,7 @@ class Step:
 def step(facts: StepFacts) -> Step:
     """The step that `facts` describe."""
     units = _units(facts)
-    contexts = _contexts(units, facts)
+    contexts = contexts_of(units, _places(facts), facts.model, facts.plan)
     of_outputs = _held_by_outputs(units, contexts)
     contexts = iter(contexts)
     placed: list[Pieces] = [
@@ -164,11 +165,7 @@ def _meeting(section: Section, context: Context, facts: StepFacts) -> Context:
     if facts.plan.accumulate_grads_in_fp32:
         return replace(context, sums_in_fp32=True)
     regularised = _regularised(section, facts)
-    return replace(context, meeting=context.meeting | _trained(regularised)) if regularised else context
-
-
-def _trained(section: Section) -> frozenset[Tensor]:
-    return frozenset(tensor for tensor, _ in section.parameters() if tensor.trainable)
+    return replace(context, meeting=context.meeting | trained_in(regularised)) if regularised else context
 
 
 def _regularisations(pieces: Pieces, facts: StepFacts) -> Iterator[tuple[Piece, int]]:
@@ -177,7 +174,7 @@ def _regularisations(pieces: Pieces, facts: StepFacts) -> Iterator[tuple[Piece, 
     for each, times in pieces:
         section = _regularised(each.section, facts)
         if section is not None:
-            yield piece(section, Context(input_required=True, waiting=_trained(section))), times
+            yield piece(section, Context(input_required=True, waiting=trained_in(section))), times
 
 
 def _of_routers(pieces: Pieces, facts: StepFacts) -> Iterator[tuple[Piece, int]]:
@@ -212,10 +209,6 @@ def _around_norms() -> Around:
     return Program([(total, True)]), Program(end), Program(begin), Program([(gradient, False)])
 
 
-Unit = list[Repeated]
-"""The sections of one part."""
-
-
 def _held_by_outputs(units: list[Unit], contexts: list[Context]) -> frozenset[Tensor]:
     """The encoder's output, where no node keeps it longer than the outputs do."""
     bridges = (section for unit in units for section, _ in unit if section.is_bridge)
@@ -231,7 +224,7 @@ def _around_backward(
     loss = last.output
     names = ("loss / k", *(("loss · scale",) if uses_grad_scaler(facts.plan) else ()), "∂loss / k")
     scalars = [replace(loss, name=name) for name in names]
-    dropped: list[Event] = [(tensor, False) for tensor in (loss, *_logits(last), *of_outputs)]
+    dropped: list[Event] = [(tensor, False) for tensor in (loss, *logits_of_head(last), *of_outputs)]
     made: list[Event] = [(scalar, True) for scalar in (*scalars, gradient_of(loss))]
     gone: list[Event] = [(scalar, False) for scalar in scalars]
     if facts.plan.hold_outputs:
@@ -239,13 +232,8 @@ def _around_backward(
     return Program([made[0], *dropped]), Program(made[1:]), Program(gone)
 
 
-def _logits(last: Section) -> frozenset[Tensor]:
-    """What the model's outputs hold until they are dropped; nothing where head and loss are one call."""
-    return frozenset(tensor for row in last.rows for tensor in row.writes if tensor.name == "logits")
-
-
 def _batches(last: Section, plan: Plan) -> Batches:
-    [logits] = _logits(last)
+    [logits] = logits_of_head(last)
     return batches(logits, last.output, plan.eval_accumulation_steps)
 
 
@@ -294,6 +282,11 @@ def _stacks(facts: StepFacts) -> list[LayerUnits]:
     return [facts.layers[: decoder[0]], facts.layers[decoder[0] :]]
 
 
+def _places(facts: StepFacts) -> list[int]:
+    """Of the sections around the stacks, among the units."""
+    return [0, *accumulate(len(stack) + 1 for stack in _stacks(facts))]
+
+
 def _outside(stack: LayerUnits, layers: Mapping[LayerFacts, Section]) -> tuple[Tensor, ...]:
     """What a stack's own frame holds of what its layers made, until the last of them has returned."""
     final_layer, _ = stack[-1][-1]
@@ -332,160 +325,6 @@ def _adapted(section: Section, facts: AdapterFacts, numerics: Numerics) -> Secti
 
 
 _evaluated = lru_cache(maxsize=KEPT_STRUCTURES)(without_gradients)
-
-
-def _contexts(units: list[Unit], facts: StepFacts) -> list[Context]:
-    """Who needs gradients, and which section frees what several of them use."""
-    ends = [0, *accumulate(len(stack) + 1 for stack in _stacks(facts))]
-    contexts: list[Context] = []
-    places = [0]
-    for start, end in pairwise(ends):
-        stack = _contexts_of_stack(units[start : end + 1], contexts[-1:], facts)
-        contexts = [*contexts[:-1], *stack]
-        places.append(len(contexts) - 1)
-    return _with_tied(contexts, places, [units[end][0][0] for end in ends], facts)
-
-
-def _contexts_of_stack(units: list[Unit], before: list[Context], facts: StepFacts) -> list[Context]:
-    """The contexts of a stack of layers and of what is around it; `before`: that of its first section as the last of
-    the stack before, where there is one."""
-    [(embedding, _)], *layers, [(last, _)] = units
-    as_last = before[0] if before else Context(input_required=False)
-    roots = {embedding.input} if embedding.input and as_last.input_required else set[Tensor]()
-    made = frozenset(tensor for row in embedding.rows for tensor in row.writes)
-    required = requires_gradient(embedding.rows, roots)
-    leaves = frozenset(embedding.leaves).difference(required) if makes_leaves(facts.plan) else frozenset()
-    required = requires_gradient(embedding.rows, roots | leaves)
-    own = frozenset(tensor for row in embedding.rows for tensor in saved_for_backward(row, required))
-    held = embedding.output if embedding.output in embedding.held else None
-    contexts, needed = _layer_contexts(
-        layers,
-        input_required=embedding.output in required,
-        held=held,
-        given=frozenset(embedding.offered) & required,
-        with_leaves=makes_leaves(facts.plan),
-        cache_end=facts.model.cache_end,
-    )
-    of_outputs = frozenset(embedding.offered)
-    """The outputs hold the encoder's output."""
-    offered = frozenset(tensor for unit in layers for section, _ in unit for tensor in section.offered)
-    of_layers = offered.difference(*(each.kept_of_offered for each in needed))
-    until_dropped = of_outputs if facts.plan.hold_outputs else frozenset()
-    freed = _freed_in_backward(needed, ((made - own) | of_layers) - until_dropped)
-    kept = leaves | (frozenset[Tensor]().union(*(each.kept_from_outside for each in needed)) & made)
-    freed_by_first = {embedding.output} if _is_input_kept(layers[0], needed) else set[Tensor]()
-    if held is not None:
-        kept |= freed_by_first
-    shared = (made & set(embedding.held)) | kept | of_outputs
-    first = replace(
-        as_last,
-        leaves=leaves,
-        exported=as_last.exported | (shared - own),
-        kept=kept.difference(*freed) - freed_by_first - of_outputs,
-    )
-    final = Context(
-        input_required=needed[-1].output_required,
-        released=((shared - kept - own - of_outputs) | needed[-1].returned | of_layers).difference(*freed),
-        exported=_logits(last),
-    )
-    sections = [section for unit in layers for section, _ in unit]
-    contexts = [
-        replace(context, freed_in_backward=last, exported=context.exported | of_layers.intersection(section.offered))
-        for section, context, last in zip(sections, contexts, freed, strict=True)
-    ]
-    return _with_gradients_sent_back([embedding, *sections], [first, *contexts, final])
-
-
-def _with_gradients_sent_back(sections: list[Section], contexts: list[Context]) -> list[Context]:
-    """`contexts` with the gradients that come back, section by section from the last, to those who made what later
-    ones were given."""
-    there: dict[Tensor, bool] = {}
-    for index in reversed(range(len(sections))):
-        mine = {tensor: there[tensor] for tensor in sections[index].offered if tensor in there}
-        known = there.keys() & contexts[index].given
-        contexts[index] = replace(contexts[index], sent_back={**mine, **{tensor: there[tensor] for tensor in known}})
-        if contexts[index].given:
-            there |= sent_back(sections[index], contexts[index])
-    return contexts
-
-
-def _with_tied(contexts: list[Context], places: list[int], ends: list[Section], facts: StepFacts) -> list[Context]:
-    """`contexts` with what the sections around stacks of layers, `ends` at `places`, do with weights that several of
-    them read: a gradient waits for those of earlier ones."""
-    trained = [_trained(section) for section in ends]
-    meets_view = facts.model.linear_loss is None and not facts.plan.numerics.autocast
-    for number, place in enumerate(places):
-        contexts[place] = replace(
-            contexts[place],
-            waiting=trained[number].intersection(frozenset[Tensor]().union(*trained[:number])),
-            meeting=trained[number].intersection(frozenset[Tensor]().union(*trained[number + 1 :])),
-            meets_view=meets_view and number == len(places) - 2,
-        )
-    return contexts
-
-
-def _is_input_kept(unit: Unit, needed: list[Needs]) -> bool:
-    """Whether the first unit's input outlives forward: for a node, or for a region of which some section saves."""
-    if unit[0][0].goes_on:
-        return any(each.saves for each in needed[: len(unit)])
-    return unit[0][0].input in needed[0].kept_from_outside
-
-
-def _freed_in_backward(needed: list[Needs], shared: frozenset[Tensor]) -> list[frozenset[Tensor]]:
-    """Which of the `shared` tensors each layer frees: of those that keep it the first, where backward comes last."""
-    freed: list[frozenset[Tensor]] = []
-    for each in needed:
-        freed.append((each.kept_from_outside & shared).difference(*freed))
-    return freed
-
-
-def _layer_contexts(
-    units: list[Unit],
-    *,
-    input_required: bool,
-    held: Tensor | None,
-    given: frozenset[Tensor],
-    with_leaves: bool,
-    cache_end: CacheEnd,
-) -> tuple[list[Context], list[Needs]]:
-    """The layers' contexts, and what follows from them: whose output needs a gradient, what they keep of others.
-    `given`: what needs a gradient of what was made before them."""
-    contexts: list[Context] = []
-    needed: list[Needs] = []
-    returned = frozenset[Tensor]()
-    for unit in units:
-        outside = held
-        of_unit: list[Context] = []
-        for section, _ in unit:
-            context = Context(
-                input_required=input_required,
-                leaves=frozenset(section.leaves) if with_leaves else frozenset(),
-                held_input=held,
-                given=given.intersection(tensor for row in section.rows for tensor in row.reads) if given else given,
-                cache_end=cache_end,
-                returned_before=returned,
-            )
-            of_unit.append(context)
-            needed.append(needs(section, context))
-            input_required, held, returned = needed[-1].output_required, None, needed[-1].returned
-            given |= needed[-1].offered
-        if unit[0][0].goes_on:
-            _share_region(unit, of_unit, needed[-len(unit) :], outside)
-        contexts += of_unit
-    return contexts, needed
-
-
-def _share_region(unit: Unit, contexts: list[Context], needed: list[Needs], held: Tensor | None) -> None:
-    """The contexts of sections that are one checkpointed region: whether all of it runs again, and who frees its
-    input, `held` outside or not: the first that saves any tensor, or where none does the last."""
-    saving = [index for index, each in enumerate(needed) if each.saves]
-    x = held or unit[0][0].input
-    if not saving:
-        contexts[-1] = replace(contexts[-1], region_input=x if held is None else None)
-        return
-    contexts[:-1] = [replace(context, runs_again=True) for context in contexts[:-1]]
-    if saving[0] > 0:
-        contexts[saving[0]] = replace(contexts[saving[0]], region_input=x)
 
 
 def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
