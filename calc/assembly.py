@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from .adapters.facts import OUTPUT_LAYER, adapter_facts
-from .architecture import Architecture, CacheHolder, Dropouts, Experts, Latent, Layer, SharedHeads
+from .architecture import Architecture, Dropouts, Experts, Latent, Layer
 from .attention import CROSS_WORKSPACE, AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
 from .cache import Cache, CacheUse
@@ -29,6 +29,7 @@ from .kernels import (
     repeats_heads,
     round_up,
 )
+from .kinds import CacheHolder, SharedHeads
 from .ledger import Tensor
 from .losses import LinearLoss, chunk_tokens, lends_nothing
 from .megatron import as_megatron

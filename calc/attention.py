@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, replace
 
-from .architecture import Softmax
 from .cache import NO_CACHE, Cache, CacheUse
 from .dtype import DType
+from .kinds import Softmax
 from .ledger import Dimension, Gradient, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input, parameter
 from .primitives import (

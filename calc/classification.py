@@ -8,9 +8,10 @@ without which these models refuse more than one sequence.
 from collections.abc import Mapping
 from dataclasses import replace
 
-from .architecture import Architecture, Head
+from .architecture import Architecture
 from .dtype import DType
 from .errors import ConfigError
+from .kinds import Head
 from .ledger import Component, Gradient, Kind, Row, Tensor
 from .losses import unshifted_cross_entropy
 from .operators import TOKENS, Numerics, dropped, linear, stamped

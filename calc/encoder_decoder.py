@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from .architecture import Architecture, Wiring
+from .architecture import Architecture
 from .errors import ConfigError
+from .kinds import Wiring
 from .scenario import Adapter, AdapterKind, Implementation, Loss, Precision, Recompute, Scenario, Task
 
 ONLY: dict[str, Any] = {

@@ -8,7 +8,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .accuracy import nearest_accuracy
-from .architecture import Architecture, Wiring
+from .architecture import Architecture
 from .assembly import generation, step_memory
 from .checkpoint import checkpoint_bytes
 from .curve import Point, curve
@@ -19,6 +19,7 @@ from .generation import Generation
 from .hardware import Gpu, gpu_named
 from .inference import resolve_inference
 from .inventory import TensorEntry, inventory
+from .kinds import Wiring
 from .memory import StepMemory
 from .model_source import load_model
 from .notes import notes

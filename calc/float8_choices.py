@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterator
 from enum import StrEnum
 
-from .architecture import Architecture, Layer, Mixture, Wiring
+from .architecture import Architecture, Layer
 from .errors import ConfigError
 from .hardware import Gpu
+from .kinds import Mixture, Wiring
 from .recipes import RECIPES
 from .scenario import Float8Recipe, Implementation, Precision, Recompute, Scenario
 

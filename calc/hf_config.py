@@ -5,11 +5,12 @@ from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any
 
-from .architecture import Architecture, Head
+from .architecture import Architecture
 from .classification import with_classifier
 from .errors import ConfigError
 from .families import FAMILIES, NOT_MODELLED, family
 from .families.fields import Fields
+from .kinds import Head
 from .scenario import ProblemType
 
 BITSANDBYTES = "bitsandbytes"

@@ -3,8 +3,9 @@ kernel."""
 
 from dataclasses import replace
 
-from .architecture import Architecture, Head
+from .architecture import Architecture
 from .errors import ConfigError
+from .kinds import Head
 from .plan import (
     DEFAULT_SEQUENCE_LENGTH,
     INFERENCE_FIELDS,

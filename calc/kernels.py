@@ -6,8 +6,9 @@ torch 2.13.0, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp, as it decide
 
 from collections.abc import Callable
 
-from .architecture import Layer, SharedHeads
+from .architecture import Layer
 from .dtype import DType
+from .kinds import SharedHeads
 from .scenario import Attention
 
 FLASH_LARGEST_HEAD = 256

@@ -5,9 +5,10 @@ the rows follow the source (liger_kernel/ops) and are traced with an emulation t
 out: all but one of the rows of RMSNorm's weight gradient, of which each multiprocessor makes one (a split reduction).
 """
 
-from .architecture import Activation, Architecture
+from .architecture import Architecture
 from .attention import AttentionCore
 from .dtype import DType
+from .kinds import Activation
 from .ledger import Component, Gradient, Row, Shape, Tensor
 from .operators import Numerics, parameter, stamped
 from .primitives import frame, like

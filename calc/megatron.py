@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from .architecture import Activation, Architecture, Wiring
+from .architecture import Architecture
 from .errors import ConfigError
+from .kinds import Activation, Wiring
 from .plan import Plan
 
 GELUS = frozenset({Activation.GELU, Activation.GELU_NEW, Activation.GELU_PYTORCH_TANH})

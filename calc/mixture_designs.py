@@ -12,11 +12,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
-from .architecture import Architecture, Layer, Mixture
+from .architecture import Architecture, Layer
 from .closed_forms import expert_capacity, expert_combinations
 from .errors import ConfigError
 from .estimation import Estimate, estimate_plan
 from .hardware import gpu_named
+from .kinds import Mixture
 from .model_source import load_model
 from .plan import resolve
 from .scenario import Scenario

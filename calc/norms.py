@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from .architecture import Norm
 from .dtype import DType
+from .kinds import Norm
 from .ledger import Component, Gradient, Row, Shape, Tensor
 from .liger import liger_rms_norm
 from .operators import Numerics, parameter, stamped

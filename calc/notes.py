@@ -3,10 +3,11 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from .architecture import LLAMA_ROTARY, Architecture, Head, Mixture, Wiring
+from .architecture import Architecture
 from .efficiency import reachable
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
+from .kinds import LLAMA_ROTARY, Head, Mixture, Wiring
 from .plan import BITSANDBYTES, Plan, Workload
 from .scenario import PREFIXED, AdapterKind, Attention, Implementation, Loss, Optimizer, Recompute, Task
 

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from .architecture import Activation
 from .dimensions import LookUp, LookUpPart
 from .dtype import DType
+from .kinds import Activation
 from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .primitives import (
     add,

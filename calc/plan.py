@@ -5,13 +5,14 @@ import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from .architecture import Architecture, Mixture
+from .architecture import Architecture
 from .classification import check_head, with_classifier
 from .dtype import DType
 from .encoder_decoder import check_encoder_decoder, target_length
 from .errors import ConfigError, listed
 from .float8_choices import float8_recipe
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
+from .kinds import Mixture
 from .liger import liger_obstacle
 from .operators import Numerics
 from .recipes import RECIPES, Recipe

@@ -2,8 +2,9 @@
 
 from dataclasses import replace
 
-from .architecture import Architecture, Expert, Layer, Mixture
+from .architecture import Architecture, Layer
 from .errors import ConfigError, listed
+from .kinds import Expert, Mixture
 from .scenario import (
     LINEAR_AND_FUSED_ATTENTION,
     AdapterKind,

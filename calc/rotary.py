@@ -3,8 +3,8 @@
 `apply_rotary_pos_emb` of models/llama and of its likes in olmo2, cohere, glm, phi3, stablelm and ernie4_5.
 """
 
-from .architecture import Pairs, PositionTables, Rotary
 from .dtype import DType
+from .kinds import Pairs, PositionTables, Rotary
 from .ledger import Gradient, Row, Shape, Tensor
 from .operators import POSITION_IDS, Numerics
 from .primitives import add, cast, cat, copy, frame, like, multiply, part, scale, subtract, wider

@@ -10,9 +10,10 @@ The loop's first turn is counted as the others, as if there were best experts of
 from collections.abc import Iterable
 from dataclasses import replace
 
-from .architecture import Architecture, Layer, Mixture
+from .architecture import Architecture, Layer
 from .dtype import DType
 from .errors import ConfigError
+from .kinds import Mixture
 from .ledger import Component, Gradient, Kind, Lent, Row, Section, Shape, Tensor
 from .lifetimes import NEXT, gradient_of
 from .operators import TOKENS, Numerics, stamped

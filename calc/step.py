@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
 from .adapters.freezing import frozen_section, with_frozen
-from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .evaluation import Batches, batches, without_gradients
 from .grad_scaler import HELD, uses_grad_scaler
+from .kinds import Wiring
 from .ledger import Component, Kind, Row, Section, Tensor
 from .lifetimes import NEXT, CacheEnd, Context, Event, gradient_of
 from .operators import Numerics

@@ -5,9 +5,9 @@ from functools import cache
 from importlib import import_module
 from typing import NamedTuple
 
-from .architecture import Wiring
 from .blocks.facts import LayerFacts, ModelFacts
 from .blocks.head import End, head
+from .kinds import Wiring
 from .ledger import Section, Tensor
 from .operators import Numerics
 

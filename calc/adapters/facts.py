@@ -3,10 +3,11 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from calc.architecture import Architecture, Wiring
+from calc.architecture import Architecture
 from calc.classification import CLASSIFIERS
 from calc.dtype import DType
 from calc.errors import ConfigError
+from calc.kinds import Wiring
 from calc.ledger import Kind, Section, Shape, Tensor
 from calc.operators import Numerics
 from calc.scenario import ALL_LINEAR, PREFIXED, PROMPTED, QUANTISED, Adapter, AdapterDType, AdapterKind

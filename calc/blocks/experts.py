@@ -9,8 +9,8 @@ product's own small workspace.
 
 from dataclasses import replace
 
-from calc.architecture import Expert, Mixture
 from calc.dtype import DType
+from calc.kinds import Expert, Mixture
 from calc.ledger import Component, Gradient, Product, Row, Shape, Tensor
 from calc.operators import TOKENS, Numerics, activation, linear, parameter, stamped
 from calc.primitives import add, cast, frame, like, multiply, part, scale, shift, unary, wider

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
-from calc.architecture import LayerKind, ModelKind
 from calc.attention import SLIDING_MASK, AttentionCore
 from calc.contexts import CacheEnd
 from calc.dtype import DType
+from calc.kinds import LayerKind, ModelKind
 from calc.ledger import Kind, Row, Section, Tensor
 from calc.losses import LinearLoss
 from calc.operators import TOKENS, Numerics

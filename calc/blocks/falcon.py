@@ -3,10 +3,10 @@
 from dataclasses import replace
 from functools import partial
 
-from calc.architecture import LLAMA_ROTARY, SharedHeads
 from calc.attention import HEADS, KEY_VALUE_HEADS, AttentionCore, broadcast, merged
 from calc.cache import updated
 from calc.dtype import DType
+from calc.kinds import LLAMA_ROTARY, SharedHeads
 from calc.ledger import Component, Gradient, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm

@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from calc.architecture import PARTIAL_ROTARY
 from calc.attention import HEADS
 from calc.cache import updated
+from calc.kinds import PARTIAL_ROTARY
 from calc.ledger import Component, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm

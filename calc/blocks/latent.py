@@ -1,8 +1,8 @@
 """Queries, keys and values of low-rank latents (transformers 5.23.0, models/deepseek_v3 and models/deepseek_v2)."""
 
-from calc.architecture import LatentAttention, Rotary
 from calc.attention import HEADS
 from calc.cache import updated
+from calc.kinds import LatentAttention, Rotary
 from calc.ledger import Dimension, Gradient, Row, Tensor
 from calc.norms import NORMS
 from calc.operators import Numerics, linear

@@ -1,7 +1,7 @@
 """Llama's embeddings and layer, and what differs from them by facts (transformers 5.23.0)."""
 
-from calc.architecture import EmbeddingScale, Mixture, QueryKeyNorm, ResidualDropout
 from calc.cache import updated
+from calc.kinds import EmbeddingScale, Mixture, QueryKeyNorm, ResidualDropout
 from calc.ledger import Component, Gradient, Kind, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.liger import liger_rotary

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from calc.architecture import Mixture, QueryKeyNorm
 from calc.attention import AttentionCore
 from calc.dtype import DType
+from calc.kinds import Mixture, QueryKeyNorm
 from calc.ledger import Component, Gradient, Product, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import length_norm, llama4_rms_norm

@@ -1,6 +1,6 @@
 """The MLPs of layers (transformers 5.23.0)."""
 
-from calc.architecture import Mixture, Mlp, SharedExpert
+from calc.kinds import Mixture, Mlp, SharedExpert
 from calc.ledger import Row, Tensor
 from calc.liger import liger_silu_mul
 from calc.operators import Numerics, activation, dropped, linear

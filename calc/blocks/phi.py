@@ -2,9 +2,9 @@
 
 from functools import partial
 
-from calc.architecture import PHI_ROTARY
 from calc.attention import HEADS, KEY_VALUE_HEADS
 from calc.cache import updated
+from calc.kinds import PHI_ROTARY
 from calc.ledger import Component, Row, Section, Tensor
 from calc.lifetimes import NEXT
 from calc.norms import layer_norm

@@ -1,7 +1,7 @@
 """The rotary tables a model makes for its layers, and the buffers they come from."""
 
-from calc.architecture import PositionTables, Rotary
 from calc.dtype import DType
+from calc.kinds import PositionTables, Rotary
 from calc.ledger import Kind, Tensor
 from calc.operators import Numerics
 from calc.rotary import Tables, rotary_tables, turned_dim

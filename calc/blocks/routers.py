@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from calc.architecture import Mixture, Router
 from calc.dtype import DType
+from calc.kinds import Mixture, Router
 from calc.ledger import Gradient, Kind, Row, Tensor
 from calc.operators import TOKENS, Numerics, linear, parameter
 from calc.primitives import cast, frame, like, matmul, scale, shift, softmax, unary, view

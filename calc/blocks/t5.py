@@ -2,10 +2,10 @@
 
 from dataclasses import replace
 
-from calc.architecture import Mlp, PositionBias
 from calc.attention import HEADS, SOURCE, AttentionCore
 from calc.decoder import of_decoder
 from calc.dtype import DType
+from calc.kinds import Mlp, PositionBias
 from calc.ledger import Component, Row, Section, Shape, Tensor
 from calc.lifetimes import NEXT
 from calc.losses import LABELS, unshifted_cross_entropy

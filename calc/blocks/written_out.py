@@ -1,8 +1,8 @@
 """Attention that GPT-Neo and GPT-J write out in each layer, scores in fp32 (transformers 5.23.0, models/gptj)."""
 
-from calc.architecture import Wiring
 from calc.attention import merged, weighted_values
 from calc.dtype import DType
+from calc.kinds import Wiring
 from calc.ledger import Component, Gradient, Kind, Row, Tensor
 from calc.operators import CORE_MODULE, Numerics, autocast_input, stamped
 from calc.primitives import add, cast, frame, like, matmul, scale, softmax, wider

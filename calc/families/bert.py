@@ -1,17 +1,7 @@
 """BERT and RoBERTa: encoders, their norms behind attention and MLP."""
 
-from calc.architecture import (
-    Activation,
-    Architecture,
-    Dropouts,
-    Head,
-    Layer,
-    LayerKind,
-    ModelKind,
-    Norm,
-    Softmax,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
+from calc.kinds import Activation, Head, LayerKind, ModelKind, Norm, Softmax, Wiring
 
 from .fields import Fields, divides
 

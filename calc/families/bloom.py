@@ -1,6 +1,7 @@
 """Bloom: ALiBi, a norm behind the embeddings, biases everywhere."""
 
-from calc.architecture import Activation, Architecture, Dropouts, Layer, LayerKind, ModelKind, Norm, Wiring
+from calc.architecture import Architecture, Dropouts, Layer
+from calc.kinds import Activation, LayerKind, ModelKind, Norm, Wiring
 
 from .fields import Fields, divides
 

@@ -2,20 +2,9 @@
 
 from dataclasses import replace
 
-from calc.architecture import (
-    Architecture,
-    Experts,
-    Latent,
-    LatentAttention,
-    Layer,
-    LayerKind,
-    Mixture,
-    Pairs,
-    Rotary,
-    Router,
-    SharedExpert,
-)
+from calc.architecture import Architecture, Experts, Latent, Layer
 from calc.errors import ConfigError
+from calc.kinds import LatentAttention, LayerKind, Mixture, Pairs, Rotary, Router, SharedExpert
 
 from .fields import Fields, even
 from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, llama_like

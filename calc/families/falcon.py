@@ -1,19 +1,8 @@
 """Falcon: attention and MLP side by side, one key/value head or groups of them, positions over whole heads."""
 
-from calc.architecture import (
-    LLAMA_ROTARY,
-    Activation,
-    Architecture,
-    Dropouts,
-    Layer,
-    LayerKind,
-    ModelKind,
-    Norm,
-    Norms,
-    SharedHeads,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
 from calc.errors import ConfigError
+from calc.kinds import LLAMA_ROTARY, Activation, LayerKind, ModelKind, Norm, Norms, SharedHeads, Wiring
 
 from .fields import Fields, divides, even
 

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
 
-from calc.architecture import Activation
 from calc.errors import ConfigError
+from calc.kinds import Activation
 from calc.scenario import LARGEST_SIZE
 
 MOST_RUNS = 256

@@ -2,17 +2,8 @@
 
 from dataclasses import replace
 
-from calc.architecture import (
-    Activation,
-    Architecture,
-    EmbeddingScale,
-    LayerKind,
-    Norm,
-    Norms,
-    PositionTables,
-    QueryKeyNorm,
-    Rotary,
-)
+from calc.architecture import Architecture
+from calc.kinds import Activation, EmbeddingScale, LayerKind, Norm, Norms, PositionTables, QueryKeyNorm, Rotary
 
 from .fields import Fields
 from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, llama_like, sliding_but_every

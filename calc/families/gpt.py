@@ -2,19 +2,8 @@
 
 from typing import Any
 
-from calc.architecture import (
-    Activation,
-    Architecture,
-    CacheHolder,
-    Dropouts,
-    Layer,
-    LayerKind,
-    ModelKind,
-    Norm,
-    Norms,
-    Softmax,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
+from calc.kinds import Activation, CacheHolder, LayerKind, ModelKind, Norm, Norms, Softmax, Wiring
 
 from .fields import Fields, divides
 

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from calc.architecture import Activation, Architecture, Dropouts, Layer, LayerKind, ModelKind, Norm, Wiring
+from calc.architecture import Architecture, Dropouts, Layer
 from calc.errors import ConfigError
+from calc.kinds import Activation, LayerKind, ModelKind, Norm, Wiring
 
 from .fields import Fields, divides
 from .gpt import GPT2_LAYER

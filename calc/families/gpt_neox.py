@@ -1,16 +1,7 @@
 """GPT-NeoX and Pythia: attention and MLP side by side, positions turn a part of each head."""
 
-from calc.architecture import (
-    PARTIAL_ROTARY,
-    Activation,
-    Architecture,
-    Dropouts,
-    Layer,
-    LayerKind,
-    ModelKind,
-    Norm,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
+from calc.kinds import PARTIAL_ROTARY, Activation, LayerKind, ModelKind, Norm, Wiring
 
 from .fields import Fields, divides
 

@@ -1,17 +1,8 @@
 """GPT-J: attention and MLP side by side behind one norm, positions turn pairs of a part of each head."""
 
-from calc.architecture import (
-    Activation,
-    Architecture,
-    Dropouts,
-    Layer,
-    LayerKind,
-    ModelKind,
-    Norm,
-    Norms,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
 from calc.errors import ConfigError
+from calc.kinds import Activation, LayerKind, ModelKind, Norm, Norms, Wiring
 
 from .fields import Fields, divides
 

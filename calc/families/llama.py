@@ -4,20 +4,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from calc.architecture import (
-    LLAMA_ROTARY,
-    Activation,
-    Architecture,
-    CacheHolder,
-    Dropouts,
-    Layer,
-    LayerKind,
-    ModelKind,
-    Norm,
-    QueryKeyNorm,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
 from calc.errors import ConfigError
+from calc.kinds import LLAMA_ROTARY, Activation, CacheHolder, LayerKind, ModelKind, Norm, QueryKeyNorm, Wiring
 
 from .fields import MOST_RUNS, Fields, divides, even
 

@@ -2,10 +2,9 @@
 
 from dataclasses import replace
 
-from calc.architecture import (
-    Architecture,
-    Experts,
-    Layer,
+from calc.architecture import Architecture, Experts, Layer
+from calc.errors import ConfigError
+from calc.kinds import (
     LayerKind,
     Mixture,
     ModelKind,
@@ -18,7 +17,6 @@ from calc.architecture import (
     Softmax,
     Wiring,
 )
-from calc.errors import ConfigError
 
 from .fields import Fields
 from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, Runs, llama_like, patterned, runs

@@ -2,14 +2,13 @@
 
 from dataclasses import replace
 
-from calc.architecture import (
+from calc.architecture import Architecture, Dropouts, Layer
+from calc.errors import ConfigError
+from calc.kinds import (
     PARTIAL_ROTARY,
     PHI_ROTARY,
     Activation,
-    Architecture,
-    Dropouts,
     EmbeddingScale,
-    Layer,
     Mlp,
     Norm,
     Norms,
@@ -18,7 +17,6 @@ from calc.architecture import (
     ResidualDropout,
     Rotary,
 )
-from calc.errors import ConfigError
 
 from .fields import Fields
 from .llama import (

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from calc.architecture import (
+from calc.architecture import Architecture, Experts, Layer
+from calc.errors import ConfigError
+from calc.kinds import (
     PARTIAL_ROTARY,
-    Architecture,
     EmbeddingScale,
     Expert,
-    Experts,
-    Layer,
     Mixture,
     Norm,
     Pairs,
@@ -18,7 +17,6 @@ from calc.architecture import (
     Router,
     SharedExpert,
 )
-from calc.errors import ConfigError
 
 from .fields import Fields
 from .llama import (

@@ -2,21 +2,9 @@
 
 from dataclasses import replace
 
-from calc.architecture import (
-    Activation,
-    Architecture,
-    Dropouts,
-    Head,
-    Layer,
-    LayerKind,
-    ModelKind,
-    Norm,
-    Norms,
-    PositionTables,
-    Rotary,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
 from calc.errors import ConfigError
+from calc.kinds import Activation, Head, LayerKind, ModelKind, Norm, Norms, PositionTables, Rotary, Wiring
 
 from .fields import Fields, divides
 from .llama import patterned, runs

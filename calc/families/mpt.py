@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping
 
-from calc.architecture import Activation, Architecture, Layer, LayerKind, ModelKind, Norm, Norms, Wiring
+from calc.architecture import Architecture, Layer
 from calc.errors import ConfigError
+from calc.kinds import Activation, LayerKind, ModelKind, Norm, Norms, Wiring
 
 from .fields import Fields, divides
 

@@ -1,6 +1,7 @@
 """OPT: learned positions, ReLU, biases everywhere."""
 
-from calc.architecture import Activation, Architecture, Dropouts, Layer, LayerKind, ModelKind, Norm, Norms, Wiring
+from calc.architecture import Architecture, Dropouts, Layer
+from calc.kinds import Activation, LayerKind, ModelKind, Norm, Norms, Wiring
 
 from .fields import Fields, divides
 

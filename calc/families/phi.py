@@ -1,17 +1,7 @@
 """Phi-1, 1.5 and 2: attention and MLP read one norm's output side by side, positions turn a part of each head."""
 
-from calc.architecture import (
-    PHI_ROTARY,
-    Activation,
-    Architecture,
-    Dropouts,
-    Layer,
-    LayerKind,
-    ModelKind,
-    Norm,
-    Norms,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
+from calc.kinds import PHI_ROTARY, Activation, LayerKind, ModelKind, Norm, Norms, Wiring
 
 from .fields import Fields, divides
 

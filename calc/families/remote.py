@@ -7,8 +7,9 @@ the family nearest to them, which `step_of` names: assumed, not traced.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from calc.architecture import Architecture, EmbeddingScale, Layer, Mlp, PositionTables, QueryKeyNorm, Rotary
+from calc.architecture import Architecture, Layer
 from calc.errors import ConfigError
+from calc.kinds import EmbeddingScale, Mlp, PositionTables, QueryKeyNorm, Rotary
 
 from .fields import Fields
 from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, llama_like, patterned, runs

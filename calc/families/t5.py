@@ -2,21 +2,9 @@
 
 from dataclasses import replace
 
-from calc.architecture import (
-    Activation,
-    Architecture,
-    Dropouts,
-    Head,
-    Layer,
-    LayerKind,
-    Mlp,
-    ModelKind,
-    Norm,
-    PositionBias,
-    Softmax,
-    Wiring,
-)
+from calc.architecture import Architecture, Dropouts, Layer
 from calc.errors import ConfigError
+from calc.kinds import Activation, Head, LayerKind, Mlp, ModelKind, Norm, PositionBias, Softmax, Wiring
 
 from .fields import Fields
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calc.architecture import Layer, Mixture
+from calc.architecture import Layer
 from calc.catalogue import PublishedBytes, checkpoints, find_checkpoint, find_model
 from calc.dtype import DType
 from calc.errors import ConfigError
 from calc.hf_config import architecture
+from calc.kinds import Mixture
 from calc.model_source import load_config
 
 from .config import FIELD, read_quantisation

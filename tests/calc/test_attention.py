@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from calc.architecture import Softmax
 from calc.attention import HEADS, KEY_VALUE_HEADS, AttentionCore, eager_attention
 from calc.dtype import DType
+from calc.kinds import Softmax
 from calc.ledger import Row, Tensor, requires_gradient, saved_for_backward
 from calc.operators import Numerics
 from calc.scenario import Attention

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from calc import Scenario, estimate
-from calc.architecture import Activation, Architecture, Dropouts, QueryKeyNorm, Wiring
+from calc.architecture import Architecture, Dropouts
 from calc.errors import ConfigError
 from calc.families import FAMILIES, NOT_MODELLED
 from calc.hf_config import architecture
+from calc.kinds import Activation, QueryKeyNorm, Wiring
 from calc.scenario import LARGEST_SIZE
 
 SIZES = {

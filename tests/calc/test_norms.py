@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from calc.architecture import LLAMA_ROTARY, PARTIAL_ROTARY, Norm, PositionTables, Rotary
 from calc.attention import HEADS
 from calc.dtype import DType
+from calc.kinds import LLAMA_ROTARY, PARTIAL_ROTARY, Norm, PositionTables, Rotary
 from calc.ledger import Kind, Row, Tensor, requires_gradient, saved_for_backward
 from calc.norms import norm_of
 from calc.operators import Numerics

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 import pytest
 
-from calc.architecture import LLAMA_ROTARY, Activation
 from calc.attention import HEADS
 from calc.dtype import DType
+from calc.kinds import LLAMA_ROTARY, Activation
 from calc.ledger import Kind, Row, Tensor, requires_gradient, saved_for_backward
 from calc.losses import cross_entropy
 from calc.norms import layer_norm, rms_norm
