@@ -50,6 +50,8 @@ class Layer:
     """Keys and values before those of the text: trained (prefix tuning), or a cache's that it sees."""
     num_stored_tokens: int = 0
     """Of a cache: those whose keys and values lie in memory, more than it sees where its window has cut them off."""
+    num_places: int = 0
+    """Of a static cache: for how many tokens it has room."""
 
     @property
     def head_dims(self) -> tuple[int, int]:
@@ -163,6 +165,18 @@ class Architecture:
                 return replace(layer, num_prefix_tokens=num_tokens, num_stored_tokens=num_tokens)
             stored = num_tokens if num_tokens == prompt_length else min(num_tokens, window)
             return replace(layer, num_prefix_tokens=min(num_tokens, window - 1), num_stored_tokens=stored)
+
+        return replace(self, layers=tuple((cached(layer), count) for layer, count in self.layers))
+
+    def with_static_cache(self, num_places: int, length: int, num_tokens: int) -> "Architecture":
+        """The same with room for `num_places` tokens in each layer's cache, of which `num_tokens` are there before
+        `length` of the text come (StaticLayer of transformers 5.23.0); a window's is no longer than that
+        (StaticSlidingWindowLayer), and a longer text is attended by itself."""
+
+        def cached(layer: Layer) -> Layer:
+            places = min(layer.sliding_window or num_places, num_places)
+            others = max(0, places - length)
+            return replace(layer, num_prefix_tokens=others, num_stored_tokens=num_tokens, num_places=places)
 
         return replace(self, layers=tuple((cached(layer), count) for layer, count in self.layers))
 

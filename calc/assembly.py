@@ -8,11 +8,11 @@ from .adapters.facts import OUTPUT_LAYER, adapter_facts
 from .architecture import Architecture, Dropouts, Experts, Latent, Layer
 from .attention import CROSS_WORKSPACE, AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
-from .cache import Cache, CacheUse
+from .cache import Cache, CacheUse, Room
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
-from .generation import Generation, Growth
+from .generation import Generation, Growth, with_cache
 from .kernels import (
     BIAS_GRADIENT_MULTIPLE,
     FLASH_SEQUENCE_BLOCK,
@@ -93,11 +93,11 @@ def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Ge
     prompt, one_token = workload.sequence_length, replace(workload, sequence_length=1)
 
     def decode(num_before: int) -> StepMemory:
-        return step_memory(architecture.with_cache(prompt, num_before), one_token, plan)
+        return step_memory(with_cache(architecture, workload, plan.cache_implementation, num_before), one_token, plan)
 
     growths = _growths(architecture, prompt, prompt + workload.output_length)
     return Generation(
-        prefill=step_memory(architecture, workload, plan),
+        prefill=step_memory(with_cache(architecture, workload, plan.cache_implementation), workload, plan),
         growths=tuple(Growth(end - begin, decode(begin), decode(end - 1)) for begin, end in growths),
     )
 
@@ -220,7 +220,7 @@ def _masks(architecture: Architecture, cores: set[AttentionCore], plan: Plan) ->
     causal = {
         replace(core, sliding=False, cache=core.cache._replace(windowed=windowed))
         for core in cores
-        if core.cache.use is CacheUse.PREFIX or core.kernel is Attention.EAGER
+        if core.cache.use is CacheUse.PREFIX or core.kernel is Attention.EAGER or core.fills_room
     }
     if causal and architecture.kind.always_makes_causal_mask:
         masked.setdefault(False, causal.pop())
@@ -290,7 +290,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         dropout=bool(dropouts.attention),
         sliding=layer.sliding_window is not None,
         masks_each_sequence=layer.kind.chunked and layer.sliding_window is not None,
-        cache=_cache(layer, plan),
+        cache=_cache(layer, length, plan),
         softmax=layer.kind.softmax,
         soft_capped=layer.kind.soft_capped,
         sinks=layer.kind.sinks,
@@ -305,6 +305,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         masked=masked,
         repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),
         packs_heads=kernel is not Attention.EAGER and packs_heads(layer, length),
+        cuts_keys=kernel is not Attention.EAGER and layer.num_places > length and not masked,
         pads_heads=kernel is Attention.FLASH and layer.head_dim % HEAD_MULTIPLE > 0,
         pads_mask=(
             (masked or layer.kind.position_bias is not None)
@@ -316,16 +317,25 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
     )
 
 
-def _cache(layer: Layer, plan: Plan) -> Cache:
+def _cache(layer: Layer, length: int, plan: Plan) -> Cache:
     if plan.task is not Task.INFERENCE:
         return Cache(CacheUse.PREFIX if layer.num_prefix_tokens else CacheUse.NONE)
-    extended = layer.num_prefix_tokens > 0
+    num_stored, num_places = layer.num_stored_tokens, layer.num_places
     return Cache(
-        CacheUse.EXTENDED if extended else CacheUse.FILLED,
-        windowed=extended and layer.sliding_window is not None,
+        CacheUse.EXTENDED if num_stored else CacheUse.FILLED,
+        windowed=bool(num_stored or num_places) and layer.sliding_window is not None,
         latent=layer.latent is not None,
         heads="N" if layer.kind.shared_heads is SharedHeads.EXPANDED else "K",
+        room=_room(layer, length) if num_places else None,
     )
+
+
+def _room(layer: Layer, length: int) -> Room:
+    """Of a static cache, when `length` tokens come to it."""
+    if length > layer.num_places:
+        return Room.TOO_SHORT
+    slides = layer.sliding_window is not None and layer.num_stored_tokens >= layer.num_places
+    return Room.TAKEN if slides else Room.FREE
 
 
 def _with_prompt(workload: Workload, plan: Plan) -> Workload:
@@ -372,13 +382,13 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
 
 def _window_sizes(architecture: Architecture, length: int) -> dict[str, int]:
     """Of a cache's layers with a window, which have one for all."""
-    layers = (layer for layer, _ in architecture.layers if layer.sliding_window and layer.num_stored_tokens)
-    layer = next(layers, None)
+    windowed = (layer for layer, _ in architecture.layers if layer.sliding_window)
+    layer = next((layer for layer in windowed if layer.num_stored_tokens or layer.num_places), None)
     if layer is None:
         return {}
     keys = length + layer.num_prefix_tokens
     return {
-        "Tk": layer.num_stored_tokens,
+        "Tk": layer.num_places or layer.num_stored_tokens,
         "S+Tw": keys,
         "S+Tw+1": keys + 1,
         "S+Tw⌈8⌉": round_up(keys, MASK_MULTIPLE),

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .cache import NO_CACHE, Cache, CacheUse
+from .cache import NO_CACHE, Cache, CacheUse, Room
 from .dtype import DType
 from .kinds import Softmax
 from .ledger import Dimension, Gradient, Product, Row, Shape, Tensor
@@ -76,6 +76,10 @@ class AttentionCore:
     """It gets a mask."""
     repeats_heads: bool = False
     """transformers repeats keys and values before it calls scaled_dot_product_attention."""
+    cuts_keys: bool = False
+    """Of a static cache the kernel gets the places that the prompt has taken."""
+    has_cut_keys: bool = False
+    """These are what it got."""
     packs_heads: bool = False
     """It makes the query heads that share keys and values one head's queries: there is one token."""
     pads_heads: bool = False
@@ -139,12 +143,19 @@ class AttentionCore:
     @property
     def cached_by_head(self) -> bool:
         """Keys and values come of a cache, where they lie head by head."""
-        return self.is_cached and not self.cache.latent
+        return self.is_cached and not self.cache.latent and self.cache.room is not Room.TOO_SHORT
+
+    @property
+    def fills_room(self) -> bool:
+        """One token comes to a static cache."""
+        return self.cache.room is not None and self.one_token
 
     @property
     def keys(self) -> Dimension:
         """How many keys there are for each query."""
-        return SOURCE if self.crosses else self.cache.keys
+        if self.crosses:
+            return SOURCE
+        return "S" if self.has_cut_keys else self.cache.keys
 
     @property
     def scores(self) -> Shape:

@@ -25,7 +25,7 @@ from .model_source import load_model
 from .notes import notes
 from .parts import Sum
 from .plan import Plan, Workload, resolve
-from .scenario import Scenario, Task, num_prefix_tokens
+from .scenario import Attention, CacheImplementation, Scenario, Task, num_prefix_tokens
 from .timeline import Phase
 
 if TYPE_CHECKING:
@@ -251,7 +251,8 @@ def _filled(workload: Workload, plan: Plan) -> dict[str, Any]:
             "target_length": workload.target_length or None,
             "attention": plan.attention,
         }
-    return _sizes(workload, plan) | {"precision": plan.precision, "attention": plan.attention}
+    choices = ("precision", "attention", "cache_implementation")
+    return _sizes(workload, plan) | {name: getattr(plan, name) for name in choices}
 
 
 def _sizes(workload: Workload, plan: Plan) -> dict[str, Any]:
@@ -435,7 +436,10 @@ def step_flops(step: StepMemory, workload: Workload) -> Flops:
         FLOPS_PER_PRODUCT * done[name] for name in ("forward", "backward", "recompute", "needed", "needed_causal")
     )
     length, keys = step.sizes[0]["S"], step.sizes[0]["S+T"]
-    causal = causal_flops(core, workload.target_length or length, keys - length)
+    others: dict[str, int] = {"num_prefix_tokens": keys - length}
+    if step.plan.cache_implementation is CacheImplementation.STATIC:
+        others = {"num_empty": keys - length if step.plan.attention is Attention.EAGER else 0}
+    causal = causal_flops(core, workload.target_length or length, **others)
     return Flops(
         forward=k * forward,
         backward=k * backward,

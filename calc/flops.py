@@ -61,11 +61,11 @@ def _counts(times: dict[Product, int]) -> Counts:
     return counted(product.shape for product, count in times.items() for _ in range(count))
 
 
-def causal_flops(core_flops: int, length: int, num_prefix_tokens: int = 0) -> int:
+def causal_flops(core_flops: int, length: int, num_prefix_tokens: int = 0, num_empty: int = 0) -> int:
     """`core_flops` of an attention core where a token attends to itself and those before it: (S + 1) / 2 of S keys on
-    average, and all of a prefix."""
+    average, all of a prefix, and none of a cache's empty places."""
     attended_twice = 2 * num_prefix_tokens + length + 1
-    return core_flops // (length + num_prefix_tokens) * attended_twice // 2
+    return core_flops // (length + num_prefix_tokens + num_empty) * attended_twice // 2
 
 
 class AttentionFlops(NamedTuple):

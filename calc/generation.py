@@ -16,17 +16,30 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
+from .architecture import Architecture
 from .dtype import DType
 from .ledger import Kind, Section, Tensor
 from .memory import StepMemory
 from .outline import Outline
-from .plan import Plan
+from .plan import Plan, Workload
+from .scenario import CacheImplementation
 from .sizes import Measures, Sizes, storage_bytes
 from .step import KEPT_STRUCTURES
 from .timeline import Course, Phase, Program, Stretch, Surplus, Timeline, timeline
 
 TOKEN = Tensor("token", ("B", 1), DType.INT64, Kind.INPUTS)
 """The last one generated, of each sequence."""
+
+
+def with_cache(
+    architecture: Architecture, workload: Workload, implementation: CacheImplementation | None, num_before: int = 0
+) -> Architecture:
+    """`architecture` as a pass finds it that comes after `num_before` tokens; after none it is that of the prompt."""
+    prompt = workload.sequence_length
+    if implementation is CacheImplementation.STATIC:
+        length = 1 if num_before else prompt
+        return architecture.with_static_cache(prompt + workload.output_length, length, num_before)
+    return architecture.with_cache(prompt, num_before) if num_before else architecture
 
 
 class Growth(NamedTuple):
@@ -123,8 +136,8 @@ def _tokens_between(prefill: Outline, decode: Outline) -> Iterator[Stretch]:
 
 
 def _found(layer: Section) -> Program:
-    """What a layer finds in its cache comes into being."""
-    return Program([(each.tensor, True) for each in layer.lent])
+    """What a layer finds in its cache comes into being: what it lets go of, else what it writes into."""
+    return Program([(tensor, True) for tensor in [each.tensor for each in layer.lent] or layer.cached])
 
 
 def _between(program: Program, group: int, count: int = 1) -> Stretch:

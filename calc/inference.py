@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from .architecture import Architecture
 from .errors import ConfigError
+from .generation import with_cache
 from .kinds import Head
 from .plan import (
     DEFAULT_SEQUENCE_LENGTH,
@@ -18,7 +19,7 @@ from .plan import (
     refuse_what_comes_later,
 )
 from .router_loss import with_router_loss
-from .scenario import Attention, Implementation, Precision, Scenario
+from .scenario import Attention, CacheImplementation, Implementation, Precision, Scenario
 
 HALF_OR_FULL = (Precision.BF16, Precision.FP16, Precision.FP32)
 INSTEAD = {"micro_batch_size": "batch_size", "sequence_length": "prompt_length, output_length"}
@@ -47,16 +48,23 @@ def resolve_inference(scenario: Scenario, architecture: Architecture) -> tuple[A
     return (
         architecture,
         workload,
-        Plan(task=scenario.task, precision=precision, attention=_kernel(scenario, architecture, workload)),
+        Plan(
+            task=scenario.task,
+            precision=precision,
+            attention=_kernel(scenario, architecture, workload),
+            cache_implementation=scenario.cache_implementation or CacheImplementation.DYNAMIC,
+        ),
     )
 
 
 def _kernel(scenario: Scenario, architecture: Architecture, workload: Workload) -> Attention:
     """That of all passes; auto where a window begins to cut, and so to need a mask, behind the prompt."""
     prompt, num_tokens = workload.sequence_length, workload.output_length
-    kernels = {attention_kernel(scenario, architecture, prompt)}
+    implementation = scenario.cache_implementation
+    kernels = {attention_kernel(scenario, with_cache(architecture, workload, implementation), prompt)}
     if num_tokens:
-        kernels.add(attention_kernel(scenario, architecture.with_cache(prompt, prompt + num_tokens - 1), 1))
+        last = with_cache(architecture, workload, implementation, prompt + num_tokens - 1)
+        kernels.add(attention_kernel(scenario, last, 1))
     return kernels.pop() if len(kernels) == 1 else Attention.AUTO
 
 

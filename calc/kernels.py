@@ -33,9 +33,12 @@ FLASH_HEAD_LIMIT, FLASH_HEAD_LARGEST = 224, 256
 def needs_mask(layer: Layer, sequence_length: int) -> bool:
     """A window that is not longer than the sequence needs a mask, and so do keys before the text's, unless it is of one
     token (_ignore_causal_mask_sdpa in transformers)."""
+    if layer.num_places and sequence_length == 1:
+        return True  # transformers skips no mask of a static cache while decoding (is_compileable)
     num_keys = sequence_length + layer.num_prefix_tokens
     slides = layer.sliding_window is not None and num_keys >= layer.sliding_window
-    return layer.kind.always_masked or slides or (layer.num_prefix_tokens > 0 and sequence_length > 1)
+    has_prefix = layer.num_prefix_tokens > 0 and not layer.num_places
+    return layer.kind.always_masked or slides or (has_prefix and sequence_length > 1)
 
 
 def repeats_heads(layer: Layer, sequence_length: int) -> bool:
@@ -80,7 +83,9 @@ def _flash_obstacle(layer: Layer, sequence_length: int, dtype: DType) -> str | N
     query_dim, value_dim = layer.head_dims
     if query_dim != value_dim:
         return f"the flash kernel takes one head size for queries and values, not {query_dim} and {value_dim}"
-    if layer.num_prefix_tokens and sequence_length > 1:
+    if layer.num_places and sequence_length == 1:
+        return "a static cache's tokens need a mask, which the flash kernel does not take"
+    if layer.num_prefix_tokens and not layer.num_places and sequence_length > 1:
         return "keys before the text's need a mask, which the flash kernel does not take"
     if layer.kind.always_masked:
         return "this model always gives its attention a mask, which the flash kernel does not take"

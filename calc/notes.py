@@ -9,7 +9,17 @@ from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .kinds import LLAMA_ROTARY, Head, Mixture, Wiring
 from .plan import BITSANDBYTES, Plan, Workload
-from .scenario import PREFIXED, AdapterKind, Attention, Implementation, Loss, Optimizer, Recompute, Task
+from .scenario import (
+    PREFIXED,
+    AdapterKind,
+    Attention,
+    CacheImplementation,
+    Implementation,
+    Loss,
+    Optimizer,
+    Recompute,
+    Task,
+)
 
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
@@ -228,11 +238,25 @@ def _of_evaluation(plan: Plan) -> Iterator[str]:
 def _of_inference(plan: Plan) -> Iterator[str]:
     if plan.task is Task.INFERENCE:
         yield (
-            "task = inference is transformers' generate with its default, a DynamicCache: the whole prompt at once, "
-            "then a token at a time, for which each layer's keys and values are copied. Of the passes that add a token "
-            "the last is shown, with prompt_length + output_length tokens in the cache. Left out: what a sampler makes "
-            "of the logits, and how engines such as vLLM keep their cache. Reserved bytes are not simulated."
+            "task = inference is transformers' generate: the whole prompt at once, then a token at a time. Of the "
+            "passes that add a token the last is shown, with prompt_length + output_length tokens in the cache. Left "
+            "out: what a sampler makes of the logits, and how engines such as vLLM keep their cache. Reserved bytes "
+            "are not simulated."
         )
+        yield CACHE_NOTES[plan.cache_implementation or CacheImplementation.DYNAMIC]
+
+
+CACHE_NOTES = {
+    CacheImplementation.DYNAMIC: (
+        "cache_implementation = dynamic, transformers' default: for each token each layer's keys and values are copied "
+        "into tensors that are one token longer."
+    ),
+    CacheImplementation.STATIC: (
+        "cache_implementation = static: keys and values have room for prompt and output from the first token on, and "
+        "attention runs over all of it. generate compiles the passes that add a token on CUDA; here they are eager, "
+        "with the mask that such a cache always gets, which the flash kernel does not take."
+    ),
+}
 
 
 def _of_time(plan: Plan, gpu: Gpu | None) -> Iterator[str]:

@@ -26,6 +26,7 @@ from .scenario import (
     Adapter,
     AdapterKind,
     Attention,
+    CacheImplementation,
     Float8Recipe,
     Implementation,
     Loss,
@@ -67,7 +68,10 @@ SUPPORTED = {
 MEGATRON_ATTENTION = frozenset({Attention.EAGER, Attention.FLASH})
 
 ONE_GPU = {name: field.default for name, field in Parallel.model_fields.items()}
-INFERENCE_FIELDS = ("batch_size", "prompt_length", "output_length", "weight_dtype", "kv_cache_dtype", "page_size")
+INFERENCE_FIELDS = (
+    *("batch_size", "prompt_length", "output_length", "weight_dtype"),
+    *("cache_implementation", "kv_cache_dtype", "page_size"),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,6 +117,8 @@ class Plan:
     use_liger_kernel: bool = False
     float8_recipe: Float8Recipe | None = None
     eval_accumulation_steps: int = 0
+    cache_implementation: CacheImplementation | None = None
+    """Of a generation."""
 
     @property
     def numerics(self) -> Numerics:

@@ -140,6 +140,13 @@ class AdapterDType(StrEnum):
     BASE = "base"
 
 
+class CacheImplementation(StrEnum):
+    """transformers' names (GenerationConfig.cache_implementation)."""
+
+    DYNAMIC = "dynamic"
+    STATIC = "static"
+
+
 class Question(BaseModel):
     """The rules all parts of a Scenario share: immutable, no unknown field, errors in this project's words."""
 
@@ -346,6 +353,9 @@ class Scenario(Question):
     """Inference: tokens generated."""
     weight_dtype: str | None = None
     """Inference: type of the weights."""
+    cache_implementation: CacheImplementation | None = None
+    """Inference: which of transformers' key/value caches; none = dynamic, which grows by each token. static has room
+    for prompt and output from the first token on, and attention runs over all of it."""
     kv_cache_dtype: str | None = None
     """Inference: type of the key/value cache."""
     page_size: Size | None = None

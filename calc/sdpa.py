@@ -39,6 +39,10 @@ def sdpa_attention(
         return [*bias_rows, *kernel_rows, frame(k, v, additive)], out
     if core.repeats_heads:
         rows, k, v = repeated(k, v, core)
+    if core.cuts_keys:
+        cut = tuple(like(x, f"{x.name}, as far as the text", shape=(x.shape[0], "S", *x.shape[2:])) for x in (k, v))
+        rows += [part(x, (text,)) for x, text in zip((k, v), cut, strict=True)]
+        (k, v), core = cut, replace(core, has_cut_keys=True)
     if core.kernel is Attention.FLASH:
         kernel_rows, out = flash_attention(q, k, v, core, numerics)
     else:

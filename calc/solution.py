@@ -16,7 +16,7 @@ from .hardware import Gpu, gpu_named, gpus
 from .kernels import MASK_MULTIPLE, fewer_splits
 from .losses import larger_chunks
 from .model_source import load_config, load_model
-from .scenario import LARGEST_SIZE, Loss, Scenario, Task, num_prompt_tokens
+from .scenario import LARGEST_SIZE, CacheImplementation, Loss, Scenario, Task, num_prompt_tokens
 from .target import Limit, Target, room
 from .tradeoff import recompute_tradeoffs
 
@@ -34,6 +34,7 @@ class Maximise(StrEnum):
 
 
 OF_INFERENCE = frozenset({Maximise.BATCH_SIZE, Maximise.PROMPT_LENGTH, Maximise.OUTPUT_LENGTH})
+LENGTHS = frozenset({Maximise.SEQUENCE_LENGTH, Maximise.PROMPT_LENGTH, Maximise.OUTPUT_LENGTH})
 
 
 class Minimise(StrEnum):
@@ -248,8 +249,8 @@ def _growing(
     In each the step is the same operations on tensors that only grow; from one range to the next it may be others. One
     sequence, or one token, needs fewer copies than several; a kernel splits its work into fewer parts for more
     sequences; one as long as a sliding window needs a mask, which some kernels pad to a multiple; a loss without
-    logits goes chunk by chunk, and just after the chunks have grown the second needs less. More layers only add
-    tensors.
+    logits goes chunk by chunk, and just after the chunks have grown the second needs less. A static cache always has
+    such a mask. More layers only add tensors.
     """
     layers = [layer for layer, _ in architecture.layers]
     virtual = num_prompt_tokens(scenario.adapter)
@@ -258,16 +259,26 @@ def _growing(
     starts = {
         Maximise.MICRO_BATCH_SIZE: lambda: {2, *chunks}.union(*map(fewer_splits, layers)),
         Maximise.SEQUENCE_LENGTH: lambda: {2, *windows, *chunks},
-        **dict.fromkeys(OF_INFERENCE, lambda: {2}),
+        Maximise.BATCH_SIZE: lambda: {2},
+        Maximise.PROMPT_LENGTH: lambda: {2, *_around(windows, scenario.output_length)},
+        Maximise.OUTPUT_LENGTH: lambda: {2, *_around(windows, scenario.prompt_length)},
         Maximise.ADAPTER_RANK: lambda: _ranks_of_other_states(trials[1]),
         Maximise.NUM_LAYERS: lambda: set[int](),
     }[sought]()
     ascending = [*sorted({1, *starts}), LARGEST_SIZE + 1]
     ranges = [range(first + -first % step, after, step) for first, after in pairwise(ascending)][::-1]
     biased = any(layer.kind.position_bias is not None for layer in layers)
-    if sought is Maximise.SEQUENCE_LENGTH and (windows or biased):
+    is_static = scenario.cache_implementation is CacheImplementation.STATIC
+    if sought in LENGTHS and (windows or biased or is_static):
         return [sizes[start::MASK_MULTIPLE] for sizes in ranges for start in range(min(MASK_MULTIPLE, len(sizes)))]
     return ranges
+
+
+def _around(windows: Iterable[int], other_length: int | None) -> set[int]:
+    """The lengths of prompt or output at which either, or both together, come to the end of a window."""
+    others = 0, 1 if other_length is None else other_length
+    ends = (window + beside - other for window in windows for beside in (-1, 0, 1) for other in others)
+    return {end for end in ends if end > 0}
 
 
 def _sizes_of_larger_chunks(

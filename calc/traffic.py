@@ -25,6 +25,8 @@ from .step import KEPT_STRUCTURES
 
 LOOK_UPS = frozenset({"embedding", "index"})
 """They read as much of their first tensor as they write."""
+WRITES_INTO = frozenset({"index_copy_", "index_put_", "copy_"})
+"""They write to some places of their first tensor, which is not read."""
 FUSED_ATTENTION = "_scaled_dot_product_"
 """The names of the kernels' aten operators begin so."""
 QUERY_KEY_VALUE = 3
@@ -193,6 +195,8 @@ def _moved(row: Row, bases: Mapping[Tensor, Tensor]) -> list[Moved]:
     if row.name in LOOK_UPS:
         found, *others = reads
         reads = [found._replace(shapes=(row.writes[0].shape,), of_experts=False), *others]
+    elif row.name in WRITES_INTO and row.in_place:
+        reads = reads[1:]
     writes = [_tensor(tensor, bases) for tensor in row.writes]
     return [*reads, *writes, *(_tensor(tensor, bases)._replace(times=2) for tensor in row.temporaries)]
 

@@ -9,6 +9,7 @@ from calc.scenario import (
     ADAPTER_FIELDS,
     AdapterDType,
     Attention,
+    CacheImplementation,
     Float8Recipe,
     Implementation,
     Loss,
@@ -24,6 +25,7 @@ YES_OR_NO = ("false", "true")
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(Task),
     "weight_dtype": ("bf16", *(dtype for dtype in WEIGHTS if dtype != "bf16")),
+    "cache_implementation": tuple(CacheImplementation),
     "problem_type": ("", *ProblemType),
     "precision": tuple(Precision),
     "recompute": (Recompute.NONE, Recompute.SELECTIVE, Recompute.OPERATORS, Recompute.FULL),

@@ -141,6 +141,8 @@ class Job:
     """Batches whose logits an evaluation keeps."""
     output_length: int
     """Tokens a generation adds."""
+    cache_implementation: str
+    """Of a generation."""
 
     @property
     def num_batches(self) -> int:
@@ -217,6 +219,7 @@ def build_job(
         hold_outputs=scenario.hold_outputs,
         eval_accumulation_steps=scenario.eval_accumulation_steps,
         output_length=scenario.output_length or 0,
+        cache_implementation=scenario.cache_implementation or "dynamic",
     )
 
 

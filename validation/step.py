@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn.utils import clip_grad_norm_
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.cache_utils import (
+    Cache,
+    DynamicCache,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    StaticCache,
+    StaticLayer,
+    StaticSlidingWindowLayer,
+)
 from transformers.trainer_pt_utils import EvalLoopContainer
 
 if TYPE_CHECKING:
@@ -67,10 +75,11 @@ def generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
     The passes between are left out: the cache gets, layer by layer, the length they would have given it. Each phase
     ends with the outputs still held.
     """
+    options: dict[str, Any] = {"past_key_values": cache_of(job), "use_cache": True, "logits_to_keep": 1}
     with torch.no_grad():
         with during(Phase.PREFILL):
-            outputs = job.model(input_ids=job.input_ids, use_cache=True, logits_to_keep=1)
-        cache = outputs.past_key_values
+            outputs = job.model(input_ids=job.input_ids, **options)
+        cache = options["past_key_values"]
         del outputs
         if not job.output_length:
             return held(cache)
@@ -78,20 +87,32 @@ def generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
             lengthen(layer, job.output_length - 1)
         token = job.input_ids.new_zeros(job.input_ids.shape[0], 1)
         with during(Phase.DECODE):
-            outputs = job.model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            outputs = job.model(input_ids=token, **options)
         del outputs
         return held(cache)
 
 
+def cache_of(job: Job) -> Cache:
+    """The empty cache that `generate` gives the model (_prepare_cache_for_generation)."""
+    config: Any = job.model.config
+    if job.cache_implementation == "static":
+        return StaticCache(config, max_cache_len=job.input_ids.shape[1] + job.output_length)
+    return DynamicCache(config=config)
+
+
 def held(cache: Any) -> list[torch.Tensor]:
-    """What a DynamicCache holds."""
+    """What a cache holds."""
     return [each for layer in cache.layers for each in (layer.keys, layer.values)]
 
 
-def lengthen(layer: DynamicLayer, num_tokens: int) -> None:
+def lengthen(layer: DynamicLayer | StaticLayer, num_tokens: int) -> None:
     """A layer's keys and values after `num_tokens` more tokens, one after the other; one that slides sees the end of
-    what it joined last."""
+    what it joined last. A static one has room for them."""
     if not num_tokens:
+        return
+    if isinstance(layer, StaticLayer):
+        if isinstance(layer, StaticSlidingWindowLayer):
+            layer.cumulative_length_int += num_tokens
         return
     length = layer.get_seq_length() + num_tokens
     sliding = isinstance(layer, DynamicSlidingWindowLayer)

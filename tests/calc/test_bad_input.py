@@ -41,7 +41,8 @@ def test_what_comes_later(field: str, value: Any) -> None:
 
 @pytest.mark.parametrize("field", INFERENCE_FIELDS)
 def test_fields_of_inference_are_read_there_alone(field: str) -> None:
-    value = {"weight_dtype": "bf16", "kv_cache_dtype": "bf16"}.get(field, "8")
+    named = {"weight_dtype": "bf16", "kv_cache_dtype": "bf16", "cache_implementation": "static"}
+    value = named.get(field, "8")
     with pytest.raises(ConfigError, match="is for task = inference") as refusal:
         estimate(from_strings([("model", "gpt2"), (field, value)]))
     assert refusal.value.field == field

@@ -7,6 +7,7 @@ import pytest
 from calc import ConfigError, Estimate, Scenario, estimate, estimate_plan
 from calc.scenario import Task
 from calc.timeline import Phase
+from calc.traffic import Holds
 
 LLAMA = "llama-3.1-8b"
 TINY = {
@@ -164,3 +165,40 @@ def test_latent_attention_keeps_its_latent() -> None:
     memory = generated("deepseek-v3", batch_size=2, prompt_length=100, output_length=28).memory
     layers, tokens, rank, turned, itemsize = 61, 2 * 128, 512, 64, 2
     assert memory.kv_cache_bytes == layers * tokens * (rank + turned) * itemsize
+
+
+def test_a_static_cache_has_room_for_all_tokens_from_the_first_on() -> None:
+    """Each output token attends to all of it, and neither pass copies it."""
+    asked: dict[str, Any] = {"batch_size": 2, "prompt_length": 100, "output_length": 28}
+    grows, static = generated(**asked), generated(**asked, cache_implementation="static")
+    assert static.memory.kv_cache_bytes == grows.memory.kv_cache_bytes
+    assert static.memory.phases[-1].peak_allocated_bytes < grows.memory.phases[-1].peak_allocated_bytes
+    assert static.flops.prefill == grows.flops.prefill
+    assert static.flops.decode == grows.flops.decode
+    assert static.flops.total == (static.flops.prefill or 0) + 28 * (static.flops.decode or 0) > grows.flops.total
+    assert static.flops.model_flops_per_token_causal == grows.flops.model_flops_per_token_causal
+
+
+def test_eager_attention_of_a_static_cache_needs_no_more_than_the_tokens_there_are() -> None:
+    asked: dict[str, Any] = {"prompt_length": 100, "output_length": 28, "attention": "eager"}
+    grows, static = generated(**asked), generated(**asked, cache_implementation="static")
+    assert static.flops.model_flops_per_token_causal == grows.flops.model_flops_per_token_causal
+    assert (static.flops.prefill or 0) > (grows.flops.prefill or 0)
+
+
+def test_flash_does_not_take_the_mask_of_a_static_cache() -> None:
+    with pytest.raises(ConfigError, match="a static cache's tokens need a mask"):
+        generated(prompt_length=100, output_length=1, cache_implementation="static", attention="flash")
+    assert generated(prompt_length=100, output_length=0, cache_implementation="static", attention="flash").time is None
+
+
+def test_a_static_cache_is_written_in_place() -> None:
+    """A token's pass reads the cache once; the growing one reads it, writes it, and reads it again."""
+    asked: dict[str, Any] = {"batch_size": 8, "prompt_length": 4000, "output_length": 96, "gpu": "h100-sxm-80gb"}
+    moved = {}
+    for implementation in ("dynamic", "static"):
+        time = generated(**asked, cache_implementation=implementation).time
+        assert time is not None
+        assert time.last_decode is not None
+        moved[implementation] = time.last_decode.bytes_moved[Holds.KV_CACHE]
+    assert moved["dynamic"] / moved["static"] == pytest.approx(3, rel=0.01)

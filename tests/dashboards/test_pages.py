@@ -72,6 +72,7 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "output_router_logits": {"model": "mixtral-8x7b"},
         "efficient": {"model": "gpt2"},
         "weight_dtype": {"task": "inference"},
+        "cache_implementation": {"task": "inference"},
     }
     query = {"model": "llama-3.2-1b", name: value} | companions.get(name, {}) | companions.get(value, {})
     reply = client.get("/answer", params=query).json()
