@@ -11,7 +11,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi_problem.error import Problem
 
 import calc
-from calc.accuracy import read_accuracy, read_points, read_verdict
+from calc.accuracy import read_accuracy, read_points, read_published, read_verdict
 from calc.catalogue import find_model, unknown_model
 from calc.comparison import scenarios_from_objects
 from calc.listing import GpuListing, ModelListing, list_gpus, list_models, listing_from_strings
@@ -113,8 +113,9 @@ async def get_gpus(request: Request) -> Response:
 
 @router.get("/v1/accuracy", summary="How far estimates were from recorded cases")
 async def get_accuracy() -> Response:
-    """By source, errors by what cases share; `counts` and `statistics` of all; `points`: each record's numbers."""
-    return json_response({**read_accuracy(), **read_verdict(), "points": read_points()})
+    """By source, errors by what cases share; `counts` and `statistics` of all; `points`: each record's numbers;
+    `published`: by table, how far estimates are from what others measured."""
+    return json_response({**read_accuracy(), **read_verdict(), "points": read_points(), "published": read_published()})
 
 
 @router.get("/livez", summary="The process answers")

@@ -1,7 +1,7 @@
 """How well the formulas met the recorded cases: those nearest to a question, and all of them.
 
 `python -m validation report` generates the catalogue's `accuracy.json`, `verdict.json` and `records.json` from the
-records; each is read when first asked for.
+records, `python -m validation published` its `published.json`; each is read when first asked for.
 """
 
 from functools import cache
@@ -17,6 +17,7 @@ SOURCES = ("measurement", "trace")
 
 VERDICT_FILE_NAME = "verdict.json"
 POINTS_FILE_NAME = "records.json"
+PUBLISHED_FILE_NAME = "published.json"
 PEAKS = {
     "allocated": "memory.peak_allocated_bytes",
     "reserved": "memory.peak_reserved_bytes",
@@ -63,3 +64,9 @@ def read_verdict() -> dict[str, Any]:
 def read_points() -> dict[str, dict[str, Any]]:
     """By its key, every record that an estimate is compared with: what was asked, its origin, both sides' numbers."""
     return read_entries(POINTS_FILE_NAME)
+
+
+@cache
+def read_published() -> dict[str, dict[str, Any]]:
+    """By its name, each table of published measurements: its source, how many figures, how far they are from ours."""
+    return read_entries(PUBLISHED_FILE_NAME)

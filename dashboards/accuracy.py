@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
 import calc
-from calc.accuracy import PEAKS, SOURCES, read_points, read_verdict
+from calc.accuracy import PEAKS, SOURCES, read_points, read_published, read_verdict
 from calc.units import format_gib
 
 from .address import query_pairs
@@ -40,11 +40,19 @@ KNOB_WORDS = {
 
 
 def accuracy_view(words: Words) -> dict[str, Any]:
-    """The verdict in words, then each of the three peaks with its figure, statistics and records."""
+    """The verdict in words, each peak with its figure, statistics and records, and what others published."""
     return {
         "headline": " ".join(sentence(source, words) for source in _sources_that_say_most_first()),
         "sections": [section(peak, quantity, words) for peak, quantity in PEAKS.items()],
+        "published": [published_row(table) for table in read_published().values()],
     }
+
+
+def published_row(table: dict[str, Any]) -> dict[str, Any]:
+    """A table of published measurements; errors in percent."""
+    errors = {name: f"{100 * table[f'{name}_relative_error']:.3g} %" for name in ("median", "max")}
+    versions = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
+    return table | errors | {"versions": versions}
 
 
 def sentence(source: str, words: Words) -> str:

@@ -1,4 +1,4 @@
-"""python -m validation: trace, measure, operators, regress, report."""
+"""python -m validation: trace, measure, operators, regress, report, published."""
 
 import argparse
 import json
@@ -10,7 +10,14 @@ DONE, WRONG_QUESTION = 0, 2
 
 def main(arguments: Sequence[str]) -> int:
     """Runs one command; each imports only what it needs: regress no torch, measure nothing of calc."""
-    commands = {"trace": _trace, "measure": _measure, "operators": _operators, "regress": _regress, "report": _report}
+    commands = {
+        "trace": _trace,
+        "measure": _measure,
+        "operators": _operators,
+        "regress": _regress,
+        "report": _report,
+        "published": _published,
+    }
     parser = argparse.ArgumentParser(prog="python -m validation", description=__doc__)
     parser.add_argument("command", choices=commands)
     chosen = parser.parse_args(arguments[:1])
@@ -70,6 +77,14 @@ def _report(arguments: Sequence[str]) -> int:
 
     argparse.ArgumentParser(prog="python -m validation report", description=_report.__doc__).parse_args(arguments)
     return report.main()
+
+
+def _published(arguments: Sequence[str]) -> int:
+    """Compares published measurements with ours: docs/published.md, README.md, the catalogue's published.json."""
+    from validation.published import page
+
+    argparse.ArgumentParser(prog="python -m validation published", description=_published.__doc__).parse_args(arguments)
+    return page.main()
 
 
 if __name__ == "__main__":

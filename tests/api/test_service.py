@@ -46,7 +46,7 @@ def test_no_such_model_is_answered_with_the_nearest(client):
 
 def test_the_accuracy_is_that_of_the_records(client):
     accuracy = client.get("/v1/accuracy").json()
-    assert set(accuracy) == {"measurement", "trace", "counts", "statistics", "points"}
+    assert set(accuracy) == {"measurement", "trace", "counts", "statistics", "points", "published"}
     kinds = Counter(point["kind"] for point in accuracy["points"].values())
     for source in ("measurement", "trace"):
         assert all(entry["cases"] > 0 for entry in accuracy[source].values())
