@@ -12,6 +12,7 @@ from .cache import Cache, CacheUse, Room
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
+from .expert_load import tokens_of, tokens_of_experts
 from .generation import Generation, Growth, with_cache
 from .kernels import (
     BIAS_GRADIENT_MULTIPLE,
@@ -40,7 +41,18 @@ from .outline import Outline, outline
 from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
 from .router_loss import has_router_loss
-from .scenario import PREFIXED, Adapter, Attention, Implementation, Loss, Task, num_prefix_tokens, num_prompt_tokens
+from .scenario import (
+    PREFIXED,
+    Adapter,
+    Attention,
+    ExpertLoad,
+    ExpertsImplementation,
+    Implementation,
+    Loss,
+    Task,
+    num_prefix_tokens,
+    num_prompt_tokens,
+)
 from .sizes import Sizes
 from .step import Step, StepFacts, step
 
@@ -74,7 +86,10 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     built = step(facts)
     course = outline(built, tuple(_layout(built, counts)), accumulates=workload.gradient_accumulation_steps > 1)
     common = common_sizes(architecture, workload, plan)
-    sizes = tuple(Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan)) for layer in groups)
+    sizes = tuple(
+        Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan) | _load_sizes(layer, workload, plan))
+        for layer in groups
+    )
     _count_trained(course, sizes, plan)
     return StepMemory(outline=course, sizes=sizes, workload=asked, plan=plan)
 
@@ -113,9 +128,14 @@ def _growths(architecture: Architecture, begin: int, end: int) -> Iterator[tuple
 
 def _structural(plan: Plan) -> Plan:
     """`plan` without what only sizes depend on."""
-    if plan.adapter is None and plan.eval_accumulation_steps <= MOST_DISTINCT:
+    if plan.adapter is None and plan.eval_accumulation_steps <= MOST_DISTINCT and plan.expert_load is ExpertLoad.EVEN:
         return plan
-    return replace(plan, adapter=None, eval_accumulation_steps=min(plan.eval_accumulation_steps, MOST_DISTINCT))
+    return replace(
+        plan,
+        adapter=None,
+        expert_load=ExpertLoad.EVEN,
+        eval_accumulation_steps=min(plan.eval_accumulation_steps, MOST_DISTINCT),
+    )
 
 
 def _count_trained(step: Outline, sizes: tuple[Sizes, ...], plan: Plan) -> None:
@@ -269,6 +289,7 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         frozen=layer.frozen,
         liger=plan.use_liger_kernel,
         core=_core(layer, dropouts, workload, plan),
+        num_hit=len(_loads(layer, workload, plan)),
         cross=_cross_core(layer, dropouts, workload, plan) if layer.kind.decodes else None,
     )
 
@@ -440,11 +461,24 @@ def layer_sizes(layer: Layer) -> dict[str, int]:
 def _expert_sizes(experts: Experts) -> dict[str, int]:
     return {
         "X": experts.num_experts,
+        "X+1": experts.num_experts + 1,
         "Y": experts.num_experts_per_tok,
         "G": experts.shared_intermediate_size,
         "Xg": experts.num_groups,
         "Yg": experts.num_groups_per_tok,
     }
+
+
+def _loads(layer: Layer, workload: Workload, plan: Plan) -> list[int]:
+    """Where a layer's experts run in a loop, the tokens of each that gets any."""
+    if layer.experts is None or plan.experts_implementation is ExpertsImplementation.GROUPED_MM:
+        return []
+    num_tokens = workload.micro_batch_size * workload.sequence_length
+    return [tokens for tokens in tokens_of_experts(plan.expert_load, layer.experts, num_tokens) if tokens]
+
+
+def _load_sizes(layer: Layer, workload: Workload, plan: Plan) -> dict[str, int]:
+    return {tokens_of(number): tokens for number, tokens in enumerate(_loads(layer, workload, plan), 1)}
 
 
 def _latent_sizes(layer: Layer, latent: Latent) -> dict[str, int]:

@@ -36,6 +36,7 @@ SYMBOLS = {
     "F": "intermediate_size, of one expert where there are several",
     "G": "shared_expert_intermediate_size",
     "X": "num_experts",
+    "X+1": "num_experts + 1",
     "Y": "num_experts_per_tok",
     "Xg": "n_group, of the experts",
     "Yg": "topk_group",

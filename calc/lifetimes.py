@@ -119,7 +119,7 @@ class _Builder:
         self.local.discard(self._storage(section.output))
         keeping = [saved_for_backward(row, self.required) for row in section.rows]
         self.saved = [
-            list(dict.fromkeys(self._storage(each) for each in kept if each.kind not in OWNED)) for kept in keeping
+            list(dict.fromkeys(each for each in map(self._storage, kept) if each.kind not in OWNED)) for kept in keeping
         ]
         self.saving = [index for index in self._inside() if keeping[index]]
         self.stored = section.region.stored if section.region else frozenset()

@@ -16,6 +16,7 @@ from .architecture import Architecture, Layer
 from .closed_forms import expert_capacity, expert_combinations
 from .errors import ConfigError
 from .estimation import Estimate, estimate_plan
+from .expert_load import tokens_of_experts
 from .hardware import gpu_named
 from .kinds import Mixture
 from .model_source import load_model
@@ -38,6 +39,10 @@ class ExpertDesign:
     """Ways to choose a token's experts, whatever their groups."""
     capacity: int
     """Tokens of the micro-batch that come to each expert when they are spread evenly."""
+    largest_load: int
+    """Tokens of the expert that gets most of them, as `expert_load` spreads them."""
+    dropped: int
+    """How often a token's expert would have no place left for it, with a capacity of that many tokens each."""
     is_asked: bool
     """The model as it is."""
     estimate: Estimate
@@ -99,12 +104,17 @@ def _design(scenario: Scenario, architecture: Architecture, *, is_asked: bool) -
     layer, experts = next((layer, layer.experts) for layer, _ in architecture.layers if layer.experts)
     resolved, workload, plan = resolve(scenario, architecture)
     counts = {"num_experts": experts.num_experts, "experts_per_token": experts.num_experts_per_tok}
+    num_tokens = workload.micro_batch_size * workload.sequence_length
+    capacity = expert_capacity(num_tokens=num_tokens, **counts)
+    loads = tokens_of_experts(plan.expert_load, experts, num_tokens)
     return ExpertDesign(
         num_experts=experts.num_experts,
         num_experts_per_tok=experts.num_experts_per_tok,
         expert_size=layer.intermediate_size,
         combinations=expert_combinations(**counts),
-        capacity=expert_capacity(num_tokens=workload.micro_batch_size * workload.sequence_length, **counts),
+        capacity=capacity,
+        largest_load=max(loads),
+        dropped=sum(max(0, load - capacity) for load in loads),
         is_asked=is_asked,
         estimate=estimate_plan(resolved, workload, plan, gpu_named(scenario.gpu) if scenario.gpu else None),
     )

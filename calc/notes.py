@@ -14,6 +14,7 @@ from .scenario import (
     AdapterKind,
     Attention,
     CacheImplementation,
+    ExpertsImplementation,
     Implementation,
     Loss,
     Optimizer,
@@ -49,7 +50,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_evaluation(plan),
         *_of_inference(plan),
         *_of_time(plan, gpu),
-        *_of_experts(architecture),
+        *_of_experts(architecture, plan),
         *_of_plan(plan),
         *_of_optimizer(plan),
         *_of_loss(plan),
@@ -114,12 +115,18 @@ def _of_attention(architecture: Architecture, workload: Workload, plan: Plan, gp
         )
 
 
-def _of_experts(architecture: Architecture) -> Iterator[str]:
+def _of_experts(architecture: Architecture, plan: Plan) -> Iterator[str]:
     mixtures = {layer.kind.mlp for layer, _ in architecture.layers if isinstance(layer.kind.mlp, Mixture)}
     if any(mixture.runs_all_experts for mixture in mixtures):
         yield (
             "transformers sends every token through every expert of this model, weighted by 0 where it was not chosen: "
             "FLOPs and activations grow with the number of experts. Left out: the routers' auxiliary loss."
+        )
+    elif mixtures and plan.experts_implementation is ExpertsImplementation.EAGER:
+        yield (
+            "Experts run one after the other (experts_implementation = eager): what each keeps and makes for a moment "
+            "is as large as its share of the tokens (expert_load), and each makes a gradient as large as all experts' "
+            "weights. Left out: the temporaries with which the loop looks for its tokens."
         )
     elif mixtures:
         yield (

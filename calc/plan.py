@@ -10,6 +10,7 @@ from .classification import check_head, with_classifier
 from .dtype import DType
 from .encoder_decoder import check_encoder_decoder, target_length
 from .errors import ConfigError, listed
+from .expert_load import Load, expert_load
 from .float8_choices import float8_recipe
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
 from .kinds import Mixture
@@ -27,6 +28,8 @@ from .scenario import (
     AdapterKind,
     Attention,
     CacheImplementation,
+    ExpertLoad,
+    ExpertsImplementation,
     Float8Recipe,
     Implementation,
     Loss,
@@ -119,6 +122,8 @@ class Plan:
     eval_accumulation_steps: int = 0
     cache_implementation: CacheImplementation | None = None
     """Of a generation."""
+    experts_implementation: ExpertsImplementation = ExpertsImplementation.GROUPED_MM
+    expert_load: Load = ExpertLoad.EVEN
 
     @property
     def numerics(self) -> Numerics:
@@ -180,6 +185,8 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
         use_liger_kernel=_liger(scenario, architecture),
         float8_recipe=float8_recipe(scenario, architecture, workload.sequence_length),
         eval_accumulation_steps=scenario.eval_accumulation_steps,
+        experts_implementation=scenario.experts_implementation,
+        expert_load=expert_load(scenario, architecture),
     )
     return architecture, workload, plan
 
@@ -257,6 +264,8 @@ def check_experts(scenario: Scenario, architecture: Architecture) -> None:
     if scenario.optimizer is Optimizer.ADAFACTOR:
         raise ConfigError("optimizer", "adafactor", "is not supported yet for a mixture of experts")
     if all(isinstance(layer.kind.mlp, Mixture) and layer.kind.mlp.runs_all_experts for layer in mixed):
+        return
+    if scenario.experts_implementation is not ExpertsImplementation.GROUPED_MM:
         return
     multiple = GROUPED_ROW_BYTES // NUMERICS[scenario.precision].weights.itemsize
     for name, size in (("hidden_size", architecture.hidden_size), ("intermediate_size", mixed[0].intermediate_size)):

@@ -21,6 +21,7 @@ LARGEST_SIZE = 10**9
 Size = Annotated[int, Field(strict=True, ge=1, le=LARGEST_SIZE)]
 LayerIndex = Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)]
 PositiveNumber = Annotated[float, Field(strict=True, gt=0, allow_inf_nan=False)]
+Count = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Probability = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 
 
@@ -99,6 +100,20 @@ LINEAR_AND_FUSED_ATTENTION = (
 does not need (no biases)."""
 
 
+class ExpertsImplementation(StrEnum):
+    """transformers' names."""
+
+    GROUPED_MM = "grouped_mm"
+    EAGER = "eager"
+
+
+class ExpertLoad(StrEnum):
+    """How tokens spread over a mixture's experts."""
+
+    EVEN = "even"
+    WORST = "worst"
+
+
 class Float8Recipe(StrEnum):
     """torchao's names (Float8LinearRecipeName)."""
 
@@ -175,6 +190,13 @@ def _numbers(layers: object) -> object:
     if not isinstance(listed, list | tuple):
         return layers
     return tuple(int(each) if isinstance(each, str) and each.isdecimal() else each for each in listed)
+
+
+def _counts(load: object) -> object:
+    """A list, or the name of a load; an address writes numbers as text."""
+    if isinstance(load, str) and "," in load:
+        return tuple(load.split(","))
+    return load
 
 
 PROMPTED = frozenset({AdapterKind.PROMPT_TUNING, AdapterKind.P_TUNING})
@@ -332,6 +354,12 @@ class Scenario(Question):
     output_router_logits: Annotated[bool, Field(strict=True)] | None = None
     """Mixtures of experts: the routers' logits are among the outputs, and their auxiliary loss is added to the loss
     (load_balancing_loss_func); none = what the config says."""
+    experts_implementation: ExpertsImplementation = ExpertsImplementation.GROUPED_MM
+    """Mixtures of experts: one grouped product for all of them, transformers' default, or (eager) a loop over those
+    that get tokens."""
+    expert_load: Annotated[ExpertLoad | tuple[Count, ...], BeforeValidator(_counts)] = ExpertLoad.EVEN
+    """Mixtures of experts: how tokens spread over them: evenly, all to the same (worst), or a number for each expert,
+    comma-separated, in any unit. With the grouped product no size depends on it."""
     hold_outputs: Annotated[bool, Field(strict=True)] = False
     """The model's outputs, logits among them, live until backward ends; Trainer drops them before."""
     eval_accumulation_steps: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 0

@@ -10,6 +10,7 @@ from calc.scenario import (
     AdapterDType,
     Attention,
     CacheImplementation,
+    ExpertsImplementation,
     Float8Recipe,
     Implementation,
     Loss,
@@ -38,6 +39,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "attention": tuple(kernel for kernel in Attention if kernel in SUPPORTED["attention"]),
     "loss": tuple(Loss),
     "output_router_logits": ("", *YES_OR_NO),
+    "experts_implementation": tuple(ExpertsImplementation),
     "hold_outputs": YES_OR_NO,
     "use_liger_kernel": YES_OR_NO,
     "float8_recipe": ("", *Float8Recipe),
@@ -57,12 +59,13 @@ NUMBERS = frozenset(
 
 NAMES = (
     "recompute_saved_operators",
+    "expert_load",
     "adapter.target_modules",
     "adapter.layers_to_transform",
     "adapter.feedforward_modules",
     "adapter.modules_to_save",
 )
-"""Lists of the names of operators and modules."""
+"""Lists: the names of operators and modules, what each expert gets."""
 
 LENGTHS = tuple(size for power in range(7, 17) for size in (2**power, 3 * 2 ** (power - 1)))
 STOPS = {

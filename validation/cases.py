@@ -41,6 +41,8 @@ STEP: dict[str, Any] = {
     "float8_recipe": None,
     "loss": "cross-entropy",
     "output_router_logits": None,
+    "experts_implementation": "grouped_mm",
+    "expert_load": "even",
     "hold_outputs": False,
     "eval_accumulation_steps": 0,
     "adapter": None,

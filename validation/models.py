@@ -173,8 +173,7 @@ def build_job(
     optimizers = supported("optimizer", scenario.optimizer, OPTIMIZERS)
     # A copy: transformers writes into nested fields (rope_scaling).
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
-    if scenario.output_router_logits is not None:
-        hf_config.output_router_logits = scenario.output_router_logits
+    choose_for_experts(hf_config, scenario)
     classifies = with_labels(hf_config, scenario)
     auto_class = AutoModelForSequenceClassification if classifies else LANGUAGE_MODELS[config["model_type"]]
     model_class: Any = auto_class._model_mapping[type(hf_config)]
@@ -221,6 +220,14 @@ def build_job(
         output_length=scenario.output_length or 0,
         cache_implementation=scenario.cache_implementation or "dynamic",
     )
+
+
+def choose_for_experts(hf_config: Any, scenario: Scenario) -> None:
+    """How a mixture's experts run, and whether its routers have a loss."""
+    if scenario.experts_implementation != "grouped_mm":  # transformers' default, which other models refuse
+        hf_config._experts_implementation = str(scenario.experts_implementation)
+    if scenario.output_router_logits is not None:
+        hf_config.output_router_logits = scenario.output_router_logits
 
 
 def from_config(auto_class: Any, hf_config: Any, **options: Any) -> Any:

@@ -22,6 +22,7 @@ from calc.scenario import Attention, Optimizer, Parallel, Scenario, Task, scenar
 from validation import sdpa
 from validation.as_on_cuda import as_on_cuda, keep_on_host, only_reference_counting
 from validation.cuda_kernels import checkpoint_contexts
+from validation.expert_loads import spread
 from validation.models import CannotRun, Job, build_job, parameter_counts, supported
 from validation.quick_fakes import QuickFakeTensorMode
 from validation.recorder import FIRST_STEP, CudaCalls, Event, PhaseBytes, StepRecorder, storage_bytes
@@ -56,7 +57,12 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
         raise CannotRun("optimizer", scenario.optimizer, ["all others: its states page only where there is a GPU"])
     kernel = supported("attention", scenario.attention, KERNELS)
     contexts = partial(checkpoint_contexts, scenario.attention)
-    with QuickFakeTensorMode(allow_non_fake_inputs=True), as_on_cuda(scenario.attention), only_reference_counting():
+    with (
+        QuickFakeTensorMode(allow_non_fake_inputs=True),
+        as_on_cuda(scenario.attention),
+        only_reference_counting(),
+        spread(scenario),
+    ):
         with CudaCalls():
             job = build_job(scenario, config, "cpu", kernel, contexts)
         keep_on_host(getattr(job.model, "prompt_tokens", {}))

@@ -30,7 +30,12 @@ def experts(
     """MixtralSparseMoeBlock.forward: the rows, the output, and what the block holds until it returns."""
     routing, held = router(x, mixture, numerics)
     weights, indices = held[:2]
-    computing, out = _experts(x, weights, indices, mixture, facts, numerics)
+    if facts.num_hit:
+        from .expert_loop import looped_experts  # few steps have any
+
+        computing, out = looped_experts(x, weights, indices, mixture, facts, numerics)
+    else:
+        computing, out = _experts(x, weights, indices, mixture, facts, numerics)
     if mixture.records_logits:
         routing.append(Row(name=RECORDED, reads=held[LOGITS : LOGITS + 1]))
     routing = stamped(routing, Component.MLP, f"mlp.{mixture.gate}")
@@ -77,15 +82,15 @@ def _experts(
     rows = [
         Row(name="sort", reads=(indices,), writes=(by_expert, order)),
         Row(name="floor_divide", reads=(order,), writes=(tokens,)),
-        _indexed(x, tokens, chosen),
-        _indexed(weights, order, chosen_weights),
+        indexed(x, tokens, chosen),
+        indexed(weights, order, chosen_weights),
         Row(name="to", reads=(by_expert,), writes=(numbers,)),
         Row(name="histc", reads=(numbers,), writes=(counts,)),
         Row(name="cumsum", reads=(counts,), writes=(ends,)),
         *computing,
         multiply(result, chosen_weights, weighted),
         Row(name="index_put_", reads=(order,), writes=(back,), temporaries=(arange,)),
-        _indexed(weighted, back, restored),
+        indexed(weighted, back, restored),
         _summed(restored, summed if rounds else out, mixture),
         *([cast(summed, out)] if rounds else []),
         frame(by_expert, order, numbers, counts, ends, chosen, chosen_weights, result, back, restored, summed, *biases),
@@ -93,7 +98,7 @@ def _experts(
     return rows, out
 
 
-def _indexed(x: Tensor, index: Tensor, out: Tensor) -> Row:
+def indexed(x: Tensor, index: Tensor, out: Tensor) -> Row:
     """`x[index]`: keeps the index; its gradient is zeros that are added to in place (index_backward)."""
     return Row(name="index", reads=(x, index), writes=(out,), gradients=(Gradient(of=x),), saves=(index,))
 
@@ -185,7 +190,7 @@ def _with_bias(
         elementwise_flops=1,
     )
     product = Product((), CHOSEN, out_dims, in_dims)
-    return [_indexed(bias, by_expert, biases), _grouped(x, weight, ends, bare, product, turned=False), adding], biases
+    return [indexed(bias, by_expert, biases), _grouped(x, weight, ends, bare, product, turned=False), adding], biases
 
 
 def _clamped(x: Tensor, out: Tensor, *, num_bounds: int) -> Row:

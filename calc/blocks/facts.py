@@ -24,6 +24,8 @@ class LayerFacts(NamedTuple):
     liger: bool
     """Its norms, MLP and rotary positions are Liger's."""
     core: AttentionCore
+    num_hit: int = 0
+    """Experts that get tokens, which run in a loop; 0: as one grouped product, or there are none."""
     cross: AttentionCore | None = None
     """Of the attention to the encoder's output."""
 

@@ -84,6 +84,8 @@ READ_BY_THE_ENGINE = {
     "loss": "chunked-cross-entropy",
     "hold_outputs": True,
     "output_router_logits": True,
+    "experts_implementation": "eager",
+    "expert_load": "worst",
     "use_liger_kernel": True,
     "float8_recipe": "tensorwise",
     "adapter": Adapter(),
@@ -113,6 +115,8 @@ WITH_OTHERS_THAN_GPT2 = {
     "use_liger_kernel": "qwen3-0.6b",
     "float8_recipe": "qwen3-0.6b",
     "output_router_logits": "mixtral-8x7b",
+    "experts_implementation": "mixtral-8x7b",
+    "expert_load": "mixtral-8x7b",
 }
 WITHOUT_EFFECT = {"adapter.alpha"}
 """Scales the branch; its docstring says that it changes no size."""
@@ -130,6 +134,8 @@ def test_every_field_has_an_effect_or_is_refused(field: str) -> None:
         plain["num_labels"] = 2
     if field == "recompute_saved_operators":
         plain["recompute"] = "operators"
+    if field == "expert_load":
+        plain["experts_implementation"] = "eager"
     if field == "target_length":
         plain["model"] = {"model_type": "t5"}
     assert answer(**plain) != answer(**plain | {field: READ_BY_THE_ENGINE[field]})

@@ -81,6 +81,23 @@ def test_capacity_of_the_founding_text() -> None:
     assert {design.capacity for design in designs()} == {2 * TOKENS // 16}
 
 
+@pytest.mark.parametrize(
+    ("load", "largest", "dropped"),
+    [
+        ("even", TOKENS // 8, 0),
+        ("worst", TOKENS, 2 * (TOKENS - TOKENS // 8)),
+        (
+            (3, 2, *(1,) * 11, 0, 0, 0),
+            TOKENS * 6 // 16,
+            TOKENS * 6 // 16 - TOKENS // 8 + TOKENS * 4 // 16 - TOKENS // 8,
+        ),
+    ],
+)
+def test_tokens_that_a_capacity_would_drop(load: Any, largest: int, dropped: int) -> None:
+    [asked] = [each for each in designs(expert_load=load) if each.is_asked]
+    assert (asked.largest_load, asked.dropped) == (largest, dropped)
+
+
 @pytest.mark.parametrize(("num_experts", "chosen"), [(5, 2), (6, 6), (4, 1)])
 def test_combinations_are_counted(num_experts: int, chosen: int) -> None:
     counted = closed_forms.expert_combinations(num_experts=num_experts, experts_per_token=chosen)

@@ -70,6 +70,7 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "accumulate_grads_in_fp32": {"precision": "bf16"},
         "implementation": {"precision": "bf16", "model": "gpt2"},
         "output_router_logits": {"model": "mixtral-8x7b"},
+        "experts_implementation": {"model": "mixtral-8x7b"},
         "efficient": {"model": "gpt2"},
         "weight_dtype": {"task": "inference"},
         "cache_implementation": {"task": "inference"},
