@@ -66,6 +66,7 @@ def _branch(adapted: LinearModule, x: Tensor, types: Numerics) -> tuple[list[Row
         *casts_weighted,
         *casts_x,
         matmul("linear", low_x, low_weighted, inner, Product((), adapted.product.m, RANK, inside)),
+        frame(x, weighted),
         *casts_left,
         matmul("linear", inner, low_left, outer, Product((), adapted.product.m, outside, RANK)),
         scale(outer, scaled),

@@ -8,14 +8,32 @@ in two files, which run side by side; eight times as many in `make test-full`.
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
 from calc import Scenario
+from calc.scenario import Adapter, AdapterDType, AdapterKind, Attention, Precision, Recompute
 from tests.validation.random_steps import SLOW, TIMES, agree, assert_random_step, scenarios
 from validation.trace import trace
 
+OPERANDS_HELD = Scenario(
+    model={
+        "model_type": "gpt2", "n_embd": 10, "n_head": 1, "n_layer": 1, "n_inner": 29, "vocab_size": 16,
+        "n_positions": 160, "tie_word_embeddings": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0,
+    },
+    micro_batch_size=3,
+    sequence_length=63,
+    precision=Precision.FP16_AUTOCAST,
+    attention=Attention.MATH,
+    recompute=Recompute.FULL,
+    adapter=Adapter(
+        kind=AdapterKind.ADALORA, rank=9, dropout=0.1, target_modules=("all-linear",), dtype=AdapterDType.BASE
+    ),
+)  # fmt: skip
+"""Its peak is the first product of the last AdaLoRA branch, run again, whose operands the expression still holds."""
+
 
 @settings(SLOW, max_examples=130 * TIMES)
+@example(scenario=OPERANDS_HELD)
 @given(scenario=scenarios("gpt2"))
 def test_random_steps_of_gpt2(scenario: Scenario) -> None:
     assert_random_step(scenario)
