@@ -28,18 +28,17 @@ device."""
 
 
 def likenesses(model_type: str, plan: Plan) -> list[str]:
-    """What a recorded case may share with the question, the most first."""
-    family = f"{model_type}, {plan.implementation}, {plan.precision}"
+    """What a recorded case may share with the question, the most first; always what runs."""
+    family = f"{model_type}, {plan.task}, {plan.implementation}, {plan.precision}"
     kernel = f"{family}, {plan.attention}"
+    if plan.task is Task.INFERENCE:
+        return [f"{kernel}, {plan.cache_implementation} cache", kernel, family]
     adapter = plan.adapter.kind if plan.adapter else "no adapter"
     return [f"{kernel}, recompute {plan.recompute}, {plan.optimizer}, {adapter}", kernel, family]
 
 
 def nearest_accuracy(model_type: str, plan: Plan) -> dict[str, Any] | None:
-    """`accuracy` of the Estimate: errors of peak_allocated_bytes in the recorded cases that share most; or None. The
-    recorded cases are training steps."""
-    if plan.task is not Task.TRAINING:
-        return None
+    """`accuracy` of the Estimate: errors of peak_allocated_bytes in the recorded cases that share most; or None."""
     recorded = read_accuracy()
     for alike in likenesses(model_type, plan):
         for source in SOURCES:

@@ -51,6 +51,7 @@ STEP: dict[str, Any] = {
     "batch_size": None,
     "prompt_length": None,
     "output_length": None,
+    "cache_implementation": None,
 }
 ADAPTER: dict[str, Any] = {
     "kind": "lora",
@@ -117,12 +118,17 @@ def config_of(scenario: dict[str, Any]) -> dict[str, Any]:
     return catalogue()[model]["config"] if isinstance(model, str) else model
 
 
+NUM_LAYERS = ("num_hidden_layers", "n_layer")
+"""What configs call it; the older ones by the second name."""
+
+
 def cut(model: str, layers: int) -> dict[str, Any]:
     """The catalogue's `model` with fewer layers, which its name says."""
     config = config_of({"model": model})
-    name = f"{model}-{layers}-of-{config['num_hidden_layers']}-layers"
+    field = next(name for name in NUM_LAYERS if name in config)
+    name = f"{model}-{layers}-of-{config[field]}-layers"
     kinds = {"layer_types": config["layer_types"][:layers]} if config.get("layer_types") else {}
-    return config | kinds | {"num_hidden_layers": layers, "_name_or_path": name}
+    return config | kinds | {field: layers, "_name_or_path": name}
 
 
 def retied(model: str | dict[str, Any]) -> dict[str, Any]:

@@ -36,9 +36,8 @@ HISTORY_ENTRIES = 10**7
 
 LOSS = "loss"
 """A part of forward."""
-PHASES = (Phase.FORWARD, Phase.BACKWARD, Phase.OPTIMIZER)
-"""Of a training step."""
-ORDER = (Phase.FORWARD, LOSS, Phase.BACKWARD, Phase.OPTIMIZER)
+ORDER = (Phase.FORWARD, LOSS, Phase.BACKWARD, Phase.OPTIMIZER, Phase.PREFILL, Phase.BETWEEN, Phase.DECODE)
+"""Of a training step, then of a generation."""
 
 
 def counters() -> dict[str, int]:
@@ -85,6 +84,14 @@ class PhaseCounters:
 
     def highest(self, counter: str) -> int:
         return max(phase[f"peak_{counter}_bytes"] for phase in self.phases.values())
+
+    @property
+    def peak_phase(self) -> str:
+        """The first with the highest peak; a part is in its phase."""
+        return max(
+            (name for name in ORDER if name in self.phases and name != LOSS),
+            key=lambda phase: self.phases[phase]["peak_allocated_bytes"],
+        )
 
     def named(self) -> list[dict[str, Any]]:
         """In the step's order."""
@@ -213,7 +220,7 @@ def packed(history: list[int]) -> str:
     return base64.b64encode(zlib.compress(json.dumps(history, separators=(",", ":")).encode(), 9)).decode()
 
 
-def profiled(step: Callable[[], None]) -> dict[str, Any]:
+def profiled(step: Callable[[], object]) -> dict[str, Any]:
     """Kernel seconds by kind, matmul FLOPs and the attention backend of one step, as torch's profiler sees it."""
     return summary(kineto_events(step, torch.profiler.ProfilerActivity.CUDA))
 

@@ -1,4 +1,4 @@
-"""Training steps measured on a CUDA device: the worker of `python -m validation measure`.
+"""Training steps and generations measured on a CUDA device: the worker of `python -m validation measure`.
 
 Needs torch, transformers, peft and nvidia-ml-py, and nothing of calc. A worker process measures case after case, so
 that the GPU's time goes into steps and not into imports; after an out-of-memory a new one goes on. What the records
@@ -10,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,11 +24,23 @@ from validation.machine import Machine, start
 from validation.models import Job, build_job, parameter_counts, supported
 from validation.questions import QUESTIONS, Question
 from validation.records import Record, file_of, read
-from validation.step import training_step
+from validation.step import Phase, training_step, whole_generation
+from validation.storages import storage_bytes
 from validation.suites import MEASURED
 from validation.supervisor import NEW_PROCESS, SUITE_NAMES, parser
 
 Asked = Case | Question
+During = Callable[[Phase], AbstractContextManager[None]]
+
+
+def generate(job: Job, during: During) -> int:
+    """One generation; gives the bytes of the cache it leaves."""
+    return storage_bytes(whole_generation(job, during))
+
+
+Step = Callable[[Job, During], int | None]
+STEPS: dict[str, Step] = {"training": training_step, "inference": generate}
+"""By the scenario's task."""
 
 SUITES: dict[str, Sequence[Asked]] = dict(zip(SUITE_NAMES, (QUESTIONS, *MEASURED.values()), strict=True))
 
@@ -146,9 +158,9 @@ def run(case: Case, machine: Machine, measured: dict[str, Any]) -> None:
 
 
 def run_steps(case: Case, machine: Machine, measured: dict[str, Any]) -> None:
-    """The first step, the second, which is the steady one, then times, then a profile."""
+    """The first step or generation, the second, which is the steady one, then times, then a profile."""
     scenario = as_object(case.scenario)
-    supported("task", scenario.task, {"training": None})
+    step = supported("task", scenario.task, STEPS)
     with restricted_to(scenario.attention):
         kernel = "eager" if scenario.attention == "eager" else "sdpa"
         job = build_job(scenario, config_of(case.scenario), "cuda", kernel)
@@ -156,12 +168,12 @@ def run_steps(case: Case, machine: Machine, measured: dict[str, Any]) -> None:
         lay_out = taken_apart(job)
         with cuda.history(case.history, measured):
             lay_out()
-            first, before = counted_step(job), torch.cuda.memory_allocated()
-            steady, own = counted_step(job), machine.own_bytes()
+            (first, _), before = counted(step, job), torch.cuda.memory_allocated()
+            (steady, cached), own = counted(step, job), machine.own_bytes()
         measured["parameters"] = parameter_counts(job.model)
-        measured["memory"] = memory(first, before, steady, own)
-        measured["time"] = times([timed_step(job) for _ in range(TIMED_STEPS)])
-        measured["profile"] = cuda.profiled(lambda: training_step(job, lambda _: nullcontext()))
+        measured["memory"] = memory(first, steady, own) | left(steady, before, cached)
+        measured["time"] = times([timed(step, job) for _ in range(TIMED_STEPS)])
+        measured["profile"] = cuda.profiled(lambda: step(job, lambda _: nullcontext()))
     if scenario.attention == "eager":  # all its products are matmuls, the only ones the profiler counts
         measured["flops"] = {"total": measured["profile"]["matmul_flops"]}
 
@@ -199,32 +211,38 @@ def prevent_skipped_steps(job: Job) -> None:
         job.scaler.load_state_dict(job.scaler.state_dict() | {"scale": 1.0})
 
 
-def counted_step(job: Job) -> cuda.PhaseCounters:
+def counted(step: Step, job: Job) -> tuple[cuda.PhaseCounters, int | None]:
     marks = cuda.PhaseCounters()
     with cuda.loss_marked(job.model, marks):
-        training_step(job, marks.during)
-    return marks
+        return marks, step(job, marks.during)
 
 
-def timed_step(job: Job) -> dict[str, float]:
+def timed(step: Step, job: Job) -> dict[str, float]:
     marks = cuda.PhaseTimes()
-    training_step(job, marks.during)
+    step(job, marks.during)
     return marks.seconds()
 
 
-def memory(first: cuda.PhaseCounters, before: int, steady: cuda.PhaseCounters, own: int) -> dict[str, Any]:
+def left(steady: cuda.PhaseCounters, before: int, cached: int | None) -> dict[str, int]:
+    """What forward leaves: for the tokens to come a cache; without one what backward needs, beyond what is allocated
+    `before`, between the steps."""
+    if cached is not None:
+        return {"kv_cache_bytes": cached}
+    return {"saved_activation_bytes": steady.first_forward_end_bytes - before}
+
+
+def memory(first: cuda.PhaseCounters, steady: cuda.PhaseCounters, own: int) -> dict[str, Any]:
     """The Estimate's names. torch's counters are as torch gives them: allocated with the libraries' workspaces.
 
-    `before`: allocated between the steps; `own`: this process's bytes of the device after the steady step, which are
-    those at its peak, since the allocator returns nothing.
+    `own`: this process's bytes of the device after the steady step, which are those at its peak, since the allocator
+    returns nothing.
     """
     return {
-        "saved_activation_bytes": steady.first_forward_end_bytes - before,
         "phases": steady.named(),
         "first_step_phases": first.named(),
         "first_step_peak_allocated_bytes": first.highest("allocated"),
         **{f"peak_{counter}_bytes": steady.highest(counter) for counter in cuda.COUNTERS},
-        "peak_phase": max(cuda.PHASES, key=lambda phase: steady.phases[phase]["peak_allocated_bytes"]),
+        "peak_phase": steady.peak_phase,
         "device_bytes": own,
         "context_bytes": own - torch.cuda.memory_reserved(),
         "allocation_retries": torch.cuda.memory_stats()["num_alloc_retries"],

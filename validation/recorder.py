@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from validation.cuda_kernels import RunningAgain, cuda_call, hidden_workspace_bytes, round_up
+from validation.cuda_kernels import RunningAgain, cuda_call, hidden_workspace_bytes
 from validation.cuda_losses import CHUNKED_LOSS, chunked_loss
 from validation.step import Phase
+from validation.storages import allocated_bytes
 
-ALLOCATION_UNIT_BYTES = 512
 FIRST_STEP = 1
 FREE = "free"
 
@@ -113,7 +113,7 @@ class StepRecorder(TorchDispatchMode):
         """Counts the storages of `tensors` from now to their end; those on the host count nothing."""
         for tensor in tree_leaves(tensors):
             if isinstance(tensor, FakeTensor) and (key := tensor.untyped_storage()._cdata) not in self.alive:
-                size = round_up(tensor.untyped_storage().nbytes(), ALLOCATION_UNIT_BYTES) * on_device
+                size = allocated_bytes(tensor.untyped_storage().nbytes()) * on_device
                 self.storages += 1
                 if not on_device:
                     self.on_host.add(key)
@@ -136,7 +136,7 @@ class StepRecorder(TorchDispatchMode):
         self.ended[self.step].append(PhaseBytes(phase, self.peak_bytes, self.live_bytes))
 
     def _hold_inside(self, op: Any, sizes: list[int]) -> None:
-        sizes = [round_up(size, ALLOCATION_UNIT_BYTES) for size in sizes]
+        sizes = [allocated_bytes(size) for size in sizes]
         for size in sizes:
             self.storages += 1
             self._change(str(op), self.storages, size)
@@ -163,9 +163,3 @@ class CudaCalls(TorchDispatchMode):
         if wraps_others(types):
             return NotImplemented
         return cuda_call(func, args, kwargs or {}, in_engine=False)
-
-
-def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
-    """Bytes of the tensors' storages, each once, rounded up to the allocator's unit."""
-    sizes = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
-    return sum(round_up(size, ALLOCATION_UNIT_BYTES) for size in sizes.values())

@@ -30,6 +30,8 @@ class Phase(StrEnum):
     OPTIMIZER = "optimizer"
     PREFILL = "prefill"
     DECODE = "decode"
+    BETWEEN = "between"
+    """The passes that add a token before the last, which is `decode`."""
 
 
 def training_step(job: Job, during: Callable[[Phase], AbstractContextManager[None]]) -> None:
@@ -88,6 +90,22 @@ def generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
         token = job.input_ids.new_zeros(job.input_ids.shape[0], 1)
         with during(Phase.DECODE):
             outputs = job.model(input_ids=token, **options)
+        del outputs
+        return held(cache)
+
+
+def whole_generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]) -> list[torch.Tensor]:
+    """The same with every pass between, each adding the likeliest token."""
+    cache = cache_of(job)
+    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+    with torch.no_grad():
+        with during(Phase.PREFILL):
+            outputs = job.model(input_ids=job.input_ids, **options)
+        for later in reversed(range(job.output_length)):
+            token = outputs.logits.argmax(-1)
+            del outputs
+            with during(Phase.BETWEEN if later else Phase.DECODE):
+                outputs = job.model(input_ids=token, **options)
         del outputs
         return held(cache)
 

@@ -6,6 +6,7 @@ a layer is the same in all layers, so a few layers show it, and the GPU's minute
 
 from typing import Any
 
+from validation import generation_cases
 from validation.cases import Case, case, config_of, cut, retied
 from validation.pairwise import Choice, all_pairs
 
@@ -183,6 +184,7 @@ TRACES = [
     case(cut("deepseek-v2-lite", 2), 2, 333, adapter={"kind": "lora", "target_modules": ["o_proj"]}, holdout=True),
     case(MODERNBERT, 1, 1000, recompute="full", precision="bf16", holdout=True),
     case(cut("smollm2-360m", 4), 3, 222, task="evaluation", eval_accumulation_steps=2, holdout=True),
+    *generation_cases.TRACED,
 ]
 
 # --- measured: each knob alone ------------------------------------------------------------------------------------
@@ -351,7 +353,13 @@ HOLDOUT = [
     case("qwen3-4b", 1, 900, attention="flash", precision="bf16", optimizer="adamw-for-loop", holdout=True),
 ]
 
-MEASURED = {"alone": ALONE, "pairs": PAIRS, "sizes": SIZES, "holdout": HOLDOUT}
+MEASURED = {
+    "alone": ALONE,
+    "pairs": PAIRS,
+    "sizes": SIZES,
+    "holdout": HOLDOUT,
+    "inference": generation_cases.MEASURED,
+}
 """In the order in which they are measured; each takes at most eight minutes of an H200."""
 
 SUITES = {"traces": TRACES, **MEASURED}

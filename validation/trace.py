@@ -25,8 +25,9 @@ from validation.cuda_kernels import checkpoint_contexts
 from validation.expert_loads import spread
 from validation.models import CannotRun, Job, build_job, parameter_counts, supported
 from validation.quick_fakes import QuickFakeTensorMode
-from validation.recorder import FIRST_STEP, CudaCalls, Event, PhaseBytes, StepRecorder, storage_bytes
+from validation.recorder import FIRST_STEP, CudaCalls, Event, PhaseBytes, StepRecorder
 from validation.step import Phase, evaluation, forward, generation, training_step
+from validation.storages import storage_bytes
 
 STEADY_STEP = 2
 BETWEEN = 0

@@ -29,6 +29,7 @@ FIELDS = (
     "hold_outputs",
     "use_liger_kernel",
     "float8_recipe",
+    "cache_implementation",
 )
 """Knobs that are called by their field."""
 
@@ -41,6 +42,7 @@ def _in_words(value: Any) -> str:
 
 KNOBS: dict[str, Callable[[Comparison], str]] = {
     "family": lambda each: each.answer.architecture.model_type,
+    "task": lambda each: each.answer.step.plan.task,
     "precision": lambda each: each.answer.step.plan.precision,
     "attention": lambda each: each.answer.step.plan.attention,
     "recompute": lambda each: each.answer.step.plan.recompute,

@@ -9,7 +9,7 @@ import pytest
 
 from calc import accuracy
 from calc.plan import Plan
-from calc.scenario import Attention, Implementation, Precision
+from calc.scenario import Attention, Implementation, Precision, Task
 
 EAGER = Plan(attention=Attention.EAGER)
 
@@ -44,6 +44,7 @@ def test_the_cases_that_share_most_are_the_nearest(recorded: dict[str, dict[str,
     [
         replace(EAGER, implementation=Implementation.MEGATRON),
         replace(EAGER, precision=Precision.ZERO_16),
+        replace(EAGER, task=Task.EVALUATION),
     ],
 )
 def test_nothing_is_said_of_what_was_never_recorded(unlike: Plan) -> None:

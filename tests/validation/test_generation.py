@@ -11,6 +11,7 @@ from calc.scenario import CacheImplementation, Task
 from tests.validation.families import FAMILIES, config_of, configs
 from tests.validation.random_steps import SLOW, TIMES
 from validation.compare import leaves, numbers
+from validation.step import whole_generation
 from validation.trace import trace
 
 Choices = dict[str, Any]
@@ -64,6 +65,22 @@ def test_single_tokens_with_heads_too_large_for_groups(cache: str) -> None:
     config = config_of("llama") | {"head_dim": 264, "num_key_value_heads": 2}
     asked: Choices = {"batch_size": 2, "prompt_length": 12, "output_length": 3, "cache_implementation": cache}
     agrees(Scenario(model=config, task=Task.INFERENCE, **asked), config)
+
+
+@pytest.mark.parametrize("kept", ["dynamic", "static"])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text", "deepseek_v2"])
+def test_the_passes_left_out_between_change_nothing(
+    model_type: str, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(model_type) | ({"sliding_window": 6} if model_type == "gemma3_text" else {})
+    asked: Choices = {"batch_size": 2, "prompt_length": 5, "output_length": 6, "cache_implementation": kept}
+    scenario = estimate(Scenario(model=config, task=Task.INFERENCE, **asked)).scenario
+    shortened = trace(scenario, config).memory
+    monkeypatch.setattr("validation.trace.generation", whole_generation)
+    whole = trace(scenario, config).memory
+    phases = [phase for phase in whole["phases"] if phase["name"] != "between"]
+    assert len(phases) < len(whole["phases"])
+    assert whole | {"phases": phases} == shortened
 
 
 def words(choices: Choices) -> str:

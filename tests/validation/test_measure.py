@@ -17,9 +17,12 @@ from unittest.mock import patch
 import pytest
 import torch
 
+from calc import Scenario, estimate
 from validation import cuda, machine, measure, nvml
 from validation.attention_backends import restricted_to
 from validation.cases import Case, as_object, case
+from validation.compare import compare
+from validation.generation_cases import generating
 from validation.machine import Machine
 from validation.models import build_job
 from validation.questions import Question
@@ -121,7 +124,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
 
 
 def measured(asked: Case) -> dict[str, Any]:
-    return measure.measure(asked, MACHINE, FRESH).measured
+    found = measure.measure(asked, MACHINE, FRESH).measured
+    assert "error" not in found, found["error"]
+    return found
 
 
 # --- one case ------------------------------------------------------------------------------------------------------
@@ -241,11 +246,45 @@ def test_matmul_flops_of_an_eager_step_are_the_profilers(fake: FakeCuda) -> None
     assert measured(EAGER)["flops"] == {"total": 3 * forward}
 
 
+GENERATED = generating(TINY, 2, 6, 4, precision="fp32", attention="eager")
+
+
+def test_a_generation_has_its_own_phases_and_leaves_a_cache(fake: FakeCuda) -> None:
+    found = measured(GENERATED)
+    # Each generation reads at the end of each pass: the prompt's, three between, the last token's.
+    phases = found["memory"]["phases"]
+    assert [phase["name"] for phase in phases] == ["prefill", "between", "decode"]
+    assert [phase["peak_allocated_bytes"] for phase in phases] == [(100 + n) * MIB for n in (6, 9, 10)]
+    assert found["memory"]["peak_phase"] == "decode"
+    assert found["memory"]["first_step_peak_allocated_bytes"] == 105 * MIB
+    assert "saved_activation_bytes" not in found["memory"]
+    answer = estimate(Scenario(**GENERATED.scenario))
+    assert found["memory"]["kv_cache_bytes"] == answer.memory.kv_cache_bytes
+    assert found["flops"] == {"total": answer.flops.total}
+    assert found["parameters"]["total"] == answer.parameters.total
+
+
+def test_a_generations_passes_are_timed_apart(fake: FakeCuda) -> None:
+    assert measured(GENERATED)["time"] == {
+        "steps": 5,
+        "prefill_seconds": 0.5,
+        "between_seconds": 1.5,
+        "decode_seconds": 0.5,
+        "step_seconds": 4.5,
+    }
+
+
+def test_a_recorded_generation_is_compared(fake: FakeCuda) -> None:
+    found = {each.quantity for each in compare(measure.measure(GENERATED, MACHINE, FRESH))}
+    assert {"memory.kv_cache_bytes", "memory.phases.decode.peak_allocated_bytes", "flops.total"} <= found
+    assert not {name for name in found if "reserved" in name or "device" in name}
+
+
 def test_an_out_of_memory_is_recorded_with_the_counters(fake: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
     def raise_out_of_memory(*_: object) -> None:
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(measure, "training_step", raise_out_of_memory)
+    monkeypatch.setitem(measure.STEPS, "training", raise_out_of_memory)
     record = measure.measure(EAGER, MACHINE, FRESH)
     assert record.measured["out_of_memory"]["peak_allocated_bytes"] == 101 * MIB
     assert record.failed == "out of memory"
@@ -259,7 +298,7 @@ def test_what_cannot_run_is_recorded_with_its_reason_and_place(
     def raise_error(*_: object) -> None:
         raise error("No available kernel.\nmore")
 
-    monkeypatch.setattr(measure, "training_step", raise_error)
+    monkeypatch.setitem(measure.STEPS, "training", raise_error)
     failed = measure.measure(EAGER, MACHINE, FRESH).failed
     assert failed.startswith(f"{error.__name__}: No available kernel. (test_measure.py:")
 
@@ -439,13 +478,13 @@ def asked_for(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> dict[str, lis
 
 def test_without_a_suite_all_are_measured_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     given = asked_for(monkeypatch)
-    assert list(given) == ["questions", "alone", "pairs", "sizes", "holdout"]
+    assert list(given) == ["questions", "alone", "pairs", "sizes", "holdout", "inference"]
     assert given == {name: [asked.id for asked in suite] for name, suite in measure.SUITES.items()}
 
 
 def test_a_suite_can_be_chosen_and_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(asked_for(monkeypatch, "--suite", "holdout")) == ["holdout"]
-    assert [len(ids) for ids in asked_for(monkeypatch, "--limit", "2").values()] == [2] * 5
+    assert [len(ids) for ids in asked_for(monkeypatch, "--limit", "2").values()] == [2] * 6
     assert set(asked_for(monkeypatch, "--only", "rotary")["questions"]) == {"rotary"}
 
 

@@ -17,8 +17,8 @@ from calc.scenario import Scenario
 from validation import cuda_kernels
 from validation.cuda_kernels import CudaFunctions, checkpoint_contexts
 from validation.models import CannotRun, Job, build_job
-from validation.recorder import storage_bytes
 from validation.step import Phase, forward, training_step
+from validation.storages import storage_bytes
 from validation.trace import Trace, lines, main, trace
 
 GIB = 2**30

@@ -174,7 +174,7 @@ def test_what_report_writes_is_what_the_estimate_reads(monkeypatch: pytest.Monke
     found = accuracy.nearest_accuracy("gpt2", Plan(attention=Attention.EAGER, optimizer=Optimizer.SGD))
     assert found == {
         "compared_with": "trace",
-        "alike": "gpt2, transformers, bf16-autocast, eager",
+        "alike": "gpt2, training, transformers, bf16-autocast, eager",
         "cases": 2,
         "median_relative_error": pytest.approx(0.02),
         "max_relative_error": pytest.approx(0.03),
