@@ -44,13 +44,18 @@ def test_the_cases_that_share_most_are_the_nearest(recorded: dict[str, dict[str,
     [
         replace(EAGER, implementation=Implementation.MEGATRON),
         replace(EAGER, precision=Precision.ZERO_16),
-        replace(EAGER, task=Task.EVALUATION),
     ],
 )
 def test_nothing_is_said_of_what_was_never_recorded(unlike: Plan) -> None:
     assert accuracy.nearest_accuracy("gpt2", EAGER) is not None
     assert accuracy.nearest_accuracy("gpt2", unlike) is None
     assert accuracy.nearest_accuracy("bloom", EAGER) is None
+
+
+@pytest.mark.parametrize("other", [Task.EVALUATION, Task.INFERENCE])
+def test_a_case_of_another_task_is_not_alike(other: Task) -> None:
+    there = accuracy.likenesses("gpt2", replace(EAGER, task=other))
+    assert set(there).isdisjoint(accuracy.likenesses("gpt2", EAGER))
 
 
 def test_the_file_is_read_when_first_asked_for() -> None:

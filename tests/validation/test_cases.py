@@ -18,6 +18,17 @@ from validation.cases import (
 from validation.models import build_job
 
 
+NOT_OF_THE_JOB = {
+    *("model", "gpu", "num_gpus", "parallel", "torch_compile"),
+    *("weight_dtype", "kv_cache_dtype", "page_size"),
+}
+"""Read by no real model's run: what it runs on, what is only estimated, types that a case says as its precision."""
+
+
+def test_every_field_that_a_job_may_read_has_its_default() -> None:
+    assert STEP.keys() == Scenario.model_fields.keys() - NOT_OF_THE_JOB
+
+
 def test_left_out_fields_mean_the_scenarios_defaults() -> None:
     default = Scenario(model="gpt2").model_dump(mode="json")
     assert {name: default[name] for name in STEP} == STEP

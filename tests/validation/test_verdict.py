@@ -82,6 +82,7 @@ def test_held_out_cases_are_in_no_line_of_a_knob() -> None:
     lines = verdict.by_knob(group)
     assert {knob: list(values) for knob, values in lines.items()} == {
         "family": ["gpt2"],
+        "task": ["training"],
         "precision": ["bf16-autocast"],
         "attention": ["eager"],
         "recompute": ["none"],
@@ -101,6 +102,7 @@ def test_held_out_cases_are_in_no_line_of_a_knob() -> None:
         "hold_outputs": ["no"],
         "use_liger_kernel": ["no"],
         "float8_recipe": ["none"],
+        "cache_implementation": ["none"],
     }
     assert all(cases == group[:1] for values in lines.values() for cases in values.values())
 
