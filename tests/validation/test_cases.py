@@ -17,7 +17,6 @@ from validation.cases import (
 )
 from validation.models import build_job
 
-
 NOT_OF_THE_JOB = {
     *("model", "gpu", "num_gpus", "parallel", "torch_compile"),
     *("weight_dtype", "kv_cache_dtype", "page_size"),
