@@ -14,29 +14,8 @@ from .scatter import Mark, scatter
 
 Words = Mapping[str, str]
 
-KNOB_WORDS = {
-    "family": "family",
-    "precision": "precision",
-    "attention": "attention",
-    "recompute": "recompute",
-    "optimizer": "optimizer",
-    "adapter": "adapter",
-    "dropout": "dropout",
-    "accumulation": "gradient_accumulation_steps",
-    "recompute_interval": "recompute_interval",
-    "recompute_group_size": "recompute_group_size",
-    "recompute_offload": "recompute_offload",
-    "max_grad_norm": "max_grad_norm",
-    "zero_grad_set_to_none": "zero_grad_set_to_none",
-    "weight_ema": "weight_ema",
-    "accumulate_grads_in_fp32": "accumulate_grads_in_fp32",
-    "frozen_layers": "frozen_layers",
-    "loss": "loss",
-    "hold_outputs": "hold_outputs",
-    "use_liger_kernel": "use_liger_kernel",
-    "float8_recipe": "float8_recipe",
-}
-"""What the form calls each knob."""
+KNOB_WORDS = {"family": "family", "accumulation": "gradient_accumulation_steps"}
+"""The words for knobs that are called by no field."""
 
 
 def accuracy_view(words: Words) -> dict[str, Any]:
@@ -131,7 +110,7 @@ def knob_tables(statistics: dict[str, Any]) -> Iterator[dict[str, Any]]:
     if source is not None:
         for knob, values in statistics[source]["by_knob"].items():
             rows = [{"value": value, **shown_errors(errors)} for value, errors in values.items()]
-            yield {"word": KNOB_WORDS[knob], "rows": rows}
+            yield {"word": KNOB_WORDS.get(knob, knob), "rows": rows}
 
 
 def shown_errors(errors: dict[str, Any]) -> dict[str, Any]:
