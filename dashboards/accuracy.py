@@ -20,11 +20,19 @@ KNOB_WORDS = {"family": "family", "accumulation": "gradient_accumulation_steps"}
 
 def accuracy_view(words: Words) -> dict[str, Any]:
     """The verdict in words, each peak with its figure, statistics and records, and what others published."""
+    sentences = [sentence(source, words) for source in _sources_that_say_most_first()]
     return {
-        "headline": " ".join(sentence(source, words) for source in _sources_that_say_most_first()),
+        "headline": " ".join([*sentences, of_others(words)]),
         "sections": [section(peak, quantity, words) for peak, quantity in PEAKS.items()],
         "published": [published_row(table) for table in read_published().values()],
     }
+
+
+def of_others(words: Words) -> str:
+    """How far all published measurements are, in words."""
+    tables = read_published().values()
+    figures, largest = sum(table["figures"] for table in tables), max(table["max_relative_error"] for table in tables)
+    return words["published.headline"].format(figures=figures, largest=percent(largest))
 
 
 def published_row(table: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from fastapi.testclient import TestClient
 import calc
 from api.app import create_app
 from api.settings import Settings
-from calc.accuracy import PEAKS, read_points, read_verdict
+from calc.accuracy import PEAKS, read_points, read_published, read_verdict
 from dashboards import accuracy
 from dashboards.words import WORDS, Language
 
@@ -70,6 +70,13 @@ def test_the_headline_counts_what_is_recorded(client):
         assert said in client.get("/accuracy").text
 
 
+def test_the_headline_counts_what_others_published(client):
+    tables = read_published().values()
+    largest = max(table["max_relative_error"] for table in tables)
+    said = f"{sum(table['figures'] for table in tables)} figures that others measured on their GPUs: at most"
+    assert f"{said} {100 * largest:.2f} % apart." in client.get("/accuracy").text
+
+
 def test_every_record_is_a_mark_a_line_and_a_page(client):
     html = client.get("/accuracy").text
     for key, point in read_points().items():
@@ -112,8 +119,8 @@ def test_links_keep_the_question_and_the_language(client):
 @pytest.mark.usefixtures("measured")
 def test_measured_cases_are_said_first_and_drawn_for_each_peak(client):
     view = accuracy.accuracy_view(ENGLISH)
-    assert view["headline"] == (
-        "2 steps measured on a GPU: allocated bytes off by 0.62 % in the median, 1.25 % at most. 0 traced steps."
+    assert view["headline"].startswith(
+        "2 steps measured on a GPU: allocated bytes off by 0.62 % in the median, 1.25 % at most. 0 traced steps. "
     )
     assert [section["peak"] for section in view["sections"]] == ["allocated", "reserved", "device"]
     for section in view["sections"]:
