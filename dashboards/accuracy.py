@@ -37,7 +37,7 @@ def of_others(words: Words) -> str:
 
 def published_row(table: dict[str, Any]) -> dict[str, Any]:
     """A table of published measurements; errors in percent."""
-    errors = {name: f"{100 * table[f'{name}_relative_error']:.3g} %" for name in ("median", "max")}
+    errors = {name: percent(table[f"{name}_relative_error"]) for name in ("median", "max")}
     versions = ", ".join(f"{name} {version}" for name, version in table["versions"].items())
     return table | errors | {"versions": versions}
 
@@ -134,8 +134,14 @@ def shown_errors(errors: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+SMALLEST_SHOWN = 0.00005
+"""Which rounds to 0.01 %."""
+
+
 def percent(error: float) -> str:
     """`0.52 %`; only what is exactly zero is `0`."""
+    if 0 < error < SMALLEST_SHOWN:
+        return "< 0.01 %"
     return f"{100 * error:.2f} %" if error else "0"
 
 

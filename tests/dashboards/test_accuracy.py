@@ -77,6 +77,11 @@ def test_the_headline_counts_what_others_published(client):
     assert f"{said} {100 * largest:.2f} % apart." in client.get("/accuracy").text
 
 
+@pytest.mark.parametrize(("error", "text"), [(0.0, "0"), (1e-9, "< 0.01 %"), (0.00005, "0.01 %"), (0.0125, "1.25 %")])
+def test_only_what_is_zero_is_shown_as_zero(error, text):
+    assert accuracy.percent(error) == text
+
+
 def test_every_record_is_a_mark_a_line_and_a_page(client):
     html = client.get("/accuracy").text
     for key, point in read_points().items():
