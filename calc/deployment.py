@@ -79,6 +79,8 @@ def deployments(scenario: Scenario) -> tuple[Deployment, ...]:
     each GPU to one model over all of them. Raises ConfigError for what cannot be answered."""
     if scenario.task is not Task.INFERENCE:
         raise ConfigError("task", scenario.task.value, "should be inference")
+    if scenario.page_size is not None:
+        raise ConfigError("page_size", scenario.page_size, "is not supported yet with several GPUs")
     if scenario.gpu is None:
         raise ConfigError("gpu", None, "is required: the time depends on it")
     gpu, num_gpus = gpu_named(scenario.gpu), scenario.num_gpus if scenario.num_gpus > 1 else GPUS_OF_A_MACHINE

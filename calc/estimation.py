@@ -12,6 +12,7 @@ from .architecture import Architecture
 from .assembly import generation, step_memory
 from .checkpoint import checkpoint_bytes
 from .curve import Point, curve
+from .engine import NON_TORCH_BYTES, Engine
 from .errors import ConfigError
 from .float8_choices import check_gpu
 from .flops import FLOPS_PER_PRODUCT, AttentionFlops, attention_flops, causal_flops
@@ -24,7 +25,7 @@ from .memory import StepMemory
 from .model_source import load_model
 from .notes import notes
 from .parts import Sum
-from .plan import Plan, Workload, resolve
+from .plan import PAGED_FIELDS, Plan, Workload, resolve
 from .scenario import Attention, CacheImplementation, Scenario, Task, num_prefix_tokens
 from .timeline import Phase
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from .roofline import InferenceTime
 
 TRANSFORMERS_SOURCE = "transformers 5.23.0, models/{family}/modeling_{family}.py"
+VLLM_SOURCE = "vLLM 0.27.1, model_executor/models/{family}.py"
 MEGATRON_SOURCE = "Korthikanti et al. 2022, section 4.1"
 
 HOPPER = 9
@@ -157,14 +159,16 @@ class Estimate:
     """Of an inference the pass over the prompt."""
     generation: Generation | None = None
     """Of an inference all of it."""
+    engine: Engine | None = None
+    """Of an inference with a paged cache what the engine allocates, in the place of the generation's memory."""
     evaluate: Callable[[], StepMemory | None] | None = field(repr=False, compare=False, default=None)
     """Makes the step of an evaluation between training steps. None: this answers none of training."""
 
     @cached_property
     def time(self) -> "InferenceTime | None":
-        """Seconds of a generation on its GPU. None without a GPU, of training, and where no peak is published for the
-        type of the products."""
-        if self.generation is None or self.scenario.gpu is None:
+        """Seconds of a generation on its GPU. None without a GPU, of training, of an engine, and where no peak is
+        published for the type of the products."""
+        if self.generation is None or self.engine is not None or self.scenario.gpu is None:
             return None
         from .roofline import inference_time  # most answers are of training
 
@@ -178,7 +182,9 @@ class Estimate:
 
     @cached_property
     def accuracy(self) -> dict[str, Any] | None:
-        """How well the formulas met the nearest recorded cases."""
+        """How well the formulas met the nearest recorded cases; None of an engine, which none recorded."""
+        if self.engine is not None:
+            return None
         return nearest_accuracy(self.architecture.model_type, self.step.plan)
 
     @cached_property
@@ -196,13 +202,15 @@ class Estimate:
     @cached_property
     def timeline(self) -> list[Point]:
         """Allocated bytes through the step, ready to be drawn."""
-        return curve((self.generation or self.step).timeline)
+        return curve((self.engine or self.generation or self.step).timeline)
 
     @cached_property
     def tensors(self) -> tuple[TensorEntry, ...]:
         """The ledger behind every sum, the largest first."""
         source = MEGATRON_SOURCE if self.step.step.wiring is Wiring.MEGATRON else TRANSFORMERS_SOURCE
-        return inventory(self.generation or self.step, source.format(family=self.architecture.model_type))
+        source = source if self.engine is None else VLLM_SOURCE
+        memory = self.engine or self.generation or self.step
+        return inventory(memory, source.format(family=self.architecture.model_type))
 
     def to_dict(self, *, reserved: bool = False) -> dict[str, Any]:
         """The JSON object of the contract; with `reserved` the simulated allocator's bytes too, some 20 ms later."""
@@ -218,6 +226,7 @@ class Estimate:
             },
             "flops": self.flops.to_dict(),
             "time": self.time.to_dict() if self.time else None,
+            "engine": self.engine.to_dict(self.memory.library_workspace_bytes or 0) if self.engine else None,
             "tensors": [tensor.to_dict() for tensor in self.tensors],
             "notes": list(self.notes),
             "accuracy": self.accuracy,
@@ -251,8 +260,9 @@ def _filled(workload: Workload, plan: Plan) -> dict[str, Any]:
             "target_length": workload.target_length or None,
             "attention": plan.attention,
         }
-    choices = ("precision", "attention", "cache_implementation")
-    return _sizes(workload, plan) | {name: getattr(plan, name) for name in choices}
+    choices = {name: getattr(plan, name) for name in ("cache_implementation", *PAGED_FIELDS)}
+    chosen = {name: value for name, value in choices.items() if value is not None}
+    return _sizes(workload, plan) | chosen | {"precision": plan.precision, "attention": plan.attention}
 
 
 def _sizes(workload: Workload, plan: Plan) -> dict[str, Any]:
@@ -303,9 +313,14 @@ def _answer(
     gpu: Gpu | None,
     evaluate: Callable[[], StepMemory | None] | None = None,
 ) -> Estimate:
+    engine = None
     if plan.task is Task.INFERENCE:
         whole = generation(architecture, workload, plan)
-        step, memory, flops = whole.prefill, _memory(whole, gpu, _of_generation(whole)), generation_flops(whole)
+        step, flops = whole.prefill, generation_flops(whole)
+        if plan.page_size is not None:
+            engine = Engine(architecture, step, workload.output_length, gpu)
+        allocating = engine or whole
+        memory = _memory(allocating, gpu, _of_generation(allocating))
     else:
         whole, step = None, step_memory(architecture, workload, plan)
         memory, flops = _memory(step, gpu, _of_step(step, architecture, gpu)), step_flops(step, workload)
@@ -317,6 +332,7 @@ def _answer(
         flops=flops,
         step=step,
         generation=whole,
+        engine=engine,
         evaluate=evaluate,
     )
 
@@ -349,13 +365,16 @@ def _parameters(step: StepMemory) -> Parameters:
     )
 
 
-def _memory(step: StepMemory | Generation, gpu: Gpu | None, of_task: dict[str, Any]) -> Memory:
+def _memory(step: StepMemory | Generation | Engine, gpu: Gpu | None, of_task: dict[str, Any]) -> Memory:
     timeline = step.timeline
     peak = timeline.peak
     handles = CUBLAS_HANDLES if isinstance(step, StepMemory) else 1
     workspaces = handles * _cublas_workspace_bytes(gpu)
-    needed = peak.peak_bytes + workspaces + ASSUMED_CONTEXT_BYTES
-    headroom = gpu.capacity_bytes - needed if gpu else None
+    context, limit = ASSUMED_CONTEXT_BYTES, gpu.capacity_bytes if gpu else None
+    if isinstance(step, Engine):
+        context, limit = NON_TORCH_BYTES, step.limit_bytes
+    needed = peak.peak_bytes + workspaces + context
+    headroom = limit - needed if limit is not None else None
     return Memory(
         persistent_bytes={kind.value: size for kind, size in step.persistent_bytes.items()},
         phases=tuple(
@@ -371,7 +390,7 @@ def _memory(step: StepMemory | Generation, gpu: Gpu | None, of_task: dict[str, A
         peak_at=peak.stretch.label,
         at_peak={kind.value: size for kind, size in timeline.peak_by_kind(step.persistent_bytes).items()},
         library_workspace_bytes=workspaces if gpu else None,
-        assumed_context_bytes=ASSUMED_CONTEXT_BYTES if gpu else None,
+        assumed_context_bytes=context if gpu else None,
         gpu_memory_bytes=gpu.capacity_bytes if gpu else None,
         fits=headroom >= 0 if headroom is not None else None,
         headroom_bytes=headroom,
@@ -400,7 +419,7 @@ def _of_step(step: StepMemory, architecture: Architecture, gpu: Gpu | None) -> d
     }
 
 
-def _of_generation(step: Generation) -> dict[str, Any]:
+def _of_generation(step: Generation | Engine) -> dict[str, Any]:
     """What a generation has beside: a cache, and nothing that backward would need."""
     nothing = ("saved_activation_bytes", "autograd_saved_bytes", "saved_activation_bytes_per_layer")
     return dict.fromkeys((*nothing, "offloaded_bytes", "paged_optimizer_state_bytes"), 0) | {

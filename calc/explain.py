@@ -318,8 +318,8 @@ def _traffic(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
 
 
 def _kv_cache(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
-    """Of a generation, at its end."""
-    if estimate.generation is None:
+    """Of a generation, at its end, where it has no pages."""
+    if estimate.generation is None or estimate.engine is not None:
         return
     tokens = sizes["S"] + estimate.generation.prefill.workload.output_length
     element_bytes = int(estimate.generation.plan.numerics.weights.itemsize)

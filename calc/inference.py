@@ -6,7 +6,9 @@ from dataclasses import replace
 from .architecture import Architecture
 from .errors import ConfigError
 from .generation import with_cache
+from .hardware import gpu_named
 from .kinds import Head
+from .paging import paging
 from .plan import (
     DEFAULT_SEQUENCE_LENGTH,
     INFERENCE_FIELDS,
@@ -45,6 +47,8 @@ def resolve_inference(scenario: Scenario, architecture: Architecture) -> tuple[A
         micro_batch_size=scenario.batch_size or 1, sequence_length=prompt_length, output_length=output_length
     )
     architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
+    gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
+    pages = paging(scenario, architecture, workload, NUMERICS[precision].weights.label, gpu)
     return (
         architecture,
         workload,
@@ -52,7 +56,8 @@ def resolve_inference(scenario: Scenario, architecture: Architecture) -> tuple[A
             task=scenario.task,
             precision=precision,
             attention=_kernel(scenario, architecture, workload),
-            cache_implementation=scenario.cache_implementation or CacheImplementation.DYNAMIC,
+            cache_implementation=None if pages else scenario.cache_implementation or CacheImplementation.DYNAMIC,
+            **pages,
         ),
     )
 
@@ -92,13 +97,6 @@ def _check_generation(scenario: Scenario, architecture: Architecture) -> None:
         raise ConfigError(name, plain(value), "is not read with task = inference")
     if scenario.implementation is not Implementation.TRANSFORMERS:
         raise ConfigError("implementation", scenario.implementation.value, "should be transformers for inference")
-    if scenario.page_size is not None:
-        raise ConfigError("page_size", scenario.page_size, "is not supported yet; leave it out: a contiguous cache")
-    weights = NUMERICS[scenario.precision].weights.label
-    if scenario.kv_cache_dtype not in {None, weights}:
-        raise ConfigError(
-            "kv_cache_dtype", scenario.kv_cache_dtype, f"should be {weights}, the weights' type; others come later"
-        )
     _check_model(architecture)
 
 

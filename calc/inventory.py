@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from .engine import Engine
 from .generation import Generation
 from .ledger import Dimension, Kind, Tensor
 from .memory import StepMemory
@@ -99,7 +100,7 @@ ALIVE = {
 }
 
 
-def inventory(memory: StepMemory | Generation, library: str) -> tuple[TensorEntry, ...]:
+def inventory(memory: StepMemory | Generation | Engine, library: str) -> tuple[TensorEntry, ...]:
     """Every tensor that persists, is kept for backward, or is alive at the peak; the largest together first."""
     groups = memory.sizes
     entries = []
@@ -142,7 +143,7 @@ MOST_KNOWN = 512
 """Of some ten kilobytes each; when there are as many, all are forgotten."""
 
 
-def _counts(memory: StepMemory | Generation, library: str) -> list[Count]:
+def _counts(memory: StepMemory | Generation | Engine, library: str) -> list[Count]:
     """How many there are of each tensor follows from the ledger, its runs and the place of the peak, not from sizes: of
     steps that differ in sizes alone it is counted once."""
     key = (memory.structure, memory.timeline.peak_moment, library)
@@ -154,7 +155,7 @@ def _counts(memory: StepMemory | Generation, library: str) -> list[Count]:
     return counts
 
 
-def _counted(memory: StepMemory | Generation, library: str) -> Iterator[Count]:
+def _counted(memory: StepMemory | Generation | Engine, library: str) -> Iterator[Count]:
     persistent = list(memory.persistent())
     total = _by_sizes([*persistent, *_kept(memory)])
     at_peak = _by_sizes([*persistent, *memory.timeline.up_to_peak()])
@@ -176,7 +177,7 @@ def _by_sizes(surpluses: Iterable[Surplus]) -> dict[int, defaultdict[Tensor, int
     return sums
 
 
-def _kept(memory: StepMemory | Generation) -> Iterator[Surplus]:
+def _kept(memory: StepMemory | Generation | Engine) -> Iterator[Surplus]:
     """What forward leaves for backward, or for the tokens to come."""
     for stretch in memory.timeline.course.stretches:
         if stretch.phase not in {Phase.FORWARD, Phase.PREFILL, Phase.DECODE}:

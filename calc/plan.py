@@ -71,9 +71,14 @@ SUPPORTED = {
 MEGATRON_ATTENTION = frozenset({Attention.EAGER, Attention.FLASH})
 
 ONE_GPU = {name: field.default for name, field in Parallel.model_fields.items()}
+PAGED_FIELDS = (
+    *("page_size", "kv_cache_dtype", "gpu_memory_utilization", "max_num_batched_tokens", "max_num_seqs"),
+    *("shared_prefix_length", "disable_hybrid_kv_cache_manager"),
+)
+"""What an engine with a paged cache reads."""
 INFERENCE_FIELDS = (
-    *("batch_size", "prompt_length", "output_length", "weight_dtype"),
-    *("cache_implementation", "kv_cache_dtype", "page_size"),
+    *("batch_size", "prompt_length", "output_length", "weight_dtype", "cache_implementation"),
+    *PAGED_FIELDS,
 )
 
 
@@ -121,7 +126,14 @@ class Plan:
     float8_recipe: Float8Recipe | None = None
     eval_accumulation_steps: int = 0
     cache_implementation: CacheImplementation | None = None
-    """Of a generation."""
+    """Of a generation; None where its cache has pages."""
+    page_size: int | None = None
+    kv_cache_dtype: str | None = None
+    gpu_memory_utilization: float | None = None
+    max_num_batched_tokens: int | None = None
+    max_num_seqs: int | None = None
+    shared_prefix_length: int | None = None
+    disable_hybrid_kv_cache_manager: bool | None = None
     experts_implementation: ExpertsImplementation = ExpertsImplementation.GROUPED_MM
     expert_load: Load = ExpertLoad.EVEN
 

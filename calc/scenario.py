@@ -385,9 +385,24 @@ class Scenario(Question):
     """Inference: which of transformers' key/value caches; none = dynamic, which grows by each token. static has room
     for prompt and output from the first token on, and attention runs over all of it."""
     kv_cache_dtype: str | None = None
-    """Inference: type of the key/value cache."""
+    """Inference: type of the key/value cache; none = the weights' own. With pages also vLLM's fp8, fp8_e4m3, fp8_e5m2,
+    fp8_per_token_head, int8_per_token_head, int4_per_token_head, nvfp4."""
     page_size: Size | None = None
-    """Inference: tokens per cache page; none = contiguous."""
+    """Inference: tokens per page of an engine's key/value cache (vLLM's block_size, there 16); none = transformers' own
+    cache, contiguous."""
+    gpu_memory_utilization: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] | None = None
+    """With pages: the share of the GPU's memory that the engine takes; none = 0.92."""
+    max_num_batched_tokens: Size | None = None
+    """With pages: tokens of one pass of the engine, prompts or pieces of them; none = 8192 on GPUs of 70 GiB or more
+    that are no A100, else 2048."""
+    max_num_seqs: Size | None = None
+    """With pages: the most sequences at once, for which the engine tries to sample; none = 1024 on such GPUs, else
+    256."""
+    shared_prefix_length: Size | None = None
+    """With pages: tokens at the beginning that all prompts have in common, whose full pages are there once."""
+    disable_hybrid_kv_cache_manager: Annotated[bool, Field(strict=True)] | None = None
+    """With pages: layers with a sliding window have pages for all tokens, as the others do; none = for a window and the
+    tokens of one pass."""
 
 
 def scenario_from_strings(items: Iterable[tuple[str, str]]) -> Scenario:

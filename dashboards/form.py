@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 
 from calc.inference import WEIGHTS
+from calc.paging import CACHE_TYPES
 from calc.plan import SUPPORTED
 from calc.recompute_choices import RECOMPUTES
 from calc.scenario import (
@@ -26,7 +27,9 @@ YES_OR_NO = ("false", "true")
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(Task),
     "weight_dtype": ("bf16", *(dtype for dtype in WEIGHTS if dtype != "bf16")),
-    "cache_implementation": tuple(CacheImplementation),
+    "cache_implementation": ("", *(each for each in CacheImplementation if each is not CacheImplementation.DYNAMIC)),
+    "kv_cache_dtype": ("", *CACHE_TYPES),
+    "disable_hybrid_kv_cache_manager": ("", "true"),
     "problem_type": ("", *ProblemType),
     "precision": tuple(Precision),
     "recompute": (Recompute.NONE, Recompute.SELECTIVE, Recompute.OPERATORS, Recompute.FULL),
@@ -53,7 +56,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 NUMBERS = frozenset(
     {"recompute_interval", "recompute_group_size", "gradient_accumulation_steps", "max_grad_norm", "frozen_layers"}
-    | {"eval_accumulation_steps", "num_labels", "target_length"}
+    | {"eval_accumulation_steps", "num_labels", "target_length", "page_size", "gpu_memory_utilization"}
+    | {"max_num_batched_tokens", "max_num_seqs", "shared_prefix_length"}
     | {"dropout", "adapter.rank", "adapter.dropout", "adapter.num_virtual_tokens", "adapter.encoder_hidden_size"}
 )
 

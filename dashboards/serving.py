@@ -141,6 +141,7 @@ class Grid:
     """Batches and contexts of one question, and what each pair takes."""
 
     contexts: tuple[int, ...]
+    batches: tuple[int, ...]
     memories: Mapping[tuple[int, int], tuple[int, bool | None]]
     """(context, batch) -> bytes of the cache, and whether all of it fits."""
     most: Mapping[int, int | None]
@@ -156,8 +157,9 @@ def capacity_view(scenario: Scenario, words: Words) -> dict[str, Any]:
         update={"batch_size": None, "prompt_length": None, "output_length": filled.output_length}
     )
     longest = answered.architecture.max_position_embeddings
+    batches = tuple(batch for batch in BATCHES if batch <= (filled.max_num_seqs or batch))
     remembered = cast("Callable[..., Grid]", _remembered_grid)
-    grid = (remembered if isinstance(scenario.model, str) else _grid)(sought, longest)
+    grid = (remembered if isinstance(scenario.model, str) else _grid)(sought, longest, batches)
     here = (filled.batch_size or 1, (filled.prompt_length or 0) + output_length)
     return {
         "heat": _heat(grid, scenario, output_length, here, words),
@@ -166,21 +168,22 @@ def capacity_view(scenario: Scenario, words: Words) -> dict[str, Any]:
     }
 
 
-def _grid(scenario: Scenario, longest: int) -> Grid:
+def _grid(scenario: Scenario, longest: int, batches: tuple[int, ...]) -> Grid:
     output_length = scenario.output_length or 0
     contexts = [context for context in powers_of_two(2, longest, longest) if context > output_length][-MOST_CONTEXTS:]
     memories: dict[tuple[int, int], tuple[int, bool | None]] = {}
     most: dict[int, int | None] = {}
     for context in contexts:
         with suppress(calc.ConfigError):
-            for batch in BATCHES:
+            for batch in batches:
                 memory = calc.estimate(at(scenario, batch, context)).memory
                 memories[context, batch] = (memory.kv_cache_bytes or 0, memory.fits)
             if scenario.gpu is not None:
                 most[context] = cast(
                     "int | None", calc.solve(at(scenario, 1, context), maximise=Maximise.BATCH_SIZE).value
                 )
-    return Grid(contexts=tuple(dict.fromkeys(context for context, _ in memories)), memories=memories, most=most)
+    answered = tuple(dict.fromkeys(context for context, _ in memories))
+    return Grid(contexts=answered, batches=batches, memories=memories, most=most)
 
 
 _remembered_grid = lru_cache(maxsize=REMEMBERED_GRIDS)(_grid)
@@ -202,12 +205,12 @@ def _heat(
 ) -> dict[str, Any] | None:
     if not grid.contexts:
         return None
-    width, height = 100 / len(BATCHES), 100 / len(grid.contexts)
+    width, height = 100 / len(grid.batches), 100 / len(grid.contexts)
     fitting_caches = [cache for cache, fits in grid.memories.values() if fits is not False]
     largest = max(fitting_caches, default=1)
     rows = []
     for row, context in enumerate(grid.contexts):
-        for column, batch in enumerate(BATCHES):
+        for column, batch in enumerate(grid.batches):
             cache, fits = grid.memories[context, batch]
             verdict = {None: "", True: words["fits"], False: words["fits_not"]}[fits]
             text = words["heat_cell"].format(batch=f"{batch:,}", context=f"{context:,}", cache=format_bytes(cache))
@@ -225,8 +228,8 @@ def _heat(
                     "query": _query(scenario, batch, context, output_length),
                 }
             )
-    fitting = [sum(grid.memories[context, batch][1] is True for batch in BATCHES) for context in grid.contexts]
-    line = contour(fitting, len(BATCHES)) if any(fitting) else []
+    fitting = [sum(grid.memories[context, batch][1] is True for batch in grid.batches) for context in grid.contexts]
+    line = contour(fitting, len(grid.batches)) if any(fitting) else []
     lead = "no_gpu" if not grid.most else "some" if any(fitting) else "none"
     return {
         "lead": lead,
@@ -235,18 +238,18 @@ def _heat(
         "width": width,
         "height": height,
         "contour": " ".join(f"{x},{y}" for x, y in line),
-        "batches": [(batch, width * (column + 0.5)) for column, batch in enumerate(BATCHES)],
+        "batches": [(batch, width * (column + 0.5)) for column, batch in enumerate(grid.batches)],
         "contexts": [(_short_count(context), 100 - height * (row + 0.5)) for row, context in enumerate(grid.contexts)],
         "table": [
-            (context, [grid.memories[context, batch] for batch in BATCHES]) for context in reversed(grid.contexts)
+            (context, [grid.memories[context, batch] for batch in grid.batches]) for context in reversed(grid.contexts)
         ],
     }
 
 
 def _here(grid: Grid, here: tuple[int, int]) -> tuple[float, float] | None:
     """Where the question itself lies, between the cells; None beyond them."""
-    width, height = 100 / len(BATCHES), 100 / len(grid.contexts)
-    x = width * (math.log2(here[0] / BATCHES[0]) + 0.5)
+    width, height = 100 / len(grid.batches), 100 / len(grid.contexts)
+    x = width * (math.log2(here[0] / grid.batches[0]) + 0.5)
     y = 100 - height * (math.log2(here[1] / grid.contexts[0]) + 0.5)
     return (round(x, 2), round(y, 2)) if min(x, y) >= 0 and max(x, y) <= 100 else None
 
@@ -289,7 +292,8 @@ def _concurrency(
 
 def deployments_view(scenario: Scenario) -> dict[str, Any]:
     """The same sequences on eight GPUs, in every way; none where the time of one is not known."""
-    ways = calc.deployments(scenario) if scenario.gpu is not None else ()
+    known = scenario.gpu is not None and scenario.page_size is None
+    ways = calc.deployments(scenario) if known else ()
     return {
         "deployments": [
             {

@@ -6,7 +6,7 @@ from typing import Any
 import calc
 from calc.roofline import InferenceTime
 from calc.timeline import Phase
-from calc.units import format_exact_bytes, format_gib, format_rate, format_seconds
+from calc.units import format_bytes, format_exact_bytes, format_gib, format_rate, format_seconds
 
 from . import figures
 
@@ -15,7 +15,7 @@ Words = Mapping[str, str]
 
 PHASE_KEYS = {Phase.OPTIMIZER: "optimizer_phase"}
 """Where a phase's word has another name."""
-RESOLVED = ("sequence_length", "prompt_length", "output_length")
+RESOLVED = ("sequence_length", "prompt_length", "output_length", "max_num_batched_tokens", "max_num_seqs")
 """Fields that may be left open, and what the answer takes then."""
 
 
@@ -34,7 +34,7 @@ def answer_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
         "phase_words": phase_words,
         "peak_place": place(drawn["peak"]),
         "accuracy": accuracy_text(answer["accuracy"], words),
-        "speed_line": speed_line(estimate.time, words) if estimate.time else "",
+        "speed_line": speed_line(estimate.time, words) if estimate.time else engine_line(answer["engine"], words),
         "ledger": ledger(answer),
         "snippet": python_snippet(scenario),
         "model_name": scenario.model if isinstance(scenario.model, str) else words["config_used"],
@@ -79,6 +79,18 @@ def speed_line(time: InferenceTime, words: Words) -> str:
         rate=format_rate(time.output_tokens_per_second),
         prompt=prompt,
         bound=words[f"bound.{time.last_decode.bound}"],
+    )
+
+
+def engine_line(engine: dict[str, Any] | None, words: Words) -> str:
+    """One sentence: how many sequences an engine has pages for."""
+    if engine is None or engine["pool_bytes"] is None:
+        return ""
+    return words["engine_line"].format(
+        pool=format_gib(engine["pool_bytes"]),
+        most=f"{engine['most_sequences']:,}",
+        concurrency=f"{engine['max_concurrency']:.2f}",
+        wasted=format_bytes(engine["wasted_bytes"]),
     )
 
 

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calc.comparison import Comparison
+from calc.engine import Engine
 from calc.estimation import Estimate
 from calc.scenario import Task
 from calc.solution import Minimise, Solution
@@ -55,7 +56,8 @@ def print_estimate(estimate: Estimate) -> None:
     whole = PER[estimate.scenario.task].format(flops=format_flops(flops.total))
     console.print(f"Peak in {memory.peak_phase}{place}; {whole}.\n")
     times = time_tables(estimate.time) if estimate.time else ()
-    for each in (_at_peak(estimate), _phases(estimate), _parameters(estimate), _flops(estimate), *times):
+    pages = [_pages(estimate, estimate.engine)] if estimate.engine else []
+    for each in (_at_peak(estimate), _phases(estimate), *pages, _parameters(estimate), _flops(estimate), *times):
         console.print(each)
         console.print()
     print_notes(console, estimate.notes)
@@ -92,6 +94,22 @@ def _phases(estimate: Estimate) -> Table:
         for phase in estimate.memory.phases
     )
     return table("Phases", ("", "peak", "at the end"), rows)
+
+
+def _pages(estimate: Estimate, engine: Engine) -> Table:
+    figures = engine.to_dict(estimate.memory.library_workspace_bytes or 0)
+    sizes = {
+        "of one sequence": figures["sequence_bytes"],
+        "shared by all": figures["shared_bytes"],
+        "no token fills": figures["wasted_bytes"],
+        "the largest pass, beside them": figures["activation_peak_bytes"],
+        "room for pages": figures["pool_bytes"],
+    }
+    rows = [(name, format_bytes(size), f"{size:,}") for name, size in sizes.items() if size]
+    if figures["pool_bytes"] is not None:
+        rows.append(("concurrency, as vLLM logs it", f"{figures['max_concurrency']:.2f}x", ""))
+        rows.append(("sequences at most", f"{figures['most_sequences']:,}", ""))
+    return table("Pages", ("", "", "bytes"), rows)
 
 
 def _parameters(estimate: Estimate) -> Table:

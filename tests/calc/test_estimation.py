@@ -62,6 +62,7 @@ KEYS_OF_THE_CONTRACT = {
     "accuracy": "compared_with cases median_relative_error max_relative_error underestimates",
 }
 OURS = {
+    "engine": "",
     "scenario": "",
     "model": "",
     "memory": (

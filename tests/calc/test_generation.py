@@ -117,7 +117,7 @@ REFUSED = {
     "adapter": {"kind": "lora"},
     "weight_dtype": "int4",
     "kv_cache_dtype": "fp8",
-    "page_size": 16,
+    "max_num_seqs": 16,
     "precision": "fp16-autocast",
     "implementation": "megatron",
     "num_labels": 2,

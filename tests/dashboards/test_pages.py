@@ -74,6 +74,8 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "efficient": {"model": "gpt2"},
         "weight_dtype": {"task": "inference"},
         "cache_implementation": {"task": "inference"},
+        "kv_cache_dtype": {"task": "inference", "page_size": "16"},
+        "disable_hybrid_kv_cache_manager": {"task": "inference", "page_size": "16"},
     }
     query = {"model": "llama-3.2-1b", name: value} | companions.get(name, {}) | companions.get(value, {})
     reply = client.get("/answer", params=query).json()

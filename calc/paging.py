@@ -1,0 +1,99 @@
+"""The choices of an engine with a paged key/value cache, by vLLM's names and defaults (vLLM 0.27.1): what a Scenario
+says of them, filled in and checked."""
+
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any, NamedTuple
+
+from .architecture import Architecture
+from .errors import ConfigError, listed
+from .hardware import Gpu
+from .plan import PAGED_FIELDS, Workload
+from .scenario import CacheImplementation, Scenario
+
+MODELS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
+"""Those whose passes are written down."""
+
+GPU_MEMORY_UTILIZATION = 0.92
+"""CacheConfig.gpu_memory_utilization; earlier versions took 0.9."""
+LARGE_GPU_BYTES = 70 * 2**30
+LARGE_GPU_DEFAULTS = {"max_num_batched_tokens": 8192, "max_num_seqs": 1024}
+DEFAULTS = {"max_num_batched_tokens": 2048, "max_num_seqs": 256}
+"""EngineArgs.get_batch_defaults, of the server: an A100 counts as small, whatever its memory."""
+
+
+class CacheType(NamedTuple):
+    """How an element of keys and values lies in a page (AttentionSpec.real_page_size_bytes)."""
+
+    element_bytes: Fraction
+    scale_bytes: int = 0
+    """Of a token's keys in one head, and of its values."""
+
+    def head_bytes(self, head_dim: int) -> int:
+        """Of a token's keys and values in one head."""
+        return 2 * (int(head_dim * self.element_bytes) + self.scale_bytes)
+
+
+FP8 = CacheType(Fraction(1))
+CACHE_TYPES = {
+    "fp8": FP8,
+    "fp8_e4m3": FP8,
+    "fp8_e5m2": FP8,
+    "fp8_per_token_head": CacheType(Fraction(1), scale_bytes=4),
+    "int8_per_token_head": CacheType(Fraction(1), scale_bytes=4),
+    "int4_per_token_head": CacheType(Fraction(1, 2), scale_bytes=4),
+    "nvfp4": CacheType(Fraction(1, 2) + Fraction(1, 16)),
+}
+"""vLLM's names beside the weights' own type. Scales of fp8 and its kinds are numbers of a whole layer; those of a token
+and head are in fp32, nvfp4's of 16 elements in fp8."""
+SCALED_ELEMENTS = 16
+"""That share a scale in nvfp4."""
+
+
+def cache_type(name: str | None, weight_bytes: int) -> CacheType:
+    """Of kv_cache_dtype; None: the weights' own type."""
+    return CACHE_TYPES.get(name or "", CacheType(Fraction(weight_bytes)))
+
+
+def paging(
+    scenario: Scenario, architecture: Architecture, workload: Workload, weights: str, gpu: Gpu | None
+) -> Mapping[str, Any]:
+    """The fields of a Plan about an engine; all None where the cache has no pages."""
+    if scenario.page_size is None:
+        _check_contiguous(scenario, weights)
+        return {}
+    _check_model(scenario, architecture, weights)
+    large = gpu is not None and gpu.capacity_bytes >= LARGE_GPU_BYTES and not gpu.name.startswith("a100")
+    chosen = {"gpu_memory_utilization": GPU_MEMORY_UTILIZATION, **(LARGE_GPU_DEFAULTS if large else DEFAULTS)}
+    chosen |= {name: given for name in PAGED_FIELDS if (given := getattr(scenario, name)) is not None}
+    if workload.micro_batch_size > chosen["max_num_seqs"]:
+        problem = f"should be at most max_num_seqs = {chosen['max_num_seqs']}"
+        raise ConfigError("batch_size", workload.micro_batch_size, problem)
+    shared = scenario.shared_prefix_length
+    if shared is not None and shared > workload.sequence_length:
+        problem = f"should be at most prompt_length = {workload.sequence_length}"
+        raise ConfigError("shared_prefix_length", shared, problem)
+    return chosen
+
+
+def _check_contiguous(scenario: Scenario, weights: str) -> None:
+    for name in PAGED_FIELDS:
+        if name != "kv_cache_dtype" and getattr(scenario, name) is not None:
+            raise ConfigError(name, getattr(scenario, name), "is read with page_size only")
+    if scenario.kv_cache_dtype not in {None, weights}:
+        problem = f"should be {weights}, the weights' type, without page_size: other types are a paged engine's"
+        raise ConfigError("kv_cache_dtype", scenario.kv_cache_dtype, problem)
+
+
+def _check_model(scenario: Scenario, architecture: Architecture, weights: str) -> None:
+    if scenario.cache_implementation not in {None, CacheImplementation.DYNAMIC}:
+        raise ConfigError("page_size", scenario.page_size, "is an engine's; it has no cache_implementation")
+    if architecture.model_type not in MODELS:
+        problem = f"is not supported yet for {architecture.model_type}; supported: {listed(MODELS)}"
+        raise ConfigError("page_size", scenario.page_size, problem)
+    if scenario.kv_cache_dtype not in {None, weights, *CACHE_TYPES}:
+        problem = f"should be one of {weights}, {', '.join(CACHE_TYPES)} with page_size"
+        raise ConfigError("kv_cache_dtype", scenario.kv_cache_dtype, problem)
+    head_dim = architecture.layers[0][0].head_dim
+    if scenario.kv_cache_dtype == "nvfp4" and head_dim % SCALED_ELEMENTS:
+        raise ConfigError("kv_cache_dtype", "nvfp4", f"needs heads of multiples of {SCALED_ELEMENTS}, not {head_dim}")

@@ -1,0 +1,183 @@
+"""An engine's paged cache: pages, what is left for them, what is refused."""
+
+from typing import Any
+
+import pytest
+
+import calc
+from calc import ConfigError, Estimate, Scenario, estimate
+from calc.engine import NON_TORCH_BYTES
+from calc.scenario import Task
+from calc.timeline import Phase
+
+GIB = 2**30
+LLAMA = "llama-3-8b"
+WINDOWED = {
+    "model_type": "mistral",
+    "hidden_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 3,
+    "intermediate_size": 104,
+    "vocab_size": 199,
+    "sliding_window": 64,
+    "max_position_embeddings": 4096,
+}
+
+
+def served(model: str | dict[str, Any] = LLAMA, **fields: Any) -> Estimate:
+    asked: dict[str, Any] = {"page_size": 16, "prompt_length": 1000, "output_length": 24, "batch_size": 4}
+    return estimate(Scenario(model=model, task=Task.INFERENCE, **asked | fields))
+
+
+def pages(answer: Estimate) -> dict[str, Any]:
+    return answer.to_dict()["engine"]
+
+
+def test_a_page_holds_keys_and_values_of_its_tokens_in_all_layers() -> None:
+    found = pages(served())
+    keys_and_values, layers, tokens, heads, head_dim, itemsize = 2, 32, 16, 8, 128, 2
+    assert found["page_bytes"] == keys_and_values * layers * tokens * heads * head_dim * itemsize
+    assert found["pages_per_sequence"] == 64
+    assert found["sequence_bytes"] == 64 * found["page_bytes"]
+    assert found["wasted_bytes"] == 0
+
+
+def test_the_concurrency_that_vllm_logged() -> None:
+    """vLLM issue 12330: 5691 pages of 16 tokens, Maximum concurrency for 8192 tokens per request: 11.12x."""
+    answer = served(prompt_length=8191, output_length=1, gpu="a100-sxm-40gb")
+    found = pages(answer)
+    assert f"{5691 * found['page_bytes'] / found['sequence_bytes']:.2f}" == "11.12"
+    assert found["max_concurrency"] == found["num_pages"] / 512
+
+
+def test_the_last_page_is_as_full_as_may_be() -> None:
+    found = pages(served(prompt_length=1001))
+    token = found["page_bytes"] // 16
+    assert found["pages_per_sequence"] == 65
+    assert found["wasted_bytes"] == 4 * 15 * token
+
+
+def test_full_pages_of_a_common_prefix_are_there_once() -> None:
+    apart, shared = pages(served()), pages(served(shared_prefix_length=100))
+    assert shared["shared_bytes"] == 6 * shared["page_bytes"]
+    assert shared["sequence_bytes"] == apart["sequence_bytes"] - shared["shared_bytes"]
+    assert served(shared_prefix_length=100).memory.kv_cache_bytes == 6 * shared["page_bytes"] + 4 * 58 * (2 * 2**20)
+    assert shared["wasted_bytes"] == 0
+
+
+@pytest.mark.parametrize(
+    ("kv_cache_dtype", "bytes_per_head"),
+    [
+        ("bf16", 512),
+        ("fp8", 256),
+        ("fp8_e5m2", 256),
+        ("int8_per_token_head", 264),
+        ("int4_per_token_head", 136),
+        ("nvfp4", 2 * (64 + 8)),
+    ],
+)
+def test_the_types_of_keys_and_values(kv_cache_dtype: str, bytes_per_head: int) -> None:
+    """Of a token's 128 keys and 128 values in one head."""
+    assert pages(served(kv_cache_dtype=kv_cache_dtype))["page_bytes"] == 32 * 16 * 8 * bytes_per_head
+
+
+def test_layers_with_a_window_hold_it_and_the_tokens_of_a_pass() -> None:
+    windowed = pages(served(WINDOWED, max_num_batched_tokens=256))
+    whole = pages(served(WINDOWED, max_num_batched_tokens=256, disable_hybrid_kv_cache_manager=True))
+    assert (windowed["pages_per_sequence"], whole["pages_per_sequence"]) == (-(-(63 + 256) // 16) + 1, 64)
+    token = whole["page_bytes"] // 16
+    assert whole["wasted_bytes"] == 4 * (1024 - 64) * token
+
+
+def test_what_is_left_of_the_gpu_is_pages() -> None:
+    answer = served(gpu="h100-sxm-80gb")
+    assert answer.engine is not None
+    found, memory = pages(answer), answer.memory
+    persistent = sum(memory.persistent_bytes.values())
+    workspace = memory.library_workspace_bytes or 0
+    taken = persistent + found["activation_peak_bytes"] + workspace + NON_TORCH_BYTES + found["pool_bytes"]
+    assert taken == found["limit_bytes"]
+    assert 0.9199 < found["limit_bytes"] / (memory.gpu_memory_bytes or 1) < 0.9201
+    assert answer.scenario.gpu_memory_utilization == 0.92
+    assert (answer.scenario.max_num_batched_tokens, answer.scenario.max_num_seqs) == (8192, 1024)
+    small = served(gpu="a100-sxm-80gb").scenario
+    assert (small.max_num_batched_tokens, small.max_num_seqs) == (2048, 256)
+
+
+def test_the_peak_is_the_largest_pass_with_all_pages() -> None:
+    answer = served(gpu="h100-sxm-80gb")
+    memory, found = answer.memory, pages(answer)
+    assert memory.peak_phase is Phase.PREFILL
+    assert sum(memory.at_peak.values()) == memory.peak_allocated_bytes
+    null_page = found["page_bytes"]
+    beside = sum(memory.persistent_bytes.values()) + found["activation_peak_bytes"] + null_page
+    assert memory.peak_allocated_bytes == beside + (memory.kv_cache_bytes or 0)
+    at_peak = sum(tensor.bytes * tensor.count_at_peak for tensor in answer.tensors)
+    assert at_peak == memory.peak_allocated_bytes
+    assert max(point["allocated_bytes"] for point in answer.timeline) == memory.peak_allocated_bytes
+    assert answer.time is None
+    assert answer.accuracy is None
+
+
+@pytest.mark.parametrize("fields", [{}, {"shared_prefix_length": 700}, {"kv_cache_dtype": "fp8"}])
+def test_the_most_sequences_are_those_that_fit(fields: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"page_size": 16, "prompt_length": 7000, "output_length": 500, "gpu": "h100-sxm-80gb"}
+    solution = calc.solve(Scenario(model=LLAMA, task=Task.INFERENCE, **asked, **fields), maximise="batch_size")
+    assert isinstance(solution.value, int)
+    assert pages(solution.estimate)["most_sequences"] == solution.value
+    assert solution.next_estimate is not None
+    assert not solution.next_estimate.memory.fits
+
+
+@pytest.mark.parametrize("sought", ["prompt_length", "output_length"])
+def test_the_next_longer_context_does_not_fit(sought: str) -> None:
+    asked: dict[str, Any] = {"page_size": 16, "prompt_length": 7000, "output_length": 500, "gpu": "rtx-4090"}
+    solution = calc.solve(Scenario(model=LLAMA, task=Task.INFERENCE, batch_size=2, **asked), maximise=sought)
+    assert solution.value
+    assert solution.next_estimate is not None
+    assert not solution.next_estimate.memory.fits
+
+
+def test_qwens_mlp_holds_gate_and_up_longer() -> None:
+    """Where that decides, in a pass that samples little."""
+    asked = {"max_num_batched_tokens": 8192, "max_num_seqs": 4, "gpu": "h100-sxm-80gb"}
+    config = {key: value for key, value in WINDOWED.items() if key != "sliding_window"} | {"hidden_size": 64}
+    peaks = {
+        family: pages(served(config | {"model_type": family}, **asked))["activation_peak_bytes"]
+        for family in ("llama", "qwen2")
+    }
+    stream, width = 2 * 8192 * 64, 2 * 8192 * 104
+    assert peaks == {"llama": 3 * stream + 3 * width, "qwen2": 4 * stream + 3 * width}
+
+
+@pytest.mark.parametrize(
+    ("model", "fields", "field", "problem"),
+    [
+        ("gpt2", {}, "page_size", "not supported yet for gpt2; supported: llama, mistral"),
+        (LLAMA, {"cache_implementation": "static"}, "page_size", "no cache_implementation"),
+        (LLAMA, {"kv_cache_dtype": "int3"}, "kv_cache_dtype", "should be one of bf16, fp8"),
+        (LLAMA, {"batch_size": 300}, "batch_size", "should be at most max_num_seqs = 256"),
+        (LLAMA, {"shared_prefix_length": 1001}, "shared_prefix_length", "should be at most prompt_length = 1000"),
+        (LLAMA, {"page_size": None, "max_num_seqs": 4}, "max_num_seqs", "is read with page_size only"),
+        (LLAMA, {"page_size": None, "kv_cache_dtype": "fp8"}, "kv_cache_dtype", "are a paged engine's"),
+        (LLAMA, {"page_size": 0}, "page_size", "greater than or equal to 1"),
+        (LLAMA, {"gpu_memory_utilization": 1.5}, "gpu_memory_utilization", "less than or equal to 1"),
+    ],
+)
+def test_what_is_refused(model: str, fields: dict[str, Any], field: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as refusal:
+        served(model, **fields)
+    assert refusal.value.field == field
+
+
+def test_several_gpus_have_no_pages_yet() -> None:
+    asked: dict[str, Any] = {"model": LLAMA, "gpu": "h100-sxm-80gb", "page_size": 16}
+    with pytest.raises(ConfigError, match="several GPUs"):
+        calc.deployments(Scenario(task=Task.INFERENCE, **asked))
+
+
+def test_an_answer_asked_again_is_the_same() -> None:
+    answer = served(gpu="h100-sxm-80gb", kv_cache_dtype="fp8", shared_prefix_length=64)
+    again = estimate(Scenario(**answer.to_dict()["scenario"]))
+    assert again.to_dict(reserved=True) == answer.to_dict(reserved=True)
