@@ -247,7 +247,9 @@ def _heat(
 
 
 def _here(grid: Grid, here: tuple[int, int]) -> tuple[float, float] | None:
-    """Where the question itself lies, between the cells; None beyond them."""
+    """Where the question itself lies, between the cells; None beyond them, and where it is one of them."""
+    if here[0] in grid.batches and here[1] in grid.contexts:
+        return None
     width, height = 100 / len(grid.batches), 100 / len(grid.contexts)
     x = width * (math.log2(here[0] / grid.batches[0]) + 0.5)
     y = 100 - height * (math.log2(here[1] / grid.contexts[0]) + 0.5)

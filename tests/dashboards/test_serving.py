@@ -85,6 +85,13 @@ def test_the_map_is_the_estimates():
     assert (x, round(y)) == (100 / 10 * 4.5, round(100 - 100 / num_contexts * 1.82))  # 16 sequences of 2,560 tokens
 
 
+def test_a_question_that_is_a_cell_is_marked_as_that_cell_alone():
+    heat = capacity_view(EXAMPLE.model_copy(update={"prompt_length": 1536}), W)["heat"]
+    assert heat["here"] is None
+    [current] = [row for row in heat["rows"] if row["is_current"]]
+    assert linked(current).batch_size == 16
+
+
 def test_the_contour_is_where_the_concurrency_curve_is():
     view = capacity_view(EXAMPLE, W)
     most = dict(view["concurrency"]["table"])
