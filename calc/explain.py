@@ -77,6 +77,7 @@ RECIPE_OF = {
     Precision.ZERO_16: "zero-16",
     Precision.BF16_AUTOCAST: "autocast-16",
     Precision.FP16_AUTOCAST: "autocast-16",
+    Precision.BF16_WEIGHTS_AUTOCAST: "half-8",
     Precision.BF16: "half-8",
     Precision.FP16: "half-8",
 }

@@ -20,7 +20,9 @@ SMALLEST_COMPUTE_CAPABILITY = 8.9
 """Of GPUs with products in fp8 (ATen/native/cuda/ScaledBlas.cpp, _scaled_mm_allowed_device)."""
 WITHOUT = {
     "implementation": frozenset({Implementation.MEGATRON}),
-    "precision": frozenset(precision for precision in Precision if precision in RECIPES),
+    "precision": frozenset(
+        precision for precision in Precision if precision in {*RECIPES, Precision.BF16_WEIGHTS_AUTOCAST}
+    ),
     "recompute": frozenset({Recompute.OPERATORS}),
     "use_liger_kernel": frozenset({True}),
 }

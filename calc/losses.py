@@ -259,14 +259,14 @@ def _liger_chunk_under_autocast(
 ) -> Iterator[Row]:
     tokens, lower = CHUNKS[which], numerics.compute
     logits = Tensor(f"logits of the {which} chunk", (*tokens, "V"), lower)
-    cast_x = Tensor("hidden states of a chunk cast", (*tokens, "H"), lower)
-    turned = _temporary(like(weight, "weight turned and cast", dtype=lower))
-    yield Row(name="mm", reads=(x, weight), writes=(logits,), temporaries=(cast_x, turned))
+    cast_x = () if x.dtype is lower else (Tensor("hidden states of a chunk cast", (*tokens, "H"), lower),)
+    turned = () if weight.dtype is lower else (_temporary(like(weight, "weight turned and cast", dtype=lower)),)
+    yield Row(name="mm", reads=(x, weight), writes=(logits,), temporaries=(*cast_x, *turned))
     gradient = Tensor("∂hidden states of a chunk", (*tokens, "H"), lower)
     casts, _ = autocast_weight(weight, numerics)
     if facts.trained:
         yield from casts if which == "first" else ()
         yield Row(name="mm", reads=(logits,), temporaries=(gradient,))
-        yield Row(name="addmm", reads=(logits, x), temporaries=(cast_x,))
+        yield Row(name="addmm", reads=(logits, x), temporaries=cast_x)
     else:
-        yield Row(name="mm", reads=(logits, weight), temporaries=(turned, gradient))
+        yield Row(name="mm", reads=(logits, weight), temporaries=(*turned, gradient))

@@ -37,14 +37,27 @@ class Numerics:
     """Of linears that give their input's type under autocast; none = the products'."""
     float8: bool = False
     """Linears multiply in fp8 (torchao's Float8Linear)."""
+    within_autocast: bool = False
+    """Autocast is on though the weights have the products' type already."""
 
     @property
     def linear(self) -> DType:
         """Of a linear's output, where its input is in the weights' type."""
         return self.outputs or self.compute
 
+    def of(self, weights: DType) -> "Numerics":
+        """Those of an adapter's own weights: where no autocast casts, its products are in their type."""
+        if self.autocast:
+            return Numerics(weights=weights, compute=self.compute, within_autocast=True)
+        return Numerics(weights=weights, compute=weights)
+
     @property
     def autocast(self) -> bool:
+        return self.within_autocast or self.casts_weights
+
+    @property
+    def casts_weights(self) -> bool:
+        """Autocast casts the model's weights, too."""
         return self.weights is not self.compute
 
 
@@ -79,7 +92,7 @@ def autocast_input(x: Tensor, numerics: Numerics, use: str) -> tuple[list[Row], 
 def autocast_weight(weight: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """The cast autocast makes of a weight; of a trained one it is cached until the end of forward
     (aten/src/ATen/autocast_mode.cpp)."""
-    if not numerics.autocast:
+    if not numerics.autocast or weight.dtype is numerics.compute:
         return [], weight
     lower = Tensor(f"{weight.name}{CAST}", weight.shape, numerics.compute, Kind.AUTOCAST_WEIGHTS)
     return [cast(weight, lower)], lower

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from .architecture import Architecture
+from .autocast_choices import check_autocast
 from .classification import check_head, with_classifier
 from .dtype import DType
 from .encoder_decoder import check_encoder_decoder, target_length
@@ -52,6 +53,7 @@ NUMERICS = {
     Precision.FP16: Numerics(weights=DType.FP16, compute=DType.FP16),
     Precision.BF16_AUTOCAST: Numerics(weights=DType.FP32, compute=DType.BF16),
     Precision.FP16_AUTOCAST: Numerics(weights=DType.FP32, compute=DType.FP16),
+    Precision.BF16_WEIGHTS_AUTOCAST: Numerics(weights=DType.BF16, compute=DType.BF16, within_autocast=True),
     Precision.ZERO_16: Numerics(weights=DType.BF16, compute=DType.BF16),
     Precision.MEGATRON_18: Numerics(weights=DType.BF16, compute=DType.BF16),
     Precision.TEXTBOOK_20: Numerics(weights=DType.BF16, compute=DType.BF16),
@@ -154,6 +156,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     """
     refuse_what_comes_later(scenario)
     check_experts(scenario, architecture)
+    check_autocast(scenario, architecture)
     check_encoder_decoder(scenario, architecture)
     if scenario.task is Task.EVALUATION:
         resolve(scenario.model_copy(update=AROUND_IT), architecture)

@@ -39,6 +39,7 @@ class Implementation(StrEnum):
 class Precision(StrEnum):
     BF16_AUTOCAST = "bf16-autocast"
     FP16_AUTOCAST = "fp16-autocast"
+    BF16_WEIGHTS_AUTOCAST = "bf16-weights-autocast"
     FP32 = "fp32"
     BF16 = "bf16"
     FP16 = "fp16"
@@ -316,7 +317,8 @@ class Scenario(Question):
     """Weights in half precision: their gradients are added up in fp32 (a hook moves each into `main_grad`), and go to
     the optimizer in the weights' type."""
     precision: Precision = Precision.BF16_AUTOCAST
-    """Types of weights, gradients, states and arithmetic."""
+    """Types of weights, gradients, states and arithmetic; bf16-weights-autocast is a model loaded in bf16 that Trainer
+    runs with bf16 = true."""
     optimizer: Optimizer = Optimizer.ADAMW
     """Which optimizer; adamw is PyTorch's default, the foreach implementation."""
     max_grad_norm: PositiveNumber | None = None

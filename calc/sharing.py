@@ -102,7 +102,7 @@ def _with_tied(
     """`contexts` with what the sections around stacks of layers, `ends` at `places`, do with weights that several of
     them read: a gradient waits for those of earlier ones."""
     trained = [trained_in(section) for section in ends]
-    meets_view = model.linear_loss is None and not plan.numerics.autocast
+    meets_view = model.linear_loss is None and not plan.numerics.casts_weights
     for number, place in enumerate(places):
         contexts[place] = replace(
             contexts[place],

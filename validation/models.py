@@ -50,8 +50,13 @@ WEIGHT_DTYPE: dict[str, torch.dtype] = {
     **PURE_DTYPE,
     "bf16-autocast": torch.float32,
     "fp16-autocast": torch.float32,
+    "bf16-weights-autocast": torch.bfloat16,
 }
-AUTOCAST_DTYPE: dict[str, torch.dtype] = {"bf16-autocast": torch.bfloat16, "fp16-autocast": torch.float16}
+AUTOCAST_DTYPE: dict[str, torch.dtype] = {
+    "bf16-autocast": torch.bfloat16,
+    "fp16-autocast": torch.float16,
+    "bf16-weights-autocast": torch.bfloat16,
+}
 
 Optimizers = Callable[[torch.nn.Module], list[torch.optim.Optimizer]]
 

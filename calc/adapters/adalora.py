@@ -27,7 +27,7 @@ def with_adalora(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics)
     it casts the factors, and what it makes of it requires a gradient (_move_adapter_to_device_of_base_layer).
     """
     name, x = adapted.name, adapted.x
-    types = Numerics(weights=facts.dtype, compute=numerics.compute if numerics.autocast else facts.dtype)
+    types = numerics.of(facts.dtype)
     rank = replace(parameter(f"{name}.ranknum", (1,), types), trainable=numerics.weights is not DType.FP32)
     divisor = like(rank, f"{name}.ranknum + ε")
     rows = [scale(rank, divisor, name="add")]
@@ -136,13 +136,13 @@ def regularisation(section: Section, numerics: Numerics) -> Section | None:
 def _norm_of(factor: Tensor, total: Tensor, grown: Tensor, numerics: Numerics) -> Iterator[Row]:
     """The Frobenius norm of a factor's products with itself, less the identity; added in place."""
     name = factor.name
-    types = Numerics(weights=factor.dtype, compute=numerics.compute if numerics.autocast else factor.dtype)
+    types = numerics.of(factor.dtype)
     inside: Shape = tuple(side for side in factor.shape if side not in RANK)
     square = Product((), RANK, RANK, inside)
     covariance, identity, difference = (
         Tensor(f"{name} {part}", (*RANK, *RANK), types.compute) for part in ("covariance", "identity", "difference")
     )
-    if types.autocast:
+    if factor.dtype is not types.compute:
         cast_factor, low = autocast_weight(factor, types)
         turned = like(factor, f"{name} transposed, cast", dtype=types.compute)
         yield from (*cast_factor, cast(factor, turned))

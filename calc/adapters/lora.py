@@ -21,7 +21,7 @@ def with_lora(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) ->
 
 
 def _branch(adapted: LinearModule, facts: AdapterFacts, numerics: Numerics) -> Iterator[Row]:
-    types = Numerics(weights=facts.dtype, compute=numerics.compute if numerics.autocast else facts.dtype)
+    types = numerics.of(facts.dtype)
     x = adapted.x
     branch_input = x
     if x.dtype is not facts.dtype:

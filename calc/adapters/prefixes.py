@@ -31,7 +31,7 @@ def with_prefix(section: Section, facts: AdapterFacts, numerics: Numerics) -> Se
 def _encoded(past: Tensor, facts: AdapterFacts, numerics: Numerics) -> Iterator[Row]:
     """PrefixEncoder, in fp32: an embedding of each virtual token as wide as all keys and values, or, with
     prefix_projection, as those of one layer, from which two linear layers make all. For every sequence alike."""
-    types = Numerics(weights=DType.FP32, compute=numerics.compute if numerics.autocast else DType.FP32)
+    types = numerics.of(DType.FP32)
     ids = Tensor("virtual token ids", ("B", "T"), DType.INT64)
     width = ("K", "D") if facts.prefix_projection else past.shape[2:]
     encoded = Tensor(f"{ENCODER}.embedding output", ("B", "T", *width), types.weights)

@@ -54,7 +54,7 @@ def _prompts(numerics: Numerics) -> Tensor:
 
 def _before(words: Tensor, tokens: Tensor, facts: AdapterFacts, numerics: Numerics) -> list[Row]:
     """Virtual tokens, encoded once and repeated for each sequence, then the words."""
-    types = Numerics(weights=DType.FP32, compute=numerics.compute if numerics.autocast else DType.FP32)
+    types = numerics.of(DType.FP32)
     prompts = _prompts(numerics)
     embedded = Tensor(f"{ENCODER}.embedding output", (1, *PROMPT, "H"), types.weights)
     weight = parameter(f"{ENCODER}.embedding.weight", (*PROMPT, "H"), types, num_columns=1)

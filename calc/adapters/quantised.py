@@ -4,8 +4,8 @@ backends/default/ops.py), and LoRA beside it (peft/tuners/lora/bnb.py).
 In 4 bits a weight is packed two to a byte (NF4 and FP4 alike), with a scale for 64 elements; with double quantisation
 the scales are bytes, with a scale for 256 of them. Each product writes the weight out for a moment, in forward and in
 backward.
-Under autocast the rest of the base is in fp32 (peft's prepare_model_for_kbit_training), and bnb_4bit_compute_dtype is
-autocast's; else everything is in the precision's type.
+Where autocast casts the model's weights the rest of the base is in fp32 (peft's prepare_model_for_kbit_training), and
+bnb_4bit_compute_dtype is autocast's; else everything is in the precision's type.
 Left out: the fused kernels that bitsandbytes takes on some GPUs for 1536 tokens and fewer, which do not.
 """
 
@@ -142,7 +142,7 @@ def in_int8(module: LinearModule, numerics: Numerics) -> list[Row]:
 def with_qlora(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> list[Row]:
     """The quantised module's rows, in 4 bits a copy of what it gives, and the branch; without autocast the branch is
     cast on its way in and out (Linear4bit.forward, Linear8bitLt.forward)."""
-    types = Numerics(weights=facts.dtype, compute=numerics.compute if numerics.autocast else facts.dtype)
+    types = numerics.of(facts.dtype)
     of_base = cloned = module.of_base
     rows: list[Row] = []
     if facts.kind is AdapterKind.QLORA:

@@ -55,7 +55,10 @@ OPTIMIZERS = (
     Optimizer.LION,
     Optimizer.MUON,
 )
-PRECISIONS = (Precision.FP32, Precision.BF16, Precision.FP16, Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST)
+PRECISIONS = (
+    *(Precision.FP32, Precision.BF16, Precision.FP16),
+    *(Precision.BF16_AUTOCAST, Precision.FP16_AUTOCAST, Precision.BF16_WEIGHTS_AUTOCAST),
+)
 GPT2_LINEARS = ("c_attn", "c_proj", "c_fc")
 LLAMA_LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 GPT2_SAVED = ("wte", "wpe", "ln_2", "ln_f", "lm_head")
@@ -209,7 +212,8 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     classifies = loss is Loss.CROSS_ENTROPY and adapter is None and model_type in CLASSIFIERS
     only_trained = is_prefixed or (adapter is not None and adapter.kind is AdapterKind.ADALORA)
     evaluation = draw(evaluations()) if loss is Loss.CROSS_ENTROPY and not only_trained else {}
-    precision = draw(st.sampled_from(PRECISIONS))
+    in_layer_norm = {Precision.BF16_WEIGHTS_AUTOCAST} if is_gpt2 else set()
+    precision = draw(st.sampled_from([each for each in PRECISIONS if each not in in_layer_norm]))
     sums = adapter is None and not evaluation and precision in PURE_HALF and draw(st.booleans())
     recomputation = draw(recomputations(config, adapter.kind if adapter else None))
     by_operators = recomputation.get("recompute") is Recompute.OPERATORS
