@@ -151,15 +151,15 @@ def _of_plan(plan: Plan) -> Iterator[str]:
             "The int8 base is derived from the source of bitsandbytes 0.50.2 (MatMul8bitLt, without fp16 weights) and "
             "traced only against an emulation written after it; assumed, not measured. Its node holds each linear's "
             "input until the graph goes, which a checkpoint does not spare. Left out: the columns of outliers "
-            "(llm_int8_threshold = 6.0), which depend on the data. With bf16-autocast and fp16-autocast the rest of the "
-            "base is taken to be in fp32, as peft's prepare_model_for_kbit_training leaves it."
+            "(llm_int8_threshold = 6.0), which depend on the data. With bf16-autocast and fp16-autocast the rest of "
+            "the base is taken to be in fp32, as peft's prepare_model_for_kbit_training leaves it."
         )
     if plan.adapter is not None and plan.adapter.kind is AdapterKind.QLORA:
         yield (
             "The 4-bit base is derived from the source of bitsandbytes 0.50.2 (MatMul4Bit, QuantState) and traced only "
             "against an emulation written after it; assumed, not measured. Every product is taken to write its weight "
-            "out; for 1536 tokens and fewer some GPUs have kernels that do not. With bf16-autocast and fp16-autocast the "
-            "rest of the base is taken to be in fp32, as peft's prepare_model_for_kbit_training leaves it."
+            "out; for 1536 tokens and fewer some GPUs have kernels that do not. With bf16-autocast and fp16-autocast "
+            "the rest of the base is taken to be in fp32, as peft's prepare_model_for_kbit_training leaves it."
         )
     if plan.adapter is not None and plan.adapter.kind in PREFIXED:
         yield (

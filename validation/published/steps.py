@@ -54,9 +54,10 @@ def released_logits(asked: Asked) -> Extra:
     return Extra(-HALF_BYTES * asked.B * asked.S * asked.V, "forward")
 
 
-def adapter_casts(asked: Asked) -> Extra:
-    """Autocast over a base in half precision keeps the casts of the adapter's fp32 weights until forward ends."""
-    return Extra(HALF_BYTES * asked.answer.parameters.trainable, "forward")
+def reentrant_output(asked: Asked) -> Extra:
+    """2·B·S·H: a re-entrant checkpoint (`use_reentrant=True`, transformers' default until 5.0) holds the output of the
+    layer it runs again while backward goes through it; the other kind stops before it is made."""
+    return Extra(HALF_BYTES * asked.B * asked.S * asked.config["hidden_size"], "backward")
 
 
 def outputs_until_next_step(asked: Asked) -> Extra:
@@ -78,7 +79,7 @@ BESIDE: dict[str, Callable[[Asked], Extra]] = {
     "cuBLAS workspaces": cublas_workspaces,
     "shifted logits": shifted_logits,
     "released logits": released_logits,
-    "adapter casts": adapter_casts,
+    "re-entrant output": reentrant_output,
     "outputs until the next step": outputs_until_next_step,
 }
 
