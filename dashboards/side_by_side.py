@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 
 import calc
 from calc.comparison import MOST_SCENARIOS, Comparison, compared
+from calc.scenario import Task
 
 from . import figures
 from .address import CONFIG, query_pairs, scenario_from_query
@@ -20,18 +21,24 @@ from .form import CHOICES, written
 
 LETTERS = "abcd"[:MOST_SCENARIOS]
 
-ASKED = (
-    "micro_batch_size",
-    "sequence_length",
-    "gradient_accumulation_steps",
-    "precision",
-    "optimizer",
-    "attention",
-    "recompute",
-    "adapter.kind",
-    "adapter.rank",
-)
-"""The fields that every column shows beside model and GPU; the others are shown where they differ."""
+ASKED: dict[str, tuple[str, ...]] = {
+    Task.TRAINING: (
+        *("micro_batch_size", "sequence_length", "gradient_accumulation_steps", "precision", "optimizer", "attention"),
+        *("recompute", "adapter.kind", "adapter.rank"),
+    ),
+    Task.EVALUATION: ("micro_batch_size", "sequence_length", "precision", "attention"),
+    Task.INFERENCE: (
+        "batch_size",
+        "prompt_length",
+        "output_length",
+        "weight_dtype",
+        "cache_implementation",
+        "attention",
+    ),
+}
+"""The fields that a column shows beside model and GPU, by its task; the others are shown where they differ."""
+LENGTHS = ("sequence_length", "prompt_length", "output_length")
+"""Numbers that depend on the model unless they are given."""
 
 BESIDE = ("full", "lora", "full_training")
 """The alternatives that stand beside a single scenario, as many of them as there are, up to NUM_BESIDE."""
@@ -48,6 +55,11 @@ class Column:
     scenario: calc.Scenario | None = None
     estimate: calc.Estimate | None = None
     wrong: calc.ConfigError | None = None
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The fields it shows beside model and GPU."""
+        return ASKED.get(dict(self.pairs).get("task", Task.TRAINING), ())
 
 
 def columns_of(items: Iterable[tuple[str, str]]) -> list[Column]:
@@ -97,12 +109,13 @@ def compare_view(items: Iterable[tuple[str, str]], words: Mapping[str, str]) -> 
     comparison = compared([column.estimate for column in columns if column.estimate]) if answered else None
     memories = [answer.to_dict()["memory"] for answer in comparison.estimates] if comparison else []
     scale = max(map(figures.bar_scale, memories), default=0)
+    asked = list(dict.fromkeys(name for column in columns for name in column.asked))
     shown_bars = dict(zip(answered, (figures.bar(memory, scale) for memory in memories), strict=True))
     return {
         "columns": [_column_view(columns, index, shown_bars.get(index)) for index in range(len(columns))],
         "marked": _marked(comparison, answered),
-        "asked_fields": ASKED,
-        "other_fields": _other_fields(comparison, answered, len(columns)),
+        "asked_fields": asked,
+        "other_fields": _other_fields(comparison, answered, len(columns), asked),
         "quantities": _quantities(comparison, answered, len(columns)),
         "overlay": figures.overlay(memories) if memories else None,
         "drawn_letters": [LETTERS[index] for index in answered],
@@ -117,16 +130,18 @@ def _column_view(columns: Sequence[Column], index: int, bar: dict[str, Any] | No
     column = columns[index]
     values = dict(column.pairs)
     others = [other.pairs for number, other in enumerate(columns) if number != index]
-    asked = {"model", CONFIG, "gpu", *ASKED}
+    shown = {"model", CONFIG, "gpu", *column.asked}
+    filled = column.estimate.scenario if column.estimate else None
     return {
         "letter": LETTERS[index],
         "values": values,
-        "kept": [(name, text) for name, text in column.pairs if name not in asked],
+        "asked": column.asked,
+        "kept": [(name, text) for name, text in column.pairs if name not in shown],
         "open": urlencode(column.pairs),
         "without": address(others) if others else None,
         "wrong": column.wrong,
         "memory": column.estimate.memory if column.estimate else None,
-        "sequence_length": column.estimate.scenario.sequence_length or "" if column.estimate else "",
+        "lengths": {name: getattr(filled, name) if filled else "" for name in LENGTHS},
         "bar": bar,
     }
 
@@ -150,11 +165,13 @@ def _is_only_without(name: str, values: Sequence[Any]) -> bool:
     return name.startswith("adapter.") and name != "adapter.kind" and all(value == given[0] for value in given)
 
 
-def _other_fields(comparison: Comparison | None, answered: Sequence[int], num_columns: int) -> list[dict[str, Any]]:
+def _other_fields(
+    comparison: Comparison | None, answered: Sequence[int], num_columns: int, asked: Sequence[str]
+) -> list[dict[str, Any]]:
     """The fields that differ and have no row of their own."""
     rows = []
     for name, values in _fields(comparison).items():
-        if name not in ("model", "gpu", *ASKED) and not name.startswith("model."):
+        if name not in ("model", "gpu", *asked) and not name.startswith("model."):
             by_column = dict(zip(answered, values, strict=True))
             rows.append({"name": name, "values": [by_column.get(index) for index in range(num_columns)]})
     return rows
@@ -163,22 +180,27 @@ def _other_fields(comparison: Comparison | None, answered: Sequence[int], num_co
 def _quantities(
     comparison: Comparison | None, answered: Sequence[int], num_columns: int
 ) -> dict[str, list[tuple[int, int] | None]]:
-    """Per quantity and column: its value, and how much more it is than the first answered column's."""
+    """Per quantity and column: its value, and how much more it is than the first answered column's; None where the
+    column has no such quantity."""
     if comparison is None:
         return {}
-    quantities: dict[str, Sequence[int]] = dict(comparison.quantities)
+    quantities: dict[str, Sequence[int | None]] = dict(comparison.quantities)
     for name in dict.fromkeys(phase.name for answer in comparison.estimates for phase in answer.memory.phases):
         quantities[f"phase.{name}"] = [_phase_peak(answer, name) for answer in comparison.estimates]
     columns = {}
     for name, values in quantities.items():
-        by_column = {index: (value, value - values[0]) for index, value in zip(answered, values, strict=True)}
+        by_column = {
+            index: (value, 0 if values[0] is None else value - values[0])
+            for index, value in zip(answered, values, strict=True)
+            if value is not None
+        }
         columns[name] = [by_column.get(index) for index in range(num_columns)]
     return columns
 
 
-def _phase_peak(answer: calc.Estimate, name: str) -> int:
-    """Zero where the answer has no such phase."""
-    return next((phase.peak_allocated_bytes for phase in answer.memory.phases if phase.name == name), 0)
+def _phase_peak(answer: calc.Estimate, name: str) -> int | None:
+    """None where the answer has no such phase."""
+    return next((phase.peak_allocated_bytes for phase in answer.memory.phases if phase.name == name), None)
 
 
 def _additions(columns: Sequence[Column], words: Mapping[str, str]) -> list[dict[str, str]]:

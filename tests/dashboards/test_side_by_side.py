@@ -92,6 +92,21 @@ def test_a_wrong_column_leaves_the_others_their_answers():
     assert shown["additions"] == []
 
 
+def test_each_column_shows_the_fields_and_phases_of_its_own_task():
+    generates = [*GPT2, ("task", "inference"), ("batch_size", "3")]
+    shown = view(generates, GPT2)
+    of_inference, of_training = (set(column["asked"]) for column in shown["columns"])
+    assert {"prompt_length", "output_length", "weight_dtype"} <= of_inference - of_training
+    assert {"micro_batch_size", "precision", "adapter.kind"} <= of_training - of_inference
+    assert set(shown["asked_fields"]) == of_inference | of_training
+    assert shown["columns"][0]["kept"] == [("task", "inference")]
+    assert shown["columns"][0]["lengths"]["prompt_length"] == 1023
+    assert [each is None for each in shown["quantities"]["phase.prefill"]] == [False, True]
+    none, (peak, more) = shown["quantities"]["phase.backward"]
+    assert none is None
+    assert peak > more == 0
+
+
 def test_what_belongs_to_no_column_is_named():
     shown = compare_view([*lettered(GPT2), ("colour", "red")], WORDS_EN)
     assert shown["wrong"].field == "colour"
