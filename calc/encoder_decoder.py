@@ -26,13 +26,22 @@ ONLY_OF_ADAPTER: dict[str, Any] = {
 """The same of an adapter's."""
 SHORTEST = 2
 """Of single tokens other operators run."""
+IN_FP16 = {
+    Wiring.T5: "transformers loads T5's wo in fp32 where the others are fp16, and clamps its layers",
+    Wiring.BART: "transformers clamps the layers of BART's encoder in fp16",
+}
 NOT_BUILT = "is not supported yet for an encoder-decoder"
 
 
 def target_length(scenario: Scenario, architecture: Architecture) -> int:
     """The decoder's tokens per sequence; 0 where there is no encoder beside it."""
     if architecture.is_encoder_decoder:
-        return scenario.target_length or scenario.sequence_length or architecture.max_position_embeddings
+        longest = architecture.max_position_embeddings
+        length = scenario.target_length or scenario.sequence_length or longest
+        if architecture.kind.learned_positions and length > longest:
+            problem = f"should be at most {longest}: the model has that many positions"
+            raise ConfigError("target_length", length, problem)
+        return length
     if scenario.target_length is not None:
         raise ConfigError(
             "target_length", scenario.target_length, f"is for encoder-decoders, which {architecture.model_type} is not"
@@ -49,11 +58,8 @@ def check_encoder_decoder(scenario: Scenario, architecture: Architecture) -> Non
             raise ConfigError(field, getattr(scenario, field), NOT_BUILT)
     if scenario.adapter is not None:
         _check_adapter(scenario.adapter)
-    if architecture.wiring is Wiring.T5 and scenario.precision is Precision.FP16:
-        problem = (
-            "should be another: transformers loads T5's wo in fp32 where the others are fp16, and clamps its layers"
-        )
-        raise ConfigError("precision", "fp16", problem)
+    if scenario.precision is Precision.FP16:
+        raise ConfigError("precision", "fp16", f"should be another: {IN_FP16[architecture.wiring]}")
     for field in ("sequence_length", "target_length"):
         length = getattr(scenario, field)
         if length is not None and length < SHORTEST:

@@ -9,6 +9,7 @@ class Wiring(StrEnum):
     """How a layer's operations are put together."""
 
     GPT2 = "gpt2"
+    BART = "bart"
     BERT = "bert"
     ROBERTA = "roberta"
     BLOOM = "bloom"

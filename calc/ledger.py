@@ -237,6 +237,8 @@ class Row:
     """Gradients made in forward are kept as saved tensors, not as attributes of the node."""
     is_view: bool = False
     """What it writes shares the storage of the first tensor it reads."""
+    renames: bool = False
+    """What it writes is what it reads, under another name."""
     in_place: bool = False
     """What it writes are views of what it reads, one by one."""
     overwrites_saved: bool = False

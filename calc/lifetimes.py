@@ -117,6 +117,8 @@ class _Builder:
         if section.input is not None:
             self.local.add(section.input)
         self.local.discard(self._storage(section.output))
+        if section.is_bridge:
+            self.local |= self.later_leaves
         keeping = [saved_for_backward(row, self.required) for row in section.rows]
         self.saved = [
             list(dict.fromkeys(each for each in map(self._storage, kept) if each.kind not in OWNED)) for kept in keeping
@@ -320,6 +322,8 @@ class _Builder:
             if tensor in self.local and tensor not in keep:
                 dying.setdefault(index, []).append(tensor)
         for index, row in enumerate(rows):
+            if row.renames:
+                self._free(dying.pop(index, ()))
             if not any(tensor in taken for tensor in row.writes):
                 self._allocate(tensor for tensor in row.writes if self._storage(tensor) is tensor)
                 self._allocate(self._made(row))

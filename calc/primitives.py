@@ -31,6 +31,11 @@ def view(x: Tensor, out: Tensor, *, copies_gradient: bool = False) -> Row:
     return Row(name="view", reads=(x,), writes=(out,), gradients=(gradient,), is_view=True)
 
 
+def renamed(x: Tensor, out: Tensor) -> Row:
+    """`x` itself, which other sections know by another name; none but this row reads it."""
+    return Row(name="rename", reads=(x,), writes=(out,), gradients=(Gradient(of=x, passes=True),), renames=True)
+
+
 def part(x: Tensor, outs: tuple[Tensor, ...]) -> Row:
     """`x.split(...)`, `x[..., a:b]`: views; backward makes one new tensor of x's shape."""
     return Row(name="part", reads=(x,), writes=outs, gradients=(Gradient(of=x),), is_view=True)

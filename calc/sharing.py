@@ -68,7 +68,7 @@ def _contexts_of_stack(units: list[Unit], before: list[Context], model: ModelFac
         as_last,
         leaves=leaves,
         exported=as_last.exported | (shared - own),
-        kept=kept.difference(*freed) - freed_by_first - of_outputs,
+        kept=kept.difference(*freed) - freed_by_first - of_outputs - (leaves if embedding.is_bridge else set()),
     )
     final = Context(
         input_required=needed[-1].output_required,

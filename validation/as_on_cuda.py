@@ -43,6 +43,11 @@ def keep_on_host(ids: dict[str, Any]) -> None:
     ids |= {adapter: HostIds(tuple(each.shape)) for adapter, each in ids.items()}
 
 
+def has_values(tensor: torch.Tensor) -> bool:
+    """transformers' `is_tracing` of a tensor that can be looked at: a mask of ones is then seen to hide nothing."""
+    return False
+
+
 @contextmanager
 def as_on_cuda(attention: Attention) -> Iterator[None]:
     """CUDA's branch of composite functions, and code as it runs outside of tracing."""
@@ -83,6 +88,7 @@ def as_on_cuda(attention: Attention) -> Iterator[None]:
         patch.object(FakeTensorMode, "__deepcopy__", same, create=True),
         patch.object(FakeTensor, "__deepcopy__", copied),
         patch.object(masking_utils, "find_packed_sequence_indices", find_none),
+        patch.object(masking_utils, "is_tracing", has_values),
         patch.dict(initialization.TORCH_INIT_FUNCTIONS, trunc_normal_=without_values),
         patch.object(torch.utils, "swap_tensors", set_data),
         patch.object(torch, "is_autocast_enabled", is_autocast_enabled),

@@ -110,7 +110,7 @@ ONLY = {
 """Fields of which one value is run here."""
 
 MASKED_LMS = ("bert", "roberta", "xlm-roberta", "modernbert")
-ENCODER_DECODERS = ("t5",)
+ENCODER_DECODERS = ("t5", "bart")
 OTHERS: dict[str, Any] = dict.fromkeys(MASKED_LMS, AutoModelForMaskedLM)
 OTHERS |= dict.fromkeys(ENCODER_DECODERS, AutoModelForSeq2SeqLM)
 LANGUAGE_MODELS: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, OTHERS)
@@ -121,7 +121,7 @@ CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout"),
-    *("attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "resid_dropout", "embed_dropout"),
+    *("activation_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "resid_dropout", "embed_dropout"),
     *(f"{part}_dropout" for part in ("attention", "hidden", "residual", "embedding")),
 )
 

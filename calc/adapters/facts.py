@@ -20,6 +20,7 @@ LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), ("query", "value")),
     "t5": ("q", "v"),
+    "bart": ("q_proj", "v_proj"),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
     **dict.fromkeys(("bloom", "falcon", "gpt_neox"), ("query_key_value",)),
     "chatglm": ("qkv_proj",),

@@ -13,6 +13,7 @@ from calc.architecture import Architecture
 from .fields import Fields
 
 FAMILIES = {
+    "bart": "bart",
     "bert": "bert",
     "roberta": "bert",
     "xlm-roberta": "bert",

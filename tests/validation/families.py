@@ -221,6 +221,35 @@ FAMILIES: dict[str, Family] = {
         drawn={"partial_rotary_factor": (0.25, 0.5, 1.0)},
         lora_targets=("q_proj", "v_proj", "fc2"),
     ),
+    "bart": Family(
+        sizes={
+            "d_model": 64,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 2,
+            "encoder_layers": 3,
+            "decoder_layers": 3,
+            "encoder_ffn_dim": 104,
+            "decoder_ffn_dim": 72,
+            "vocab_size": 199,
+            "max_position_embeddings": 160,
+            **DECODER,
+        },
+        drawn={
+            "decoder_layers": (1, 2, 4),
+            "encoder_ffn_dim": (7, 333),
+            "decoder_attention_heads": (1, 2),
+            "tie_word_embeddings": (True,),
+            "scale_embedding": FLAG,
+        },
+        names={
+            "hidden_size": "d_model",
+            "num_attention_heads": "encoder_attention_heads",
+            "num_hidden_layers": "encoder_layers",
+        },
+        lora_targets=("q_proj", "v_proj", "fc2"),
+        asked={"target_length": 40},
+        refuses=("selective", "operators"),
+    ),
     "t5": Family(
         sizes={"d_model": 64, "num_heads": 4, "num_layers": 3, "d_kv": 16, "d_ff": 104, "vocab_size": 199} | DECODER,
         drawn={

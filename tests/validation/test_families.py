@@ -76,6 +76,7 @@ NOT_PEFTS = {
     "chatglm": "its own query_key_value is called qkv_proj here, as GLM's would be",
     "bert": "AdaLoRA has no class for a masked language model",
     "roberta": "AdaLoRA has no class for a masked language model",
+    "bart": "LoRA alone goes with an encoder-decoder yet",
     "t5": "LoRA alone goes with an encoder-decoder yet",
 }
 

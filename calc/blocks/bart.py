@@ -1,0 +1,233 @@
+"""BART's embeddings, layers and head (transformers 5.23.0, models/bart)."""
+
+from dataclasses import replace
+
+from calc.attention import HEADS, SOURCE, AttentionCore
+from calc.decoder import of_decoder
+from calc.dtype import DType
+from calc.ledger import Component, Kind, Row, Section, Tensor
+from calc.lifetimes import NEXT
+from calc.losses import LABELS, unshifted_cross_entropy
+from calc.norms import layer_norm
+from calc.operators import TOKENS, Numerics, activation, dropped, embedding, linear, parameter, stamped
+from calc.primitives import add, frame, like, renamed, scale, view, wider
+from calc.renaming import prefixed
+from calc.wirings import Parts
+
+from .attention import copies_key_gradient, core_attention
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .head import End
+from .t5 import DECODER_INPUT_IDS, ENCODER_OUTPUT
+
+SHARED = "shared.weight"
+
+
+def _table(numerics: Numerics) -> Tensor:
+    return parameter(SHARED, ("V", "H"), numerics, num_columns=1)
+
+
+def bart_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """shift_tokens_right of the labels, then BartEncoder.forward up to its first layer."""
+    shifted = Tensor("labels, shifted", ("B", "Z"), DType.INT64)
+    ignored = like(shifted, "ignored labels", dtype=DType.BOOL)
+    before = like(shifted, "labels but the last", shape=("B", "Z-1"))
+    counted = Tensor("positions", ("S",), DType.INT64)
+    position_rows = Tensor("rows of the positions", TOKENS, DType.INT64)
+    positions = hidden_states(numerics, "embed_pos")
+    looking_up, tokens = _looked_up(INPUT_IDS, "inputs_embeds", numerics)
+    ending, output = _summed("encoder", tokens, positions, facts, numerics)
+    rows = [
+        Row(name="new_zeros", reads=(replace(LABELS, shape=shifted.shape),), writes=(shifted,)),
+        Row(name="clone", reads=(shifted,), temporaries=(before,)),
+        Row(name="eq", reads=(shifted,), temporaries=(ignored,)),
+        *looking_up,
+        Row(name="arange", reads=(), writes=(counted,)),
+        Row(name="add", reads=(counted,), writes=(position_rows,)),
+        _position_embeddings("encoder", position_rows, positions, numerics),
+        frame(counted),
+        *ending,
+    ]
+    return Section(
+        name="embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "encoder")),
+        output=output,
+        held=(tokens, positions, shifted),
+        leaves=(tokens,),
+    )
+
+
+def _looked_up(ids: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """BartScaledWordEmbedding.forward: multiplied by a number, which may be 1."""
+    bare, tokens = (hidden_states(numerics, each) for each in (f"{name} before scaling", name))
+    return [embedding(_table(numerics), ids, bare), scale(bare, tokens)], tokens
+
+
+def _position_embeddings(stack: str, rows: Tensor, out: Tensor, numerics: Numerics) -> Row:
+    """The first two of a table's rows are nobody's."""
+    return embedding(parameter(f"{stack}.embed_positions.weight", ("P+2", "H"), numerics, num_columns=1), rows, out)
+
+
+def _summed(
+    stack: str, tokens: Tensor, positions: Tensor, facts: ModelFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """Tokens and positions, their norm, dropout."""
+    total, name = like(tokens, f"{tokens.name} and positions"), f"{stack}.layernorm_embedding"
+    out_name = f"{NEXT}hidden_states"
+    norm, normed = layer_norm(name, total, f"{name} output" if facts.embedding_dropout else out_name, ("H",), numerics)
+    dropping, output = dropped(normed, out_name, on=facts.embedding_dropout)
+    return [add(tokens, positions, total, one_sequence=facts.one_sequence), *norm, *dropping], output
+
+
+def bart_bridge(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
+    """The encoder's output, which nothing comes behind, and BartDecoder.forward up to its first layer."""
+    x = hidden_states(numerics)
+    encoded = like(x, ENCODER_OUTPUT)
+    shifted = Tensor("labels, shifted", ("B", "Z"), DType.INT64)
+    counted, position_ids = (Tensor(name, ("S",), DType.INT64) for name in ("positions", "position_ids"))
+    ones = Tensor("ones", TOKENS, DType.FP32)
+    position_rows = Tensor("rows of the positions", (1, "S"), DType.INT64)
+    positions = Tensor("positions embedded", (1, "S", "H"), numerics.weights)
+    looking_up, tokens = _looked_up(DECODER_INPUT_IDS, "decoder_inputs_embeds", numerics)
+    ending, output = _summed("decoder", tokens, positions, facts, numerics)
+    rows = [
+        *looking_up,
+        Row(name="arange", reads=(), writes=(counted,)),
+        Row(name="add", reads=(counted,), writes=(position_ids,)),
+        Row(name="ones", reads=(), writes=(ones,)),
+        *mask_rows(facts.masks),
+        frame(ones),
+        Row(name="add", reads=(position_ids,), writes=(position_rows,)),
+        _position_embeddings("decoder", position_rows, positions, numerics),
+        *ending,
+    ]
+    decoder = of_decoder(
+        Section(
+            name="decoder embedding",
+            rows=tuple(stamped(rows, Component.EMBEDDING, "decoder")),
+            output=output,
+            held=(DECODER_INPUT_IDS, tokens, position_ids, positions, *facts.masks),
+            leaves=(tokens,),
+        )
+    )
+    ids = replace(DECODER_INPUT_IDS, shape=shifted.shape)
+    kept = tuple(tensor for tensor in outside if tensor != shifted)
+    begun = [renamed(x, encoded), frame(*kept), renamed(shifted, ids)]
+    return replace(decoder, rows=(*begun, *decoder.rows), input=x, is_bridge=True, offered=(encoded,))
+
+
+def bart_layer(facts: LayerFacts, numerics: Numerics) -> Section:
+    """BartEncoderLayer, BartDecoderLayer: norms behind attention, cross attention and MLP."""
+    x = hidden_states(numerics)
+    middle, weights = hidden_states(numerics, "hidden_states after attention"), ()
+    rows, weights = _attention("self_attn", x, None, middle, facts.core, facts, numerics)
+    arguments = (facts.core.mask(numerics),) if facts.core.masked else ()
+    if facts.cross is not None:
+        encoded = Tensor(ENCODER_OUTPUT, ("B", SOURCE, "H"), numerics.weights)
+        crossed = hidden_states(numerics, "hidden_states after cross attention")
+        crossing, of_cross = _attention("encoder_attn", middle, encoded, crossed, facts.cross, facts, numerics)
+        rows += [*crossing, frame(middle, *weights)]
+        middle, weights, arguments = crossed, of_cross, (*arguments, encoded)
+    output = hidden_states(numerics, f"{NEXT}hidden_states")
+    rows += [*_feed_forward(middle, output, facts, numerics), frame(x, middle, *weights, *arguments[-1:])]
+    layer = Section(
+        name="decoder layer" if facts.cross else "layer",
+        rows=tuple(rows),
+        input=x,
+        output=output,
+        arguments=arguments,
+        modules=(*ATTENTION, *(CROSS_ATTENTION if facts.cross else ()), "fc1", "fc2", "final_layer_norm"),
+    )
+    return of_decoder(layer) if facts.cross else layer
+
+
+ATTENTION, CROSS_ATTENTION = (
+    (*(f"{module}.{name}_proj" for name in ("k", "v", "q", "out")), f"{module}_layer_norm")
+    for module in ("self_attn", "encoder_attn")
+)
+"""Their modules, in the order of their registration."""
+
+
+def _attention(
+    module: str,
+    x: Tensor,
+    encoded: Tensor | None,
+    out: Tensor,
+    core: AttentionCore,
+    facts: LayerFacts,
+    numerics: Numerics,
+) -> tuple[list[Row], tuple[Tensor, ...]]:
+    """BartAttention, dropout, what it is added to, the norm: the rows and the probabilities that the layer holds. Keys
+    and values are of `encoded` where there is any."""
+    copies = core.gradients_by_head and not core.one_head
+    prefix, given = ("", x) if encoded is None else ("cross ", encoded)
+    projecting: list[Row] = []
+    heads: list[Tensor] = []
+    for letter, read, copied in (("q", x, copies), ("k", given, copies_key_gradient(core)), ("v", given, copies)):
+        shape = (*read.shape[:-1], *HEADS[-2:])
+        flat, head = (Tensor(f"{prefix}{name}", shape, numerics.linear) for name in (f"{letter}_proj output", letter))
+        projecting += linear(f"{module}.{letter}_proj", read, flat, ("H",), ("N", "D"), numerics, bias=True)
+        projecting.append(view(flat, head, copies_gradient=copied))
+        heads.append(head)
+    q, k, v = heads
+    core_rows, attended, held = core_attention(q, k, v, core, numerics)
+    core_rows, (attended, *weights) = prefixed(core_rows, prefix, (attended, *held))
+    projected = Tensor(f"{module} output", ("B", "S", "H"), numerics.linear)
+    dropping, added = dropped(projected, f"{module} output after dropout", on=facts.residual_dropout)
+    total, name = like(x, f"{module} and residual"), f"{module}_layer_norm"
+    norm, _ = layer_norm(name, total, out.name, ("H",), numerics)
+    rows = [
+        *projecting,
+        *core_rows,
+        *linear(f"{module}.out_proj", attended, projected, ("N", "D"), ("H",), numerics, bias=True),
+        frame(q, k, v),
+        *dropping,
+        add(x, added, total),
+        frame(added),
+    ]
+    return [*stamped(rows, Component.ATTENTION, module), *norm], tuple(weights)
+
+
+def _feed_forward(x: Tensor, out: Tensor, facts: LayerFacts, numerics: Numerics) -> list[Row]:
+    up = Tensor("fc1 output", ("B", "S", "F"), numerics.linear)
+    act, activated = activation(facts.kind.activation, up, "activation output", numerics)
+    drop_1, kept = dropped(activated, "activation output after dropout", on=facts.mlp_dropout)
+    down = Tensor("fc2 output", ("B", "S", "H"), numerics.linear)
+    drop_2, added = dropped(down, "fc2 output after dropout", on=facts.residual_dropout)
+    total = like(x, "MLP and residual")
+    norm, _ = layer_norm("final_layer_norm", total, out.name, ("H",), numerics)
+    rows = [
+        *linear("fc1", x, up, ("H",), ("F",), numerics, bias=True),
+        *act,
+        *drop_1,
+        *linear("fc2", kept, down, ("F",), ("H",), numerics, bias=True),
+        *drop_2,
+        add(x, added, total),
+        frame(added),
+    ]
+    return [*stamped(rows, Component.MLP, ""), *norm]
+
+
+def bart_head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
+    """The tied head of BartForConditionalGeneration, a bias that is not trained, and the loss."""
+    x = hidden_states(numerics)
+    product = Tensor("logits before their bias", (*TOKENS, "V"), numerics.compute)
+    bias = Tensor("final_logits_bias", (1, "V"), numerics.weights, Kind.BUFFERS)
+    logits = like(product, "logits", dtype=wider(product.dtype, bias.dtype))
+    in_own_type = Numerics(weights=logits.dtype, compute=logits.dtype)
+    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, in_own_type)
+    head = [
+        *linear("lm_head", x, product, ("H",), ("V",), numerics, weight=_table(numerics)),
+        add(product, bias, logits),
+    ]
+    rows = [*stamped(head, Component.HEAD, "lm_head"), *loss_rows, frame(x, DECODER_INPUT_IDS)]
+    section = of_decoder(Section(name="head", rows=tuple(rows), input=x, output=loss))
+    return replace(section, rows=(frame(*outside), *section.rows))
+
+
+PARTS = Parts(
+    embeddings=bart_embeddings,
+    layer=bart_layer,
+    end=End(embedding_weight=SHARED, layers="model.encoder.layers"),
+    head=bart_head,
+    bridge=bart_bridge,
+)
