@@ -117,7 +117,7 @@ def test_alpha_is_a_positive_number(value: Any) -> None:
         ({"model": "gpt2", "parallel": None}, "parallel", "should be an object"),
         ({"model": "gpt2", "parallel": {"zero_stage": 4}}, "parallel.zero_stage", "less than or equal to 3"),
         ({"model": "gpt2", "parallel": {"sequence_parallel": "yes"}}, "parallel.sequence_parallel", "boolean"),
-        ({"model": "gpt2", "precision": "fp8"}, "precision", "'bf16-autocast', 'fp16-autocast', 'bf16-weights-autocast', 'fp32'"),
+        ({"model": "gpt2", "precision": "fp8"}, "precision", "'fp16-autocast', 'bf16-weights-autocast'"),
         ({"model": "gpt2", "optimizer": None}, "optimizer", "'adamw', 'adamw-fused'"),
         ({"model": "gpt2", "gpu": 80}, "gpu", "string"),
     ],
