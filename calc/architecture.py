@@ -52,6 +52,8 @@ class Layer:
     """Of a cache: those whose keys and values lie in memory, more than it sees where its window has cut them off."""
     num_places: int = 0
     """Of a static cache: for how many tokens it has room."""
+    kept_modules: frozenset[str] = frozenset()
+    """Of a quantised model: linear modules whose weights are as they are."""
 
     @property
     def head_dims(self) -> tuple[int, int]:
@@ -143,6 +145,12 @@ class Architecture:
         each = (layer for layer, count in self.layers for _ in range(count))
         adapted = frozenset(indices)
         marked = (replace(layer, frozen=index not in adapted) for index, layer in enumerate(each))
+        return replace(self, layers=tuple((layer, len(list(run))) for layer, run in groupby(marked)))
+
+    def with_kept_modules(self, by_layer: Iterable[frozenset[str]]) -> "Architecture":
+        """The same with those modules of each layer not quantised."""
+        each = (layer for layer, count in self.layers for _ in range(count))
+        marked = (replace(layer, kept_modules=kept) for layer, kept in zip(each, by_layer, strict=True))
         return replace(self, layers=tuple((layer, len(list(run))) for layer, run in groupby(marked)))
 
     def with_prefix(self, num_tokens: int) -> "Architecture":

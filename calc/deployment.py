@@ -22,7 +22,7 @@ from .errors import ConfigError
 from .estimation import Estimate, Memory, estimate_plan
 from .hardware import Gpu, gpu_named
 from .inference import resolve_inference
-from .model_source import load_model
+from .model_source import load_to_run
 from .plan import Plan, Workload
 from .scenario import Scenario, Task
 
@@ -85,7 +85,7 @@ def deployments(scenario: Scenario) -> tuple[Deployment, ...]:
         raise ConfigError("gpu", None, "is required: the time depends on it")
     gpu, num_gpus = gpu_named(scenario.gpu), scenario.num_gpus if scenario.num_gpus > 1 else GPUS_OF_A_MACHINE
     one = scenario.model_copy(update={"num_gpus": 1})
-    architecture, workload, plan = resolve_inference(one, load_model(scenario.model))
+    architecture, workload, plan = resolve_inference(one, *load_to_run(scenario.model))
     found = tuple(_ways(architecture, workload, plan, gpu, num_gpus))
     if not found:
         heads = architecture.layers[0][0].num_attention_heads

@@ -49,6 +49,28 @@ class Blocks(Derived):
         return f"⌈{_written(self.of)} / {self.per}⌉"
 
 
+MOST_FUSED_ROWS = 4
+"""_GEMM_4BIT_CUSTOM_FLOOR_M of bitsandbytes 0.50.2: on every NVIDIA GPU a fused kernel multiplies so few."""
+FUSED_COLUMNS = 64
+"""Of which the columns are a multiple there: the weights that share a scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenOut(Derived):
+    """The elements `of` that a product of `tokens` with a 4-bit weight of `columns` writes out: none where a fused
+    kernel multiplies (bitsandbytes::gemm_4bit, backends/cuda/ops.py)."""
+
+    tokens: Shape
+    columns: Shape
+
+    def size(self, sizes: Symbols) -> int:
+        aligned = numel(self.columns, sizes) % FUSED_COLUMNS == 0
+        return 0 if aligned and numel(self.tokens, sizes) <= MOST_FUSED_ROWS else numel(self.of, sizes)
+
+    def __str__(self) -> str:
+        return _written(self.of)
+
+
 SMALLEST_8BIT = 4096
 """min_8bit_size: tensors of fewer elements keep fp32 states."""
 QUANTISATION_BLOCK = 256

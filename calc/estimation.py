@@ -18,11 +18,11 @@ from .float8_choices import check_gpu
 from .flops import FLOPS_PER_PRODUCT, AttentionFlops, attention_flops, causal_flops
 from .generation import Generation
 from .hardware import Gpu, gpu_named
-from .inference import resolve_inference
+from .inference import check_weights, resolve_inference
 from .inventory import TensorEntry, inventory
 from .kinds import Wiring
 from .memory import StepMemory
-from .model_source import load_model
+from .model_source import load_model, load_to_run
 from .notes import notes
 from .parts import Sum
 from .plan import PAGED_FIELDS, Plan, Workload, resolve
@@ -235,12 +235,16 @@ class Estimate:
 
 def estimate(scenario: Scenario) -> Estimate:
     """What one step of `scenario` takes. Raises ConfigError for what cannot be answered."""
-    architecture = load_model(scenario.model)
     gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
-    evaluate = partial(_evaluation, scenario, architecture) if scenario.task is Task.TRAINING else None
-    answering = resolve_inference if scenario.task is Task.INFERENCE else resolve
-    architecture, workload, plan = answering(scenario, architecture)
+    evaluate = None
+    if scenario.task is Task.INFERENCE:
+        architecture, workload, plan = resolve_inference(scenario, *load_to_run(scenario.model))
+    else:
+        loaded = load_model(scenario.model)
+        evaluate = partial(_evaluation, scenario, loaded) if scenario.task is Task.TRAINING else None
+        architecture, workload, plan = resolve(scenario, loaded)
     check_gpu(gpu, plan.float8_recipe)
+    check_weights(gpu, plan)
     filled = scenario.model_copy(update=_filled(workload, plan))
     return _answer(filled, architecture, workload, plan, gpu, evaluate)
 
@@ -283,7 +287,8 @@ def _sizes(workload: Workload, plan: Plan) -> dict[str, Any]:
 
 def _choices(plan: Plan) -> dict[str, Any]:
     """`plan` by the names that a scenario has for it, which are its own."""
-    choices = {each.name: getattr(plan, each.name) for each in fields(plan)}
+    choices = {each.name: getattr(plan, each.name) for each in fields(plan) if each.name != "quantisation"}
+    choices["weight_dtype"] = plan.quantisation.name if plan.quantisation else None
     return choices | {"recompute_saved_operators": tuple(sorted(plan.recompute_saved_operators)) or None}
 
 

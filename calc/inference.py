@@ -2,11 +2,12 @@
 kernel."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from .architecture import Architecture
-from .errors import ConfigError
+from .errors import ConfigError, listed
 from .generation import with_cache
-from .hardware import gpu_named
+from .hardware import Gpu, gpu_named
 from .kinds import Head
 from .paging import paging
 from .plan import (
@@ -21,23 +22,33 @@ from .plan import (
     refuse_what_comes_later,
 )
 from .router_loss import with_router_loss
-from .scenario import Attention, CacheImplementation, Implementation, Precision, Scenario
+from .scenario import Attention, CacheImplementation, Implementation, Precision, Scenario, WeightDType
+
+if TYPE_CHECKING:
+    from .quantisation import Quantisation
 
 HALF_OR_FULL = (Precision.BF16, Precision.FP16, Precision.FP32)
 INSTEAD = {"micro_batch_size": "batch_size", "sequence_length": "prompt_length, output_length"}
 """What an inference takes in the place of a training's sizes."""
-WEIGHTS = {numerics.weights.label: precision for precision, numerics in NUMERICS.items() if precision in HALF_OR_FULL}
-"""The types of weights that are built, and the precision each stands for."""
+WEIGHTS = {
+    WeightDType(numerics.weights.label): precision
+    for precision, numerics in NUMERICS.items()
+    if precision in HALF_OR_FULL
+}
+"""The types of weights that are not quantised, and the precision each stands for."""
 
 READ_BY_INFERENCE = frozenset(
     {"model", "gpu", "num_gpus", "task", "implementation", "precision", "attention", "parallel", *INFERENCE_FIELDS}
 )
 
 
-def resolve_inference(scenario: Scenario, architecture: Architecture) -> tuple[Architecture, Workload, Plan]:
-    """What a generation means for `architecture`: the workload's sequence is the prompt."""
+def resolve_inference(
+    scenario: Scenario, architecture: Architecture, own: "Quantisation | None" = None
+) -> tuple[Architecture, Workload, Plan]:
+    """What a generation means for `architecture`, whose config may have a quantisation of its `own`: the workload's
+    sequence is the prompt."""
     refuse_what_comes_later(scenario)
-    precision = _weights(scenario)
+    precision, quantisation = _weights(scenario, own)
     scenario = scenario.model_copy(update={"precision": precision})
     _check_generation(scenario, architecture)
     check_experts(scenario, architecture)
@@ -47,19 +58,19 @@ def resolve_inference(scenario: Scenario, architecture: Architecture) -> tuple[A
         micro_batch_size=scenario.batch_size or 1, sequence_length=prompt_length, output_length=output_length
     )
     architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
+    if quantisation is not None:
+        architecture = _quantised(architecture, quantisation)
     gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
     pages = paging(scenario, architecture, workload, NUMERICS[precision].weights.label, gpu)
-    return (
-        architecture,
-        workload,
-        Plan(
-            task=scenario.task,
-            precision=precision,
-            attention=_kernel(scenario, architecture, workload),
-            cache_implementation=None if pages else scenario.cache_implementation or CacheImplementation.DYNAMIC,
-            **pages,
-        ),
+    plan = Plan(
+        task=scenario.task,
+        precision=precision,
+        attention=_kernel(scenario, architecture, workload),
+        cache_implementation=None if pages else scenario.cache_implementation or CacheImplementation.DYNAMIC,
+        quantisation=quantisation,
+        **pages,
     )
+    return architecture, workload, plan
 
 
 def _kernel(scenario: Scenario, architecture: Architecture, workload: Workload) -> Attention:
@@ -73,18 +84,73 @@ def _kernel(scenario: Scenario, architecture: Architecture, workload: Workload) 
     return kernels.pop() if len(kernels) == 1 else Attention.AUTO
 
 
-def _weights(scenario: Scenario) -> Precision:
-    """The precision of a generation: that of the weights, bf16 where nothing says otherwise."""
+def _weights(scenario: Scenario, own: "Quantisation | None") -> "tuple[Precision, Quantisation | None]":
+    """The precision of a generation, that of the weights, or of what is not quantised; and how they are quantised. bf16
+    where nothing says otherwise."""
     dtype, precision = scenario.weight_dtype, scenario.precision
-    if dtype is not None and dtype not in WEIGHTS:
-        raise ConfigError("weight_dtype", dtype, f"is not supported yet; supported: {', '.join(sorted(WEIGHTS))}")
     given = None if precision is Scenario.model_fields["precision"].default else precision
     if given is not None and given not in WEIGHTS.values():
         raise ConfigError("precision", given.value, f"should be one of {', '.join(WEIGHTS.values())} for inference")
+    if own is not None and dtype is not None:
+        raise ConfigError("weight_dtype", dtype.value, "should be left out: the model's quantization_config says it")
+    if own is not None or (dtype is not None and dtype not in WEIGHTS):
+        return _quantised_weights(dtype, own, given)
     named = WEIGHTS[dtype] if dtype is not None else None
     if given and named and given is not named:
-        raise ConfigError("weight_dtype", dtype, f"should be the type that precision = {given} gives the weights")
-    return given or named or Precision.BF16
+        raise ConfigError(
+            "weight_dtype", plain(dtype), f"should be the type that precision = {given} gives the weights"
+        )
+    return given or named or Precision.BF16, None
+
+
+def _quantised_weights(
+    dtype: WeightDType | None, own: "Quantisation | None", given: Precision | None
+) -> "tuple[Precision, Quantisation]":
+    from .quantisation.named import named_quantisation  # few generations have quantised weights
+
+    assert dtype is not None or own is not None
+    computed = NUMERICS[given or Precision.BF16].compute
+    quantisation = own if dtype is None else named_quantisation(dtype, computed)
+    field, value = ("weight_dtype", dtype.value) if dtype is not None else (QUANTISATION_METHOD, quantisation.method)
+    kept = quantisation.format
+    if kept.forward is None:
+        raise ConfigError(field, value, "is not supported yet with task = inference")
+    of_dtypes = {numerics.weights: precision for precision, numerics in NUMERICS.items() if precision in HALF_OR_FULL}
+    taken = [of_dtypes[each] for each in kept.dtypes]
+    if given is not None and given not in taken:
+        raise ConfigError("precision", given.value, f"should be {listed(taken)} with weights in {value}")
+    return given or taken[0], quantisation
+
+
+QUANTISATION_METHOD = "model.quantization_config.quant_method"
+
+
+def _quantised(architecture: Architecture, quantisation: "Quantisation") -> Architecture:
+    """`architecture` with what is not quantised marked, layer by layer."""
+    from .quantisation.weights import with_kept_modules
+
+    value = plain(quantisation.name) or quantisation.method
+    field = "weight_dtype" if quantisation.name else QUANTISATION_METHOD
+    if any(layer.experts for layer, _ in architecture.layers):
+        raise ConfigError(field, value, "is not supported yet for a mixture of experts with task = inference")
+    if architecture.part_of is not None:
+        raise ConfigError(field, value, f"is not supported yet for the text part of {architecture.part_of}")
+    return with_kept_modules(architecture, quantisation)
+
+
+def check_weights(gpu: Gpu | None, plan: Plan) -> None:
+    """Refuse a GPU on which transformers writes the weights out as it loads them."""
+    if gpu is not None and not runs_weights(gpu, plan):
+        needed = plan.quantisation.format.smallest_compute_capability if plan.quantisation else 0.0
+        problem = f"should have compute capability {needed} for these weights: transformers loads them in bf16 here"
+        raise ConfigError("gpu", gpu.name, problem)
+
+
+def runs_weights(gpu: Gpu, plan: Plan) -> bool:
+    """Whether `gpu` multiplies with the plan's weights as they are; one that runs no CUDA is taken to."""
+    if plan.quantisation is None or gpu.compute_capability is None:
+        return True
+    return float(gpu.compute_capability) >= plan.quantisation.format.smallest_compute_capability
 
 
 def _check_generation(scenario: Scenario, architecture: Architecture) -> None:

@@ -135,6 +135,8 @@ class Tensor:
     """A parameter that is trained."""
     num_columns: int = 0
     """How many of the last dimensions are a matrix parameter's columns; its rows are the others. 0: a vector."""
+    packs: Shape = ()
+    """Of weights in another layout: the shape of the matrix whose elements it holds."""
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -147,6 +149,11 @@ class Tensor:
     def numel(self, sizes: Symbols) -> Any:
         """Number of elements."""
         return numel(self.shape, sizes)
+
+    @property
+    def elements(self) -> Shape:
+        """The shape of the parameters it holds."""
+        return self.packs or self.shape
 
     def nbytes(self, sizes: Symbols) -> Any:
         """Bytes of its elements, before the allocator rounds them up."""

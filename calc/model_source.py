@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from os.path import isdir, isfile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .architecture import Architecture
 from .catalogue import find_checkpoint, find_model, model_named, suggested_models
@@ -12,6 +12,10 @@ from .errors import ConfigError
 from .hf_config import architecture
 from .hub import CONFIG_FILE, hub_config
 from .json_file import read_json_object
+from .scenario import Scenario, Task
+
+if TYPE_CHECKING:
+    from .quantisation import Quantisation
 
 
 def load_model(model: str | Mapping[str, Any]) -> Architecture:
@@ -30,6 +34,23 @@ def load_model(model: str | Mapping[str, Any]) -> Architecture:
             "`gpucalc explain weights` says what the checkpoint's weights take",
         )
     return catalogue_architecture(model) if find_model(model) else architecture(load_config(model))
+
+
+def load_to_run(model: str | Mapping[str, Any]) -> "tuple[Architecture, Quantisation | None]":
+    """As load_model, and of a quantised checkpoint how its weights are kept."""
+    if isinstance(model, str) and find_model(model):
+        return catalogue_architecture(model), None
+    config = load_config(model) if isinstance(model, str) else model
+    if config.get("quantization_config") is None:
+        return architecture(config), None
+    from .quantisation.checkpoints import read_checkpoint  # few models are quantised
+
+    return read_checkpoint(config)
+
+
+def load_for(scenario: Scenario) -> Architecture:
+    """The architecture of the scenario's model. Raises ConfigError for quantised weights that would be trained."""
+    return load_to_run(scenario.model)[0] if scenario.task is Task.INFERENCE else load_model(scenario.model)
 
 
 @lru_cache(maxsize=256)

@@ -145,7 +145,7 @@ class Owned:
     def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
         """What it adds to sums over the step."""
         return {
-            Sum.PARAMETERS: _counts((component, tensor.shape) for tensor, component in self.parameters),
+            Sum.PARAMETERS: _counts((component, tensor.elements) for tensor, component in self.parameters),
             Sum.TRAINED: _counts((None, tensor.shape) for tensor in self.trained),
             Sum.ACTIVE: _counts((None, _met_by_a_token(tensor)) for tensor, _ in self.parameters),
             Sum.PERSISTENT: _counts((tensor.kind, storage_class(tensor)) for tensor in self.persistent),
@@ -229,7 +229,7 @@ class Part:
 
 def _met_by_a_token(parameter: Tensor) -> Shape:
     """Of experts' weights only those of the experts a token is sent to."""
-    return ("Y", *parameter.shape[1:]) if OF_EXPERTS in parameter.name else parameter.shape
+    return ("Y", *parameter.elements[1:]) if OF_EXPERTS in parameter.name else parameter.elements
 
 
 def _counts(items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Counts]:

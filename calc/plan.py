@@ -4,6 +4,7 @@ other."""
 import json
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from .architecture import Architecture
 from .autocast_choices import check_autocast
@@ -44,6 +45,9 @@ from .scenario import (
     num_prefix_tokens,
     num_prompt_tokens,
 )
+
+if TYPE_CHECKING:
+    from .quantisation import Quantisation
 
 DEFAULT_SEQUENCE_LENGTH = 4096
 """The contract's cap on the model's own maximum."""
@@ -138,6 +142,8 @@ class Plan:
     disable_hybrid_kv_cache_manager: bool | None = None
     experts_implementation: ExpertsImplementation = ExpertsImplementation.GROUPED_MM
     expert_load: Load = ExpertLoad.EVEN
+    quantisation: "Quantisation | None" = None
+    """How the weights of a generation are kept; None: in the precision's type."""
 
     @property
     def numerics(self) -> Numerics:

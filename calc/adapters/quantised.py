@@ -3,16 +3,16 @@ backends/default/ops.py), and LoRA beside it (peft/tuners/lora/bnb.py).
 
 In 4 bits a weight is packed two to a byte (NF4 and FP4 alike), with a scale for 64 elements; with double quantisation
 the scales are bytes, with a scale for 256 of them. Each product writes the weight out for a moment, in forward and in
-backward.
+backward; in forward not for four tokens and fewer, which a fused kernel multiplies.
 Where autocast casts the model's weights the rest of the base is in fp32 (peft's prepare_model_for_kbit_training), and
 bnb_4bit_compute_dtype is autocast's; else everything is in the precision's type.
-Left out: the fused kernels that bitsandbytes takes on some GPUs for 1536 tokens and fewer, which do not.
+Left out: the same kernels where bitsandbytes takes them for 5 to 1536 tokens, which depends on GPU and shape.
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 
-from calc.dimensions import Blocks
+from calc.dimensions import Blocks, WrittenOut
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Kind, Row, Shape, Tensor
 from calc.operators import TOKENS, Numerics, stamped
@@ -38,10 +38,12 @@ def is_quantised(module: str) -> bool:
 
 def quantised(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> list[Row]:
     """The module's rows with its weight quantised."""
-    return in_int8(module, numerics) if facts.kind is AdapterKind.LORA_INT8 else in_4_bits(module, facts, numerics)
+    if facts.kind is AdapterKind.LORA_INT8:
+        return in_int8(module, numerics)
+    return in_4_bits(module, numerics, double_quantisation=facts.double_quantisation)
 
 
-def in_4_bits(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> list[Row]:
+def in_4_bits(module: LinearModule, numerics: Numerics, *, double_quantisation: bool) -> list[Row]:
     """The module's rows with its weight in 4 bits (Linear4bit.forward, MatMul4Bit): computed in the type of products,
     given in the input's. The input is not kept: its gradient asks for the weight alone."""
     shape, name = module.weight.shape, module.weight.name
@@ -49,8 +51,13 @@ def in_4_bits(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
     packed = replace(module.weight, dtype=DType.FOUR_BIT, trainable=False)
     bias = (replace(module.bias, dtype=numerics.compute),) if module.bias else ()
     written_out = Tensor(f"{name} written out", shape, numerics.compute, Kind.TEMPORARIES)
+
+    def made(made_of: Shape) -> Shape:
+        return (WrittenOut(made_of, module.product.m, module.product.k),)
+
     decoded = [
-        Tensor(f"{name} scales {step}", scales, DType.FP32, Kind.TEMPORARIES) for step in ("decoded", "with their mean")
+        Tensor(f"{name} scales {step}", made(scales), DType.FP32, Kind.TEMPORARIES)
+        for step in ("decoded", "with their mean")
     ]
     x, out = module.x, module.result
     rows = []
@@ -62,12 +69,12 @@ def in_4_bits(module: LinearModule, facts: AdapterFacts, numerics: Numerics) -> 
     rows.append(
         Row(
             name="linear",
-            reads=(x, packed, *quant_state(name, scales, double_quantisation=facts.double_quantisation), *bias),
+            reads=(x, packed, *quant_state(name, scales, double_quantisation=double_quantisation), *bias),
             writes=(out,),
             gradients=(Gradient(of=x, products=(module.product,)),),
             products=(module.product,),
             operator=SavedOperator.ADDMM if bias else SavedOperator.MM,
-            temporaries=(*(decoded if facts.double_quantisation else ()), written_out),
+            temporaries=(*(decoded if double_quantisation else ()), replace(written_out, shape=made(shape))),
             backward_temporaries=(written_out,),
         )
     )

@@ -28,6 +28,8 @@ class LayerFacts(NamedTuple):
     """Experts that get tokens, which run in a loop; 0: as one grouped product, or there are none."""
     cross: AttentionCore | None = None
     """Of the attention to the encoder's output."""
+    kept_modules: frozenset[str] = frozenset()
+    """Of a quantised model: linear modules whose weights are as they are."""
 
 
 class ModelFacts(NamedTuple):

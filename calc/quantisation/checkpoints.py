@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from calc.architecture import Layer
+from calc.architecture import Architecture, Layer
 from calc.catalogue import PublishedBytes, checkpoints, find_checkpoint, find_model
 from calc.dtype import DType
 from calc.errors import ConfigError
@@ -12,10 +12,10 @@ from calc.hf_config import architecture
 from calc.kinds import Mixture
 from calc.model_source import load_config
 
-from .config import FIELD, read_quantisation
+from .config import DTYPES, FIELD, read_quantisation
+from .formats import Quantisation
 from .weights import WeightRow, weight_bytes, weight_total_bytes
 
-DTYPES = {"bfloat16": DType.BF16, "float16": DType.FP16, "float32": DType.FP32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,12 @@ class CheckpointWeights:
         }
 
 
+def read_checkpoint(config: Mapping[str, Any]) -> tuple[Architecture, Quantisation | None]:
+    """What `config` describes, and how its weights are kept."""
+    unquantised = {name: value for name, value in config.items() if name != FIELD}
+    return architecture(unquantised), read_quantisation(config)
+
+
 def _runs_all_experts(layer: Layer) -> bool:
     return isinstance(layer.kind.mlp, Mixture) and layer.kind.mlp.runs_all_experts
 
@@ -52,8 +58,8 @@ def _runs_all_experts(layer: Layer) -> bool:
 def checkpoint_weights(model: str | Mapping[str, Any]) -> CheckpointWeights:
     """Of a model named as a Scenario's, or of its config, quantised or not."""
     config = load_config(model) if isinstance(model, str) else model
-    read = architecture({name: value for name, value in config.items() if name != FIELD})
-    quantisation, dtype = read_quantisation(config), _dtype(config)
+    read, quantisation = read_checkpoint(config)
+    dtype = _dtype(config)
     if quantisation is not None and any(_runs_all_experts(layer) for layer, _ in read.layers):
         problem = f"is not supported yet for {read.model_type}: files keep its experts together or one by one"
         raise ConfigError(f"model.{FIELD}", quantisation.method, problem)

@@ -1,7 +1,9 @@
 """config.json's `quantization_config` -> Quantisation."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from calc.adapters.facts import OUTPUT_LAYER
@@ -10,11 +12,12 @@ from calc.dtype import DType
 from calc.errors import ConfigError
 from calc.families.fields import Fields
 
+from . import forward
 from .formats import (
     CompressedWeights,
+    Format,
     Matrix,
     Quantisation,
-    Stored,
     awq,
     bitsandbytes_4bit,
     bitsandbytes_8bit,
@@ -26,6 +29,8 @@ from .formats import (
 )
 
 FIELD = "quantization_config"
+DTYPES = {"bfloat16": DType.BF16, "float16": DType.FP16, "float32": DType.FP32}
+"""By torch's names."""
 BITSANDBYTES = "bitsandbytes"
 GROUP_SIZE = 128
 """GPTQ's and AWQ's default."""
@@ -46,19 +51,26 @@ def read_quantisation(config: Mapping[str, Any]) -> Quantisation | None:
         return None
     if not isinstance(given, Mapping):
         raise ConfigError(f"model.{FIELD}", given, "should be an object or null")
+    return _read(json.dumps(dict(given), default=str), config.get("model_type"))
+
+
+@lru_cache(maxsize=256)
+def _read(text: str, model_type: str | None) -> Quantisation:
+    """The same object for the same text: what is built of it is kept by it."""
+    given = json.loads(text)
     # Before transformers named the method in it, bitsandbytes' was the only one.
     method = given.get("quant_method", BITSANDBYTES)
     if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"model.{FIELD}.quant_method", method, f"should be one of {', '.join(METHODS)}")
     try:
-        stored, converts = METHODS[method](Fields(given), config)
+        kept, converts = METHODS[method](Fields(given), model_type)
     except ConfigError as error:
         field = error.field.removeprefix("model.")
         raise ConfigError(f"model.{FIELD}.{field}", error.value, error.expected) from None
-    return Quantisation(method=method, stored=stored, converts=converts)
+    return Quantisation(method=method, format=kept, converts=converts)
 
 
-def _gptq(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
+def _gptq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     """AutoGPTQ's and GPTQModel's: the linear modules of layers. GPTQModel says that it wrote the file."""
     fields.refuse("dynamic", "bits of single modules are not supported yet")
     fields.only("checkpoint_format", "gptq")
@@ -73,7 +85,14 @@ def _gptq(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
             return head and matrix.module == OUTPUT_LAYER
         return matrix.module != SHARED_EXPERT_GATE and (not names or matrix.module in names)
 
-    return gptq(_bits(fields, 2, 3, 4, 8), _group_size(fields), always_biased=not by_gptqmodel), converts
+    bits = _bits(fields, 2, 3, 4, 8)
+    stored = gptq(bits, _group_size(fields), always_biased=not by_gptqmodel)
+    runs = forward.as_stored(stored) if bits in MARLIN_BITS else None
+    return Format(stored=stored, forward=runs, dtypes=(DType.BF16, DType.FP16)), converts
+
+
+MARLIN_BITS = (4, 8)
+"""Those of gptqmodel's fastest kernels; for 2 and 3 bits there are others."""
 
 
 SHARED_EXPERT_GATE = "mlp.shared_expert_gate"
@@ -103,30 +122,45 @@ def _group_size(fields: Fields) -> int:
     return size if size == -1 else fields.size("group_size", default=GROUP_SIZE)
 
 
-def _awq(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
+def _awq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     version = fields.value("version", default="gemm")
     if str(version).lower() != "gemm":
         raise ConfigError("model.version", version, 'is not supported yet; should be "gemm"')
     fields.only("zero_point", True)
     named = _unlike(_names(fields, "modules_to_not_convert"), "modules_to_not_convert")
-    return awq(
-        _bits(fields, 4), _group_size(fields)
-    ), lambda matrix, module: matrix.in_layer and matrix.module != SHARED_EXPERT_GATE and named(matrix, module)
+
+    def converts(matrix: Matrix, module: str) -> bool:
+        return matrix.in_layer and matrix.module != SHARED_EXPERT_GATE and named(matrix, module)
+
+    stored = awq(_bits(fields, 4), _group_size(fields))
+    # AwqQuantizer.update_dtype: its kernels take no bf16.
+    return Format(stored=stored, forward=forward.as_stored(stored), dtypes=(DType.FP16,)), converts
 
 
-def _bitsandbytes(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
+def _bitsandbytes(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     names = ("load_in_4bit", "_load_in_4bit"), ("load_in_8bit", "_load_in_8bit")
     four, eight = (any(fields.flag(name, default=False) for name in pair) for pair in names)
     if four is eight:
         raise ConfigError("model.load_in_4bit", four, "should be true, or load_in_8bit, and one of the two")
     converts = _as_transformers(fields, "llm_int8_skip_modules")
     if eight:
-        return bitsandbytes_8bit, converts
+        fields.only("llm_int8_has_fp16_weight", False)
+        if fields.value("llm_int8_threshold", default=LLM_INT8_THRESHOLD) != LLM_INT8_THRESHOLD:
+            return Format(stored=bitsandbytes_8bit), converts
+        return Format(stored=bitsandbytes_8bit, forward=forward.bitsandbytes_8bit), converts
     double = fields.flag("bnb_4bit_use_double_quant", default=False)
-    return bitsandbytes_4bit(double_quantisation=double), converts
+    compute = str(fields.value("bnb_4bit_compute_dtype", default="float32")).removeprefix("torch.")
+    if compute not in DTYPES:
+        raise ConfigError("model.bnb_4bit_compute_dtype", compute, f"should be one of {', '.join(DTYPES)}")
+    runs = forward.bitsandbytes_4bit(double_quantisation=double, compute=DTYPES[compute])
+    return Format(stored=bitsandbytes_4bit(double_quantisation=double), forward=runs), converts
 
 
-def _fp8(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
+LLM_INT8_THRESHOLD = 6.0
+"""BitsAndBytesConfig's; 0 looks for no outliers."""
+
+
+def _fp8(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     fields.only("fmt", "e4m3")
     fields.only("scale_fmt", "float")
     scheme = fields.value("activation_scheme", default="dynamic")
@@ -135,9 +169,23 @@ def _fp8(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
     block = None if fields.is_null("weight_block_size") else fields.value("weight_block_size", default=list(FP8_BLOCK))
     if block is not None:
         block = _block(block, "weight_block_size")
-    scales = DType.BF16 if config.get("model_type") in BF16_SCALES else DType.FP32
+    scales = DType.BF16 if model_type in BF16_SCALES else DType.FP32
     converts = _as_transformers(fields, "modules_to_not_convert")
-    return fp8(block, scales, static_activations=scheme == "static"), converts
+    static = scheme == "static"
+    stored = fp8(block, scales, static_activations=static)
+    in_kernel = static or block != FP8_BLOCK  # where the Triton kernel quantises the input itself
+    runs = forward.as_stored(stored) if in_kernel else forward.fp8_blocks(stored)
+    kept = Format(
+        stored=stored,
+        forward=runs,
+        dtypes=(DType.BF16, DType.FP16),
+        smallest_compute_capability=FP8_COMPUTE_CAPABILITY,
+    )
+    return kept, converts
+
+
+FP8_COMPUTE_CAPABILITY = 8.9
+"""FineGrainedFP8HfQuantizer.validate_environment."""
 
 
 def _block(value: Any, name: str) -> tuple[int, int]:
@@ -147,13 +195,13 @@ def _block(value: Any, name: str) -> tuple[int, int]:
     return sizes[0], sizes[1]
 
 
-def _fbgemm(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
-    return fbgemm_fp8, _as_transformers(fields, "modules_to_not_convert")
+def _fbgemm(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
+    return Format(stored=fbgemm_fp8), _as_transformers(fields, "modules_to_not_convert")
 
 
-def _mxfp4(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
+def _mxfp4(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     named = _as_transformers(fields, "modules_to_not_convert")
-    return mxfp4, lambda matrix, module: matrix.is_experts and named(matrix, module)
+    return Format(stored=mxfp4), lambda matrix, module: matrix.is_experts and named(matrix, module)
 
 
 PACKED, AS_ELEMENTS = "pack-quantized", ("int-quantized", "float-quantized", "naive-quantized")
@@ -163,7 +211,7 @@ LINEAR = "Linear"
 """The class by which compressed-tensors means all linear modules."""
 
 
-def _compressed_tensors(fields: Fields, config: Mapping[str, Any]) -> tuple[Stored, Converts]:
+def _compressed_tensors(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     """One scheme for the modules of `targets`, but for those of `ignore`."""
     groups = fields.value("config_groups", default={})
     if not isinstance(groups, Mapping) or len(groups) != 1:
@@ -185,7 +233,7 @@ def _compressed_tensors(fields: Fields, config: Mapping[str, Any]) -> tuple[Stor
     def converts(matrix: Matrix, module: str) -> bool:
         return wanted(module) and not unwanted(module)
 
-    return compressed_tensors(scheme), converts
+    return Format(stored=compressed_tensors(scheme)), converts
 
 
 def _scheme(fields: Fields, *, packed: bool, static_inputs: bool) -> CompressedWeights:
@@ -259,7 +307,7 @@ def _unlike(names: Iterable[str], field: str) -> Converts:
 
 MODULE_END = r"(?:(?<=\.)|(?=\.|$))"
 
-METHODS: dict[str, Callable[[Fields, Mapping[str, Any]], tuple[Stored, Converts]]] = {
+METHODS: dict[str, Callable[[Fields, str | None], tuple[Format, Converts]]] = {
     "gptq": _gptq,
     "awq": _awq,
     BITSANDBYTES: _bitsandbytes,

@@ -6,10 +6,13 @@ Left out: what a file holds beside tensors, and bitsandbytes' `quant_state`, som
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from calc.adapters.modules import LinearModule
 from calc.adapters.quantised import WEIGHTS_PER_SCALE, quant_state
 from calc.dimensions import Blocks
 from calc.dtype import DType
-from calc.ledger import Dimension, Kind, Shape, Tensor
+from calc.ledger import Dimension, Kind, Row, Shape, Tensor
+from calc.operators import Numerics
+from calc.scenario import WeightDType
 
 WORD_BITS = 32
 """Of the integers that weights are packed into."""
@@ -35,8 +38,13 @@ class Matrix:
         return bool(self.batch)
 
     def tensor(self, name: str, shape: Shape, dtype: DType) -> Tensor:
-        """A tensor of its own for each matrix."""
-        return Tensor(f"{self.module}.{name}", (*self.batch, *shape), dtype, Kind.PARAMETERS)
+        """A tensor of its own for each matrix, which says how the weights are to be read."""
+        return Tensor(f"{self.module}.{name}", (*self.batch, *shape), dtype, Kind.BUFFERS)
+
+    def weights(self, name: str, shape: Shape, dtype: DType) -> Tensor:
+        """What holds the weights themselves."""
+        packs = (*self.batch, *self.rows, *self.columns)
+        return Tensor(f"{self.module}.{name}", (*self.batch, *shape), dtype, Kind.PARAMETERS, packs=packs)
 
     def groups(self, size: int) -> Dimension:
         """Of `size` columns that share a scale; all of them where it is not positive."""
@@ -46,6 +54,22 @@ class Matrix:
 Stored = Callable[[Matrix], Iterable[Tensor]]
 """The tensors a format stores a matrix as."""
 
+Forward = Callable[[LinearModule, Numerics], list[Row]]
+"""The rows of a linear module whose weight is stored so, in place of its own."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """How matrices are stored, and how transformers multiplies with them."""
+
+    stored: Stored
+    forward: Forward | None = None
+    """None: its generation is not written down."""
+    dtypes: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP32)
+    """What its kernels take, the first unless something else is asked for."""
+    smallest_compute_capability: float = 0.0
+    """Of GPUs that run it; on others transformers writes the weights out as it loads them."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Quantisation:
@@ -53,9 +77,28 @@ class Quantisation:
 
     method: str
     """As `quant_method` names it."""
-    stored: Stored
+    format: Format
     converts: Callable[[Matrix, str], bool]
     """Whether a matrix is quantised in the module of this full name."""
+    name: WeightDType | None = None
+    """As a scenario calls it; None: a config's own."""
+
+
+WEIGHT = ".weight"
+"""How the names of linear modules' weights end."""
+
+
+def matrix_of(weight: Tensor, *, has_bias: bool, in_layer: bool = True) -> Matrix:
+    """The weight of a linear module."""
+    split = len(weight.shape) - weight.num_columns
+    return Matrix(
+        module=weight.name.removesuffix(WEIGHT),
+        rows=weight.shape[:split],
+        columns=weight.shape[split:],
+        dtype=weight.dtype,
+        in_layer=in_layer,
+        has_bias=has_bias,
+    )
 
 
 def _packed(bits: int, dimensions: Shape) -> Dimension:
@@ -69,7 +112,7 @@ def gptq(bits: int, group_size: int, *, always_biased: bool) -> Stored:
 
     def stored(matrix: Matrix) -> Iterator[Tensor]:
         groups = matrix.groups(group_size)
-        yield matrix.tensor("qweight", (_packed(bits, matrix.columns), *matrix.rows), DType.INT32)
+        yield matrix.weights("qweight", (_packed(bits, matrix.columns), *matrix.rows), DType.INT32)
         yield matrix.tensor("qzeros", (groups, _packed(bits, matrix.rows)), DType.INT32)
         yield matrix.tensor("scales", (groups, *matrix.rows), DType.FP16)
         yield matrix.tensor("g_idx", matrix.columns, DType.INT32)
@@ -84,7 +127,7 @@ def awq(bits: int, group_size: int) -> Stored:
 
     def stored(matrix: Matrix) -> Iterator[Tensor]:
         groups, packed = matrix.groups(group_size), _packed(bits, matrix.rows)
-        yield matrix.tensor("qweight", (*matrix.columns, packed), DType.INT32)
+        yield matrix.weights("qweight", (*matrix.columns, packed), DType.INT32)
         yield matrix.tensor("qzeros", (groups, packed), DType.INT32)
         yield matrix.tensor("scales", (groups, *matrix.rows), DType.FP16)
 
@@ -95,7 +138,7 @@ def bitsandbytes_4bit(*, double_quantisation: bool) -> Stored:
     """Params4bit with its QuantState (bitsandbytes 0.50.2), the layout of a QLoRA base."""
 
     def stored(matrix: Matrix) -> Iterator[Tensor]:
-        yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), DType.FOUR_BIT)
+        yield matrix.weights("weight", (*matrix.rows, *matrix.columns), DType.FOUR_BIT)
         scales: Shape = (Blocks((*matrix.rows, *matrix.columns), WEIGHTS_PER_SCALE),)
         for state in quant_state("weight", scales, double_quantisation=double_quantisation):
             yield matrix.tensor(state.name, state.shape, state.dtype)
@@ -105,7 +148,7 @@ def bitsandbytes_4bit(*, double_quantisation: bool) -> Stored:
 
 def bitsandbytes_8bit(matrix: Matrix) -> Iterator[Tensor]:
     """Linear8bitLt (bitsandbytes 0.50.2, nn/modules.py, _save_to_state_dict)."""
-    yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), DType.INT8)
+    yield matrix.weights("weight", (*matrix.rows, *matrix.columns), DType.INT8)
     yield matrix.tensor("SCB", matrix.rows, DType.FP32)
     yield matrix.tensor("weight_format", (), DType.UINT8)
 
@@ -115,7 +158,7 @@ def fp8(block: tuple[int, int] | None, scales: DType, *, static_activations: boo
     scales."""
 
     def stored(matrix: Matrix) -> Iterator[Tensor]:
-        yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), DType.FP8)
+        yield matrix.weights("weight", (*matrix.rows, *matrix.columns), DType.FP8)
         if block is None:
             yield matrix.tensor("weight_scale_inv", (), DType.FP32)
         else:
@@ -129,7 +172,7 @@ def fp8(block: tuple[int, int] | None, scales: DType, *, static_activations: boo
 
 def fbgemm_fp8(matrix: Matrix) -> Iterator[Tensor]:
     """FbgemmFp8Linear (transformers 5.23.0, integrations/fbgemm_fp8.py)."""
-    yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), DType.FP8)
+    yield matrix.weights("weight", (*matrix.rows, *matrix.columns), DType.FP8)
     yield matrix.tensor("weight_scale", (*matrix.rows, 1), DType.FP32)
 
 
@@ -140,7 +183,7 @@ MXFP4_BLOCK = 32
 def mxfp4(matrix: Matrix) -> Iterator[Tensor]:
     """gpt-oss' experts, two values a byte (transformers 5.23.0, integrations/mxfp4.py, convert_moe_packed_tensors)."""
     blocks = Blocks(matrix.columns, MXFP4_BLOCK)
-    yield matrix.tensor("blocks", (*matrix.rows, blocks, MXFP4_BLOCK // 2), DType.UINT8)
+    yield matrix.weights("blocks", (*matrix.rows, blocks, MXFP4_BLOCK // 2), DType.UINT8)
     yield matrix.tensor("scales", (*matrix.rows, blocks), DType.UINT8)
 
 
@@ -166,9 +209,9 @@ def compressed_tensors(scheme: CompressedWeights) -> Stored:
     def stored(matrix: Matrix) -> Iterator[Tensor]:
         scales, bits = scheme.scales(matrix), scheme.packed_bits
         if bits is None:
-            yield matrix.tensor("weight", (*matrix.rows, *matrix.columns), scheme.element)
+            yield matrix.weights("weight", (*matrix.rows, *matrix.columns), scheme.element)
         else:
-            yield matrix.tensor("weight_packed", (*matrix.rows, _packed(bits, matrix.columns)), DType.INT32)
+            yield matrix.weights("weight_packed", (*matrix.rows, _packed(bits, matrix.columns)), DType.INT32)
             yield matrix.tensor("weight_shape", (2,), DType.INT64)
         yield matrix.tensor("weight_scale", scales, matrix.dtype)
         if not scheme.symmetric:

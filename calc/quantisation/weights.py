@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from calc.adapters.facts import OUTPUT_LAYER
@@ -18,12 +19,14 @@ from calc.scenario import Precision, Scenario
 from calc.sizes import Sizes
 from calc.wirings import parts_of
 
-from .formats import Matrix, Quantisation
+from .formats import WEIGHT, Matrix, Quantisation, matrix_of
 
 PRECISIONS = {DType.BF16: Precision.BF16, DType.FP16: Precision.FP16, DType.FP32: Precision.FP32}
 """In which the ledger has parameters of a type."""
 ANY_LAYER = "*"
-WEIGHT, BIAS = ".weight", ".bias"
+BIAS = ".bias"
+KEPT_ARCHITECTURES = 64
+"""Whose unquantised modules are kept."""
 GROUPED = "grouped_mm"
 """The row that takes tokens to their experts' matrices."""
 
@@ -82,8 +85,8 @@ def _ledger(architecture: Architecture, dtype: DType) -> StepMemory:
     return step_memory(*resolve(scenario, architecture))
 
 
-def _stored(run: Run, layers: str, quantisation: Quantisation | None) -> Iterator[tuple[Tensor, int]]:
-    """The tensors of the run's parameters, named from the model down, and how often each is there."""
+def _matrices(run: Run) -> Iterator[tuple[Tensor, Matrix | None]]:
+    """The run's parameters, those with it that are the weight of a linear module or of experts."""
     parameters = [tensor for tensor, _ in run.part.parameters]
     names = {tensor.name for tensor in parameters}
     expert_products = {
@@ -95,11 +98,36 @@ def _stored(run: Run, layers: str, quantisation: Quantisation | None) -> Iterato
         if tensor in expert_products:
             matrix = _of_experts(tensor, expert_products[tensor])
         elif tensor in linear and tensor.name.endswith(WEIGHT):
-            matrix = _of_module(tensor, names, in_layer=run.part.in_layer)
+            has_bias = f"{tensor.name.removesuffix(WEIGHT)}{BIAS}" in names
+            matrix = matrix_of(tensor, has_bias=has_bias, in_layer=run.part.in_layer)
+        yield tensor, matrix
+
+
+@lru_cache(maxsize=KEPT_ARCHITECTURES)
+def with_kept_modules(architecture: Architecture, quantisation: Quantisation) -> Architecture:
+    """`architecture` with the modules marked, layer by layer, that `quantisation` leaves as they are."""
+    layers, by_layer = parts_of(architecture.wiring).end.layers, list[frozenset[str]]()
+    for run in _ledger(architecture, DType.BF16).runs:
+        if run.first_layer is not None:
+            converted = [
+                (matrix.module, list(_converted(matrix, run, layers, quantisation)))
+                for _, matrix in _matrices(run)
+                if matrix is not None
+            ]
+            by_layer += [
+                frozenset(module for module, quantised in converted if not quantised[index])
+                for index in range(run.count)
+            ]
+    return architecture.with_kept_modules(by_layer)
+
+
+def _stored(run: Run, layers: str, quantisation: Quantisation | None) -> Iterator[tuple[Tensor, int]]:
+    """The tensors of the run's parameters, named from the model down, and how often each is there."""
+    for tensor, matrix in _matrices(run):
         if matrix is not None:
             quantised = sum(_converted(matrix, run, layers, quantisation))
             if quantised and quantisation is not None:
-                yield from ((_placed(each, run, layers), quantised) for each in quantisation.stored(matrix))
+                yield from ((_placed(each, run, layers), quantised) for each in quantisation.format.stored(matrix))
             if quantised < run.count:
                 yield _placed(tensor, run, layers), run.count - quantised
         else:
@@ -116,19 +144,6 @@ def _of_experts(tensor: Tensor, product: Product) -> Matrix:
         columns=product.k,
         dtype=tensor.dtype,
         batch=(number, *rows[:1]) if halves else (number,),
-    )
-
-
-def _of_module(tensor: Tensor, names: set[str], *, in_layer: bool) -> Matrix:
-    """The weight of a linear module."""
-    module, split = tensor.name.removesuffix(WEIGHT), len(tensor.shape) - tensor.num_columns
-    return Matrix(
-        module=module,
-        rows=tensor.shape[:split],
-        columns=tensor.shape[split:],
-        dtype=tensor.dtype,
-        in_layer=in_layer,
-        has_bias=f"{module}{BIAS}" in names,
     )
 
 

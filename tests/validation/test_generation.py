@@ -105,17 +105,48 @@ LATER = {"llama4_text", "t5", "bart"}
 GENERATING = [model_type for model_type in FAMILIES if model_type not in ENCODERS | LATER]
 
 
+QUANTISED = ("nf4", "nf4-double", "int8")
+MIXTURES = {model_type for model_type in GENERATING if any("expert" in field for field in config_of(model_type))}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "weight_dtype"),
+    [(model_type, QUANTISED[index % len(QUANTISED)]) for index, model_type in enumerate(GENERATING)],
+)
+def test_quantised_weights(model_type: str, weight_dtype: str) -> None:
+    """A product that writes the weight out in prefill, and a fused one for each later token."""
+    config = config_of(model_type)
+    asked: Choices = {"batch_size": 2, "prompt_length": 24, "output_length": 8, "weight_dtype": weight_dtype}
+    scenario = Scenario(model=config, task=Task.INFERENCE, **asked)
+    if model_type in MIXTURES:
+        with pytest.raises(ConfigError, match="not supported yet for a mixture of experts"):
+            estimate(scenario)
+        return
+    agrees(scenario, config)
+
+
+@pytest.mark.parametrize("batch_size", [4, 5])
+@pytest.mark.parametrize("weight_dtype", QUANTISED)
+def test_quantised_weights_of_a_batch_of_tokens(weight_dtype: str, batch_size: int) -> None:
+    """Fused for four; rows of 64 and of 104 weights, the latter in no fused kernel."""
+    for intermediate_size in (104, 128):
+        config = config_of("llama") | {"intermediate_size": intermediate_size}
+        asked: Choices = {"batch_size": batch_size, "prompt_length": 1, "output_length": 2}
+        agrees(Scenario(model=config, task=Task.INFERENCE, weight_dtype=weight_dtype, **asked), config)
+
+
 @settings(SLOW, max_examples=RANDOM * TIMES)
 @given(data=st.data(), model_type=st.sampled_from(sorted({*GENERATING} - AS_IN_TRAINING)))
 def test_random_generations(data: st.DataObject, model_type: str) -> None:
     config = data.draw(configs(model_type))
     if config.get("sliding_window"):
         config["sliding_window"] = data.draw(st.sampled_from((2, 7, 16, 40)))
+    quantised = () if model_type in MIXTURES else QUANTISED
     asked: dict[str, Any] = {
         "batch_size": data.draw(st.integers(1, 4)),
         "prompt_length": data.draw(st.integers(1, 60)),
         "output_length": data.draw(st.integers(0, 30)),
-        "weight_dtype": data.draw(st.sampled_from(("bf16", "fp16", "fp32"))),
+        "weight_dtype": data.draw(st.sampled_from(("bf16", "fp16", "fp32", *quantised))),
         "attention": data.draw(st.sampled_from(("auto", "eager"))),
         "cache_implementation": data.draw(st.sampled_from(CACHES)),
     }
