@@ -49,6 +49,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_encoder_decoder(architecture),
         *_of_evaluation(plan),
         *_of_inference(plan),
+        *_of_weights(plan),
         *_of_time(plan, gpu),
         *_of_experts(architecture, plan),
         *_of_plan(plan),
@@ -158,8 +159,9 @@ def _of_plan(plan: Plan) -> Iterator[str]:
         yield (
             "The 4-bit base is derived from the source of bitsandbytes 0.50.2 (MatMul4Bit, QuantState) and traced only "
             "against an emulation written after it; assumed, not measured. Every product is taken to write its weight "
-            "out; for 1536 tokens and fewer some GPUs have kernels that do not. With bf16-autocast and fp16-autocast "
-            "the rest of the base is taken to be in fp32, as peft's prepare_model_for_kbit_training leaves it."
+            "out, but for four tokens and fewer; some GPUs have kernels that do not for up to 1536. With bf16-autocast "
+            "and fp16-autocast the rest of the base is taken to be in fp32, as peft's prepare_model_for_kbit_training "
+            "leaves it."
         )
     if plan.adapter is not None and plan.adapter.kind in PREFIXED:
         yield (
@@ -272,6 +274,42 @@ CACHE_NOTES = {
         "cache_implementation = static: keys and values have room for prompt and output from the first token on, and "
         "attention runs over all of it. generate compiles the passes that add a token on CUDA; here they are eager, "
         "with the mask that such a cache always gets, which the flash kernel does not take."
+    ),
+}
+
+
+def _of_weights(plan: Plan) -> Iterator[str]:
+    quantisation = plan.quantisation
+    if quantisation is None:
+        return
+    yield (
+        f"Weights of linear modules are in {quantisation.name or quantisation.method}, as transformers 5.23.0 loads "
+        f"them; embeddings, norms, biases and, unless the config says otherwise, the head are in {plan.precision}."
+    )
+    yield KERNEL_NOTES[quantisation.format.kernel]
+
+
+KERNEL_NOTES = {
+    "bitsandbytes": (
+        "4-bit weights follow the source of bitsandbytes 0.50.2 (gemm_4bit) and an emulation written after it; not "
+        "measured. For up to 4 tokens at once a fused kernel reads them as they are; for more, each product is taken "
+        "to write its weight out for a moment, which some GPUs' kernels spare for up to 1536 tokens. Products are in "
+        "bnb_4bit_compute_dtype: the precision's type, or what the config says, fp32 where it says nothing."
+    ),
+    "LLM.int8": (
+        "int8 weights follow the source of bitsandbytes 0.50.2 (MatMul8bitLt) and an emulation written after it; not "
+        "measured. Inputs are cast to fp16 and quantised row by row. Left out: columns of outliers "
+        "(llm_int8_threshold = 6.0), which depend on the data."
+    ),
+    "gptqmodel": (
+        "Weights are counted as the file holds them, and products are taken to unpack them in the kernel, as "
+        "gptqmodel 7.3.4's Marlin does; assumed, not measured. Loading it rearranges them and drops zero points and "
+        "g_idx where it can, some 1 % less; left out are its buffers for sums, some MiB."
+    ),
+    "fp8": (
+        "fp8 products: inputs are cast to fp8 with a scale for 128 elements, as DeepGEMM has them on Hopper; the "
+        "Triton kernel that runs on other GPUs does that inside. Derived from the source of transformers 5.23.0; "
+        "assumed, not measured. Left out: the steps of the cast."
     ),
 }
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-from calc.inference import WEIGHTS
 from calc.paging import CACHE_TYPES
 from calc.plan import SUPPORTED
 from calc.recompute_choices import RECOMPUTES
@@ -20,13 +19,14 @@ from calc.scenario import (
     ProblemType,
     Recompute,
     Task,
+    WeightDType,
 )
 
 YES_OR_NO = ("false", "true")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(Task),
-    "weight_dtype": ("bf16", *(dtype for dtype in WEIGHTS if dtype != "bf16")),
+    "weight_dtype": ("", *WeightDType),
     "cache_implementation": ("", *(each for each in CacheImplementation if each is not CacheImplementation.DYNAMIC)),
     "kv_cache_dtype": ("", *CACHE_TYPES),
     "disable_hybrid_kv_cache_manager": ("", "true"),

@@ -88,7 +88,7 @@ def _gptq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     bits = _bits(fields, 2, 3, 4, 8)
     stored = gptq(bits, _group_size(fields), always_biased=not by_gptqmodel)
     runs = forward.as_stored(stored) if bits in MARLIN_BITS else None
-    return Format(stored=stored, forward=runs, dtypes=(DType.BF16, DType.FP16)), converts
+    return Format(stored=stored, forward=runs, kernel="gptqmodel", dtypes=(DType.BF16, DType.FP16)), converts
 
 
 MARLIN_BITS = (4, 8)
@@ -134,7 +134,7 @@ def _awq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
 
     stored = awq(_bits(fields, 4), _group_size(fields))
     # AwqQuantizer.update_dtype: its kernels take no bf16.
-    return Format(stored=stored, forward=forward.as_stored(stored), dtypes=(DType.FP16,)), converts
+    return Format(stored=stored, forward=forward.as_stored(stored), kernel="gptqmodel", dtypes=(DType.FP16,)), converts
 
 
 def _bitsandbytes(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
@@ -147,13 +147,14 @@ def _bitsandbytes(fields: Fields, model_type: str | None) -> tuple[Format, Conve
         fields.only("llm_int8_has_fp16_weight", False)
         if fields.value("llm_int8_threshold", default=LLM_INT8_THRESHOLD) != LLM_INT8_THRESHOLD:
             return Format(stored=bitsandbytes_8bit), converts
-        return Format(stored=bitsandbytes_8bit, forward=forward.bitsandbytes_8bit), converts
+        return Format(stored=bitsandbytes_8bit, forward=forward.bitsandbytes_8bit, kernel="LLM.int8"), converts
     double = fields.flag("bnb_4bit_use_double_quant", default=False)
     compute = str(fields.value("bnb_4bit_compute_dtype", default="float32")).removeprefix("torch.")
     if compute not in DTYPES:
         raise ConfigError("model.bnb_4bit_compute_dtype", compute, f"should be one of {', '.join(DTYPES)}")
     runs = forward.bitsandbytes_4bit(double_quantisation=double, compute=DTYPES[compute])
-    return Format(stored=bitsandbytes_4bit(double_quantisation=double), forward=runs), converts
+    stored = bitsandbytes_4bit(double_quantisation=double)
+    return Format(stored=stored, forward=runs, kernel="bitsandbytes"), converts
 
 
 LLM_INT8_THRESHOLD = 6.0
@@ -178,6 +179,7 @@ def _fp8(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     kept = Format(
         stored=stored,
         forward=runs,
+        kernel="fp8",
         dtypes=(DType.BF16, DType.FP16),
         smallest_compute_capability=FP8_COMPUTE_CAPABILITY,
     )

@@ -65,6 +65,8 @@ class Format:
     stored: Stored
     forward: Forward | None = None
     """None: its generation is not written down."""
+    kernel: str = ""
+    """Whose products these are; notes.py says what is assumed of them."""
     dtypes: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP32)
     """What its kernels take, the first unless something else is asked for."""
     smallest_compute_capability: float = 0.0

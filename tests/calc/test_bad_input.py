@@ -27,7 +27,7 @@ LATER: dict[str, list[Any]] = {
     "parallel.schedule": ["1f1b"],
     "parallel.virtual_stages": [2],
 }
-LATER_OF_INFERENCE: dict[str, Any] = {"weight_dtype": "fp8", "page_size": 16, "use_liger_kernel": True, "num_gpus": 2}
+LATER_OF_INFERENCE: dict[str, Any] = {"page_size": 16, "use_liger_kernel": True, "num_gpus": 2}
 
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in LATER.items() for value in values])

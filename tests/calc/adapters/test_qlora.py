@@ -72,7 +72,10 @@ def test_a_weight_is_written_out_in_forward_and_in_backward() -> None:
     assert len(base) % len(LINEARS) == 0
     for row in base:
         [out] = row.backward_temporaries
-        assert out in row.temporaries
+        *_, in_forward = row.temporaries
+        assert (in_forward.name, in_forward.dtype) == (out.name, out.dtype)
+        [elements] = in_forward.shape
+        assert elements.of == out.shape
         assert out.kind is Kind.TEMPORARIES
         assert not row.saves
 
