@@ -66,7 +66,7 @@ class Deployment:
         own = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "estimate"}
         return own | {
             "output_tokens_per_second": self.output_tokens_per_second,
-            "persistent_bytes": memory.persistent_bytes["parameters"],
+            "persistent_bytes": memory.persistent_bytes["parameters"] + memory.persistent_bytes["buffers"],
             "kv_cache_bytes": memory.kv_cache_bytes,
             "peak_allocated_bytes": memory.peak_allocated_bytes,
             "fits": memory.fits,
@@ -97,13 +97,22 @@ def _ways(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu, 
     total = workload.micro_batch_size
     for ranks in (size for size in range(1, num_gpus + 1) if num_gpus % size == 0):
         rank = rank_of(architecture, ranks)
-        if rank is None:
+        if rank is None or (ranks > 1 and not _shares_weights(rank, plan)):
             continue
         share = -(-total // (num_gpus // ranks))
         of_rank = replace(workload, micro_batch_size=share)
         answer = estimate_plan(rank, of_rank, plan, gpu)
         most = _most_sequences(rank, of_rank, plan, gpu) * (num_gpus // ranks)
         yield _deployment(answer, of_rank, gpu, ranks, num_gpus // ranks, total, most)
+
+
+def _shares_weights(rank: Architecture, plan: Plan) -> bool:
+    """vLLM splits quantised weights between their groups only."""
+    if plan.quantisation is None:
+        return True
+    from .quantisation.weights import shares_whole_groups  # few models are quantised
+
+    return shares_whole_groups(rank, plan.quantisation)
 
 
 def _most_sequences(rank: Architecture, workload: Workload, plan: Plan, gpu: Gpu) -> int:

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from .architecture import Architecture
+from .dtype import DType
 from .efficiency import reachable
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
@@ -321,14 +322,23 @@ def _of_time(plan: Plan, gpu: Gpu | None) -> Iterator[str]:
     if gpu is None or plan.page_size is not None:
         return
     limit = reachable(gpu, plan.numerics.compute)
-    if limit is None:
-        yield f"time: no peak of {plan.numerics.compute.label} products is published for {gpu.name}."
-        return
+    for dtype in _multiplied(plan):
+        if reachable(gpu, dtype) is None:
+            yield f"time: no peak of {dtype.label} products is published for {gpu.name}."
+            return
+    assert limit is not None
     yield (
         f"time is a roofline, assumed and not measured: each operation takes as long as its products at "
         f"{limit.compute_share:.0%} of the datasheet's FLOP/s, or its bytes at {limit.memory_share:.0%} of its "
         "bandwidth, whichever is longer; the GPU never waits for its host, for which CUDA graphs are needed."
     )
+
+
+def _multiplied(plan: Plan) -> Iterator[DType]:
+    """The types of its products."""
+    yield plan.numerics.compute
+    if plan.quantisation is not None and plan.quantisation.format.multiplies_in is not None:
+        yield plan.quantisation.format.multiplies_in
 
 
 def _of_optimizer(plan: Plan) -> Iterator[str]:

@@ -16,10 +16,12 @@ from enum import StrEnum
 from math import ceil
 from typing import Any
 
+from .dimensions import MOST_FUSED_ROWS
 from .dtype import DType
 from .efficiency import Reachable, reachable
 from .generation import Generation
 from .hardware import Gpu
+from .sizes import Sizes
 from .traffic import Done, Holds, Operation, forward_work
 
 
@@ -247,14 +249,24 @@ class Roof:
         )
 
     def ridge_batch_size(self, decode: list[Done], batch_size: int) -> int:
-        """The smallest batch whose products with weights take as long as reading all of these weights."""
+        """The smallest batch whose products with weights take as long as reading all of these weights, and writing them
+        out where a larger batch does."""
         compute = memory = 0.0
+        sizes_of = {id(done.sizes): _of_a_batch(done.sizes) for done in decode}
         for done in decode:
             weights = [each for each in done.work.moved if each.holds is Holds.WEIGHTS]
             if done.flops and weights:
+                sizes = sizes_of[id(done.sizes)]
                 compute += done.times * done.flops / batch_size / self.limits[done.work.dtype].flops_per_second
-                memory += done.times * sum(each.whole_nbytes(done.sizes) for each in weights) / self.bytes_per_second
+                memory += done.times * sum(each.whole_nbytes(sizes) for each in weights) / self.bytes_per_second
         return ceil(memory / compute)
+
+
+def _of_a_batch(sizes: Sizes) -> Sizes:
+    """`sizes` with so many sequences that no fused kernel reads 4-bit weights."""
+    return Sizes(
+        {symbol: size for symbol, size in sizes.items() if isinstance(symbol, str)} | {"B": MOST_FUSED_ROWS + 1}
+    )
 
 
 def summed_longest(first: tuple[float, float], last: tuple[float, float], num_steps: int) -> float:

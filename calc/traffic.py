@@ -14,6 +14,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from .blocks.experts import EXPERTS
+from .dimensions import WrittenOut
 from .dtype import DType
 from .flops import FLOPS_PER_PRODUCT, causal_flops
 from .ledger import Component, Dimension, Kind, Row, Section, Shape, Tensor
@@ -31,7 +32,7 @@ FUSED_ATTENTION = "_scaled_dot_product_"
 """The names of the kernels' aten operators begin so."""
 QUERY_KEY_VALUE = 3
 """What a kernel reads that gets no mask: it skips the blocks that a causal mask would throw away."""
-FLOATING = frozenset({DType.FP32, DType.BF16, DType.FP16, DType.FP8})
+MULTIPLIED = frozenset({DType.FP32, DType.BF16, DType.FP16, DType.FP8, DType.INT8})
 
 
 class Holds(StrEnum):
@@ -173,7 +174,7 @@ def _work(row: Row, bases: Mapping[Tensor, Tensor]) -> Work:
         operation=_operation(row),
         name=row.name,
         module=row.module,
-        dtype=next((each.dtype for each in (*row.reads, *row.writes) if each.dtype in FLOATING), DType.FP32),
+        dtype=next((each.dtype for each in (*row.reads, *row.writes) if each.dtype in MULTIPLIED), DType.FP32),
         products=tuple(product.shape for product in row.products),
         causal_keys=row.products[0].n[0] if skips else None,
         moved=tuple(_moved(row, bases)),
@@ -198,7 +199,13 @@ def _moved(row: Row, bases: Mapping[Tensor, Tensor]) -> list[Moved]:
     elif row.name in WRITES_INTO and row.in_place:
         reads = reads[1:]
     writes = [_tensor(tensor, bases) for tensor in row.writes]
-    return [*reads, *writes, *(_tensor(tensor, bases)._replace(times=2) for tensor in row.temporaries)]
+    return [*reads, *writes, *(_for_a_moment(tensor, bases) for tensor in row.temporaries)]
+
+
+def _for_a_moment(tensor: Tensor, bases: Mapping[Tensor, Tensor]) -> Moved:
+    moved = _tensor(tensor, bases)._replace(times=2)
+    is_weight = any(isinstance(dimension, WrittenOut) for dimension in tensor.shape)
+    return moved._replace(holds=Holds.WEIGHTS) if is_weight else moved
 
 
 def _tensor(tensor: Tensor, bases: Mapping[Tensor, Tensor]) -> Moved:

@@ -133,7 +133,7 @@ def in_int8(module: LinearModule, numerics: Numerics) -> list[Row]:
         ),
         Row(
             name="linear",
-            reads=(x, codes, scales, weight, row_scales, *bias),
+            reads=(codes, scales, weight, row_scales, x, *bias),
             writes=(out,),
             gradients=(Gradient(of=x, products=(module.product,)),),
             holds=(x,),

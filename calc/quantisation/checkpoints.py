@@ -17,7 +17,6 @@ from .formats import Quantisation
 from .weights import WeightRow, weight_bytes, weight_total_bytes
 
 
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointWeights:
     """What the weights of a checkpoint take, tensor by tensor."""

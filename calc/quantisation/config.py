@@ -85,10 +85,16 @@ def _gptq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
             return head and matrix.module == OUTPUT_LAYER
         return matrix.module != SHARED_EXPERT_GATE and (not names or matrix.module in names)
 
-    bits = _bits(fields, 2, 3, 4, 8)
-    stored = gptq(bits, _group_size(fields), always_biased=not by_gptqmodel)
-    runs = forward.as_stored(stored) if bits in MARLIN_BITS else None
-    return Format(stored=stored, forward=runs, kernel="gptqmodel", dtypes=(DType.BF16, DType.FP16)), converts
+    bits, size = _bits(fields, 2, 3, 4, 8), _group_size(fields)
+    stored = gptq(bits, size, always_biased=not by_gptqmodel)
+    kept = Format(
+        stored=stored,
+        forward=forward.as_stored(stored) if bits in MARLIN_BITS else None,
+        kernel="gptqmodel",
+        dtypes=(DType.BF16, DType.FP16),
+        group=(1, max(1, size)),
+    )
+    return kept, converts
 
 
 MARLIN_BITS = (4, 8)
@@ -132,9 +138,16 @@ def _awq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     def converts(matrix: Matrix, module: str) -> bool:
         return matrix.in_layer and matrix.module != SHARED_EXPERT_GATE and named(matrix, module)
 
-    stored = awq(_bits(fields, 4), _group_size(fields))
-    # AwqQuantizer.update_dtype: its kernels take no bf16.
-    return Format(stored=stored, forward=forward.as_stored(stored), kernel="gptqmodel", dtypes=(DType.FP16,)), converts
+    size = _group_size(fields)
+    stored = awq(_bits(fields, 4), size)
+    kept = Format(
+        stored=stored,
+        forward=forward.as_stored(stored),
+        kernel="gptqmodel",
+        dtypes=(DType.FP16,),  # AwqQuantizer.update_dtype: its kernels take no bf16
+        group=(1, max(1, size)),
+    )
+    return kept, converts
 
 
 def _bitsandbytes(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
@@ -147,7 +160,13 @@ def _bitsandbytes(fields: Fields, model_type: str | None) -> tuple[Format, Conve
         fields.only("llm_int8_has_fp16_weight", False)
         if fields.value("llm_int8_threshold", default=LLM_INT8_THRESHOLD) != LLM_INT8_THRESHOLD:
             return Format(stored=bitsandbytes_8bit), converts
-        return Format(stored=bitsandbytes_8bit, forward=forward.bitsandbytes_8bit, kernel="LLM.int8"), converts
+        kept = Format(
+            stored=bitsandbytes_8bit,
+            forward=forward.bitsandbytes_8bit,
+            kernel="LLM.int8",
+            multiplies_in=DType.INT8,
+        )
+        return kept, converts
     double = fields.flag("bnb_4bit_use_double_quant", default=False)
     compute = str(fields.value("bnb_4bit_compute_dtype", default="float32")).removeprefix("torch.")
     if compute not in DTYPES:
@@ -181,6 +200,8 @@ def _fp8(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
         forward=runs,
         kernel="fp8",
         dtypes=(DType.BF16, DType.FP16),
+        multiplies_in=DType.FP8,
+        group=block or (1, 1),
         smallest_compute_capability=FP8_COMPUTE_CAPABILITY,
     )
     return kept, converts

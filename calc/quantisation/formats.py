@@ -69,6 +69,10 @@ class Format:
     """Whose products these are; notes.py says what is assumed of them."""
     dtypes: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP32)
     """What its kernels take, the first unless something else is asked for."""
+    multiplies_in: DType | None = None
+    """Of its products, where that is not the activations' type."""
+    group: tuple[int, int] = (1, 1)
+    """Rows and columns that share scales: a GPU that has a share of a matrix has whole groups."""
     smallest_compute_capability: float = 0.0
     """Of GPUs that run it; on others transformers writes the weights out as it loads them."""
 

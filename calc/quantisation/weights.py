@@ -121,6 +121,18 @@ def with_kept_modules(architecture: Architecture, quantisation: Quantisation) ->
     return architecture.with_kept_modules(by_layer)
 
 
+def shares_whole_groups(architecture: Architecture, quantisation: Quantisation) -> bool:
+    """Whether a rank's `architecture` has whole groups of what shares a scale."""
+    each_rows, each_columns = quantisation.format.group
+    layers = parts_of(architecture.wiring).end.layers
+    return all(
+        run.sizes[matrix.rows] % each_rows == 0 and run.sizes[matrix.columns] % each_columns == 0
+        for run in _ledger(architecture, DType.BF16).runs
+        for _, matrix in _matrices(run)
+        if matrix is not None and any(_converted(matrix, run, layers, quantisation))
+    )
+
+
 def _stored(run: Run, layers: str, quantisation: Quantisation | None) -> Iterator[tuple[Tensor, int]]:
     """The tensors of the run's parameters, named from the model down, and how often each is there."""
     for tensor, matrix in _matrices(run):
