@@ -93,8 +93,13 @@ def _weights(scenario: Scenario, own: "Quantisation | None") -> "tuple[Precision
         raise ConfigError("precision", given.value, f"should be one of {', '.join(WEIGHTS.values())} for inference")
     if own is not None and dtype is not None:
         raise ConfigError("weight_dtype", dtype.value, "should be left out: the model's quantization_config says it")
-    if own is not None or (dtype is not None and dtype not in WEIGHTS):
-        return _quantised_weights(dtype, own, given)
+    if own is not None:
+        return _computed(QUANTISATION_METHOD, own.method, own, given)
+    if dtype is not None and dtype not in WEIGHTS:
+        from .quantisation.named import named_quantisation  # few generations have quantised weights
+
+        quantisation = named_quantisation(dtype, NUMERICS[given or Precision.BF16].compute)
+        return _computed("weight_dtype", dtype.value, quantisation, given)
     named = WEIGHTS[dtype] if dtype is not None else None
     if given and named and given is not named:
         raise ConfigError(
@@ -103,15 +108,10 @@ def _weights(scenario: Scenario, own: "Quantisation | None") -> "tuple[Precision
     return given or named or Precision.BF16, None
 
 
-def _quantised_weights(
-    dtype: WeightDType | None, own: "Quantisation | None", given: Precision | None
+def _computed(
+    field: str, value: str, quantisation: "Quantisation", given: Precision | None
 ) -> "tuple[Precision, Quantisation]":
-    from .quantisation.named import named_quantisation  # few generations have quantised weights
-
-    assert dtype is not None or own is not None
-    computed = NUMERICS[given or Precision.BF16].compute
-    quantisation = own if dtype is None else named_quantisation(dtype, computed)
-    field, value = ("weight_dtype", dtype.value) if dtype is not None else (QUANTISATION_METHOD, quantisation.method)
+    """With the precision of all that is not quantised, which `given` may name."""
     kept = quantisation.format
     if kept.forward is None:
         raise ConfigError(field, value, "is not supported yet with task = inference")

@@ -1,5 +1,6 @@
 """Generations with quantised weights: what lies in memory, what products make, what is read, what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from calc.quantisation.named import CONFIGS
 from calc.scenario import Task, WeightDType
 from calc.sizes import ALLOCATION_UNIT_BYTES
 from calc.traffic import Holds, forward_work
+from calc.units import GIB
 
 LLAMA = "llama-3.1-8b"
 LLAMA_LINEARS = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
@@ -30,8 +32,12 @@ TINY = {
 }
 
 
+def asked(model: str | dict[str, Any] = LLAMA, **fields: Any) -> Scenario:
+    return Scenario(model=model, task=Task.INFERENCE, **fields)
+
+
 def generated(model: str | dict[str, Any] = LLAMA, **fields: Any) -> Estimate:
-    return estimate(Scenario(model=model, task=Task.INFERENCE, **fields))
+    return estimate(asked(model, **fields))
 
 
 def weights(answer: Estimate) -> int:
@@ -83,17 +89,17 @@ def test_a_checkpoint_lies_in_memory_as_in_its_files(checkpoint: Any) -> None:
 
 
 def test_a_model_of_70b_in_4_bits_fits_48_gb() -> None:
-    asked: dict[str, Any] = {"model": "llama-3.1-70b", "gpu": "rtx-a6000", "prompt_length": 2048, "output_length": 256}
-    assert not generated(**asked).memory.fits
-    assert not generated(**asked, weight_dtype="int8").memory.fits
-    assert generated(**asked, weight_dtype="nf4").memory.fits
-    assert generated(**asked, weight_dtype="awq-int4").memory.fits
+    sizes: dict[str, Any] = {"model": "llama-3.1-70b", "gpu": "rtx-a6000", "prompt_length": 2048, "output_length": 256}
+    assert not generated(**sizes).memory.fits
+    assert not generated(**sizes, weight_dtype="int8").memory.fits
+    assert generated(**sizes, weight_dtype="nf4").memory.fits
+    assert generated(**sizes, weight_dtype="awq-int4").memory.fits
 
 
 @pytest.mark.parametrize("weight_dtype", ["gptq-int4", "awq-int4"])
 def test_a_kernel_that_unpacks_makes_nothing(weight_dtype: str) -> None:
-    asked: dict[str, Any] = {"precision": "fp16", "prompt_length": 300, "output_length": 20, "batch_size": 3}
-    plain, packed = (generated(**asked, weight_dtype=each).memory for each in ("fp16", weight_dtype))
+    sizes: dict[str, Any] = {"precision": "fp16", "prompt_length": 300, "output_length": 20, "batch_size": 3}
+    plain, packed = (generated(**sizes, weight_dtype=each).memory for each in ("fp16", weight_dtype))
     freed = sum(plain.persistent_bytes.values()) - sum(packed.persistent_bytes.values())
     for before, after in zip(plain.phases, packed.phases, strict=True):
         assert before.peak_allocated_bytes - after.peak_allocated_bytes == freed
@@ -117,9 +123,9 @@ def test_what_is_written_out(tokens: int, columns: int, elements: int) -> None:
 
 
 def test_a_config_says_how_its_weights_are_kept() -> None:
-    asked: dict[str, Any] = {"prompt_length": 20, "output_length": 4}
-    named = generated(TINY, weight_dtype="awq-int4", **asked)
-    read = generated(own(TINY, **AWQ), **asked)
+    sizes: dict[str, Any] = {"prompt_length": 20, "output_length": 4}
+    named = generated(TINY, weight_dtype="awq-int4", **sizes)
+    read = generated(own(TINY, **AWQ), **sizes)
     assert read.memory.to_dict() == named.memory.to_dict()
     assert (read.scenario.weight_dtype, read.scenario.precision) == (None, "fp16")
     assert any("Weights of linear modules are in awq" in note for note in read.notes)
@@ -146,9 +152,9 @@ def test_a_head_that_the_config_names_is_quantised() -> None:
 def test_products_are_in_fp32_where_a_config_says_no_type() -> None:
     """BitsAndBytesConfig's default: the weight is written out in 4 bytes, its input and output are cast."""
     bnb = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    asked: dict[str, Any] = {"prompt_length": 5, "output_length": 0}
+    sizes: dict[str, Any] = {"prompt_length": 5, "output_length": 0}
     silent, said = (
-        generated(own(TINY | {"hidden_size": 1024}, **bnb, **each), **asked).memory.peak_allocated_bytes
+        generated(own(TINY | {"hidden_size": 1024}, **bnb, **each), **sizes).memory.peak_allocated_bytes
         for each in ({}, {"bnb_4bit_compute_dtype": "bfloat16"})
     )
     assert silent - said >= 2 * 1024 * 1024
@@ -222,23 +228,22 @@ def test_products_are_of_the_type_their_kernel_multiplies(weight_dtype: str, dty
 
 
 def test_the_smallest_gpu_is_one_that_multiplies_so() -> None:
-    small: dict[str, Any] = {"model": LLAMA, "task": Task.INFERENCE, "prompt_length": 2000}
-    fp8, int8 = (
-        gpu_named(str(solve(Scenario(**small, weight_dtype=each), minimise="gpu").value)) for each in ("fp8", "int8")
-    )
+    scenarios = (asked(prompt_length=2000, weight_dtype=each) for each in ("fp8", "int8"))
+    fp8, int8 = (gpu_named(str(solve(each, minimise="gpu").value)) for each in scenarios)
     assert fp8.compute_capability == "8.9"
     assert int8.compute_capability != "8.9"
 
 
 def test_more_sequences_fit() -> None:
-    asked: dict[str, Any] = {"model": LLAMA, "task": Task.INFERENCE, "gpu": "rtx-4090", "prompt_length": 1000}
-    most = [solve(Scenario(**asked, weight_dtype=each), maximise="batch_size").value for each in ("bf16", "nf4")]
+    on_gpu: dict[str, Any] = {"gpu": "rtx-4090", "prompt_length": 1000}
+    scenarios = (asked(**on_gpu, weight_dtype=each) for each in ("bf16", "nf4"))
+    most = [solve(each, maximise="batch_size").value for each in scenarios]
     assert 0 < most[0] < most[1]  # pyright: ignore
-    assert solve(Scenario(**asked | {"model": "Qwen/Qwen3-32B-AWQ"}), maximise="batch_size").value
+    assert solve(asked("Qwen/Qwen3-32B-AWQ", **on_gpu), maximise="batch_size").value
 
 
 def test_gpus_share_the_quantised_weights() -> None:
-    scenario = Scenario(model="llama-3.1-70b", task=Task.INFERENCE, gpu="h100-sxm-80gb", weight_dtype="awq-int4")
+    scenario = asked("llama-3.1-70b", gpu="h100-sxm-80gb", weight_dtype="awq-int4")
     ways = {way.tensor_parallel: way for way in deployments(scenario)}
     assert set(ways) == {1, 2, 4, 8}
     one, eight = (weights(ways[ranks].estimate) for ranks in (1, 8))
@@ -248,5 +253,18 @@ def test_gpus_share_the_quantised_weights() -> None:
 @pytest.mark.parametrize(("weight_dtype", "ranks"), [(None, {1, 2, 4, 8}), ("awq-int4", {1, 2}), ("fp8", {1, 2})])
 def test_gpus_share_whole_groups(weight_dtype: str | None, ranks: set[int]) -> None:
     """An MLP of 86 groups of 128 is shared by two, not by four."""
-    scenario = Scenario(model="llama-2-7b", task=Task.INFERENCE, gpu="h100-sxm-80gb", weight_dtype=weight_dtype)
+    scenario = asked("llama-2-7b", gpu="h100-sxm-80gb", weight_dtype=weight_dtype)
     assert {way.tensor_parallel for way in deployments(scenario)} == ranks
+
+
+def weights_table() -> str:
+    """As docs/quantised.md has it: GiB of all weights."""
+    lines = ["| `weight_dtype` | Llama-3.1-8B | Llama-3.1-70B |", "|---|--:|--:|"]
+    for weight_dtype in WeightDType:
+        sizes = (weights(generated(model, weight_dtype=weight_dtype)) for model in (LLAMA, "llama-3.1-70b"))
+        lines.append(f"| `{weight_dtype}` | {' | '.join(f'{size / GIB:.2f} GiB' for size in sizes)} |")
+    return "\n".join(lines)
+
+
+def test_the_table_in_the_docs_is_current() -> None:
+    assert weights_table() in (Path(__file__).parents[2] / "docs" / "quantised.md").read_text()

@@ -131,8 +131,13 @@ def test_quantised_weights_of_a_batch_of_tokens(weight_dtype: str, batch_size: i
     """Fused for four; rows of 64 and of 104 weights, the latter in no fused kernel."""
     for intermediate_size in (104, 128):
         config = config_of("llama") | {"intermediate_size": intermediate_size}
-        asked: Choices = {"batch_size": batch_size, "prompt_length": 1, "output_length": 2}
-        agrees(Scenario(model=config, task=Task.INFERENCE, weight_dtype=weight_dtype, **asked), config)
+        asked: Choices = {
+            "batch_size": batch_size,
+            "prompt_length": 1,
+            "output_length": 2,
+            "weight_dtype": weight_dtype,
+        }
+        agrees(Scenario(model=config, task=Task.INFERENCE, **asked), config)
 
 
 @settings(SLOW, max_examples=RANDOM * TIMES)
