@@ -30,6 +30,8 @@ device."""
 def likenesses(model_type: str, plan: Plan) -> list[str]:
     """What a recorded case may share with the question, the most first; always what runs."""
     family = f"{model_type}, {plan.task}, {plan.implementation}, {plan.precision}"
+    if plan.quantisation is not None:
+        family += f", weights in {plan.quantisation.name or plan.quantisation.method}"
     kernel = f"{family}, {plan.attention}"
     if plan.task is Task.INFERENCE:
         return [f"{kernel}, {plan.cache_implementation} cache", kernel, family]

@@ -51,6 +51,7 @@ STEP: dict[str, Any] = {
     "batch_size": None,
     "prompt_length": None,
     "output_length": None,
+    "weight_dtype": None,
     "cache_implementation": None,
 }
 ADAPTER: dict[str, Any] = {

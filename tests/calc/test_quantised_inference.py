@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from calc import ConfigError, Estimate, Scenario, checkpoint_weights, deployments, estimate, estimate_plan, solve
+from calc.accuracy import likenesses
 from calc.catalogue import checkpoints
 from calc.dimensions import WrittenOut
 from calc.dtype import DType
@@ -177,6 +178,10 @@ def test_what_is_refused(model: Any, fields: dict[str, Any], field: str, problem
     with pytest.raises(ConfigError, match=problem) as refusal:
         generated(model, **fields)
     assert refusal.value.field == field
+
+
+def test_records_of_other_weights_are_not_alike() -> None:
+    assert all("weights in nf4" in each for each in likenesses("llama", generated(weight_dtype="nf4").step.plan))
 
 
 def test_quantised_weights_are_not_trained() -> None:
