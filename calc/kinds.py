@@ -108,6 +108,8 @@ class Router(StrEnum):
     """GraniteMoeTopKRouter."""
     SIGMOID_OF_BEST = "sigmoids of the best logits, 0 for all others"
     """Llama4Router."""
+    CORRECTED_SOFTMAX = "the best of all probabilities and a correction, in fp32"
+    """Ernie4_5_MoeTopKRouter."""
     SPARSE_MIXER = "two, drawn one after the other"
     """PhimoeTopKRouter."""
 
@@ -129,6 +131,8 @@ class SharedExpert(StrEnum):
     """With a gate of its own, before the others."""
     ADDED = "added"
     """After the others."""
+    BEFORE = "before"
+    """Before the others, and added to them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

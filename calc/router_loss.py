@@ -21,7 +21,7 @@ from .primitives import add, cast, frame, like, scale, softmax
 from .scenario import PREFIXED, AdapterKind, Implementation, Loss, Scenario, Task
 from .timeline import Program
 
-FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "phimoe")
+FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "granitemoe", "gpt_oss", "phimoe", "ernie4_5_moe")
 """Those whose model for causal language modelling computes it."""
 FIELD = "output_router_logits"
 

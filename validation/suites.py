@@ -39,6 +39,15 @@ HEADS_OF_100 = cut("llama-3.2-1b", 2) | {
     "_name_or_path": "llama-3.2-1b-2-layers-heads-of-100",
 }
 MODERNBERT = {"model_type": "modernbert", "_name_or_path": "modernbert-base"}
+BART = {
+    "model_type": "bart",
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
+    "_name_or_path": "bart-large-2-and-2-layers",
+}
+ERNIE_MOE = {"model_type": "ernie4_5_moe", "num_hidden_layers": 3, "_name_or_path": "ernie-4.5-21b-a3b-3-layers"}
 SIX_LAYERS = cut("smollm2-135m", 6)
 IA3_EVERYWHERE = {"kind": "ia3", "target_modules": EVERY_LINEAR, "feedforward_modules": ["down_proj"]}
 
@@ -160,6 +169,14 @@ TRACES = [
     case(cut("qwen3-30b-a3b", 2), 1, 700, adapter={"kind": "lora", "target_modules": ["q_proj", "v_proj"]}),
     case(cut("gpt-oss-20b", 2), 1, 300, precision="bf16", optimizer="sgd"),
     case(cut("deepseek-v2-lite", 3), 1, 500, precision="bf16", recompute="full"),
+    case(cut("mixtral-8x7b", 1), 1, 1024, precision="bf16", experts_implementation="eager", expert_load="worst"),
+    case(cut("qwen1.5-moe-a2.7b", 2), 2, 512, experts_implementation="eager", recompute="full"),
+    case(ERNIE_MOE, 1, 512, precision="bf16"),
+    case(ERNIE_MOE, 2, 256, adapter={"kind": "lora", "target_modules": ["q_proj", "v_proj"]}, recompute="full"),
+    # Encoder-decoders.
+    case(BART, 2, 500, target_length=120),
+    case(BART, 4, 300, target_length=300, attention="eager", precision="bf16", recompute="full"),
+    case(BART, 2, 256, adapter={"kind": "lora"}, recompute="full", target_length=64),
     # Encoders, classification, evaluation.
     case("bert-base-uncased", 4, 256),
     case("bert-base-uncased", 4, 128, num_labels=2, precision="fp16-autocast"),
@@ -185,6 +202,10 @@ TRACES = [
     case(MODERNBERT, 1, 1000, recompute="full", precision="bf16", holdout=True),
     case(cut("smollm2-360m", 4), 3, 222, task="evaluation", eval_accumulation_steps=2, holdout=True),
     *generation_cases.TRACED,
+    # Held out: chosen before experts in a loop, BART and ERNIE with experts were traced at such sizes.
+    case(cut("deepseek-v2-lite", 2), 1, 555, experts_implementation="eager", optimizer="sgd", holdout=True),
+    case(BART, 3, 333, target_length=77, precision="fp16-autocast", gradient_accumulation_steps=2, holdout=True),
+    case(ERNIE_MOE, 1, 900, attention="eager", precision="bf16", recompute="selective", holdout=True),
 ]
 
 # --- measured: each knob alone ------------------------------------------------------------------------------------

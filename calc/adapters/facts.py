@@ -64,7 +64,7 @@ MEGATRON_TARGETS = ("query_key_value",)
 CONVERTED_TARGETS = {
     "mixtral": frozenset({"gate", "w1", "w2", "w3"}),
     **dict.fromkeys(
-        ("deepseek_v2", "deepseek_v3", "dots1", "glm4_moe", "olmoe", "qwen3_moe"),
+        ("deepseek_v2", "deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "olmoe", "qwen3_moe"),
         frozenset({"gate", "gate_proj", "up_proj", "down_proj"}),
     ),
 }

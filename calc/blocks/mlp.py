@@ -18,12 +18,17 @@ def mlp(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Te
 
 
 def _mixture(x: Tensor, mixture: Mixture, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
-    """Experts, and the one for all tokens where there is one: before them with a gate, after them without."""
+    """Experts, and the one for all tokens where there is one: before them with a gate or without, or after them."""
     rows, out, held = experts(x, mixture, facts, numerics)
     if mixture.shared_expert is SharedExpert.GATED:
         before, shared = _gated(x, facts, numerics, module="mlp.shared_expert", width="G")
         adding, out = with_gated(x, shared, out, numerics)
         rows = [*before, *rows, *adding]
+    elif mixture.shared_expert is SharedExpert.BEFORE:
+        before, shared = _gated(x, facts, numerics, module="mlp.shared_experts", width="G")
+        total = like(out, "experts and shared expert", dtype=wider(out.dtype, shared.dtype))
+        rows = [*before, *rows, add(out, shared, total), frame(shared)]
+        out = total
     elif mixture.shared_expert is SharedExpert.ADDED:
         after, shared = _gated(x, facts, numerics, module="mlp.shared_experts", width="G")
         total = like(out, "experts and shared expert", dtype=wider(out.dtype, shared.dtype))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from calc.dtype import DType
 from calc.kinds import Mixture, Router
-from calc.ledger import Gradient, Kind, Row, Tensor
+from calc.ledger import Gradient, Kind, Product, Row, Tensor
 from calc.operators import TOKENS, Numerics, linear, parameter
 from calc.primitives import cast, frame, like, matmul, scale, shift, softmax, unary, view
 
@@ -153,6 +153,54 @@ def _softmax_of_best_in_fp32_router(x: Tensor, mixture: Mixture, numerics: Numer
     return [*rows, frame(best)], (weights, indices, logits)
 
 
+def _corrected_softmax_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
+    """Ernie4_5_MoeTopKRouter.forward, in fp32 even under autocast, as its weights are: a correction, which is a
+    parameter that is not trained, decides who is chosen, not with what weight."""
+    gate = f"mlp.{mixture.gate}"
+    weight = Tensor(f"{gate}.weight", ("X", "H"), DType.FP32, Kind.PARAMETERS, trainable=True, num_columns=1)
+    bias = Tensor(f"{gate}.moe_statics.e_score_correction_bias", (1, "X"), DType.FP32, Kind.PARAMETERS)
+    wide = x if x.dtype is DType.FP32 else like(x, f"{x.name} in fp32", dtype=DType.FP32)
+    logits = Tensor("router logits", (*TOKENS, "X"), DType.FP32)
+    shares, corrected = like(logits, "router probabilities"), like(logits, "router probabilities, corrected")
+    values, best = (like(shares, name, shape=CHOSEN) for name in ("corrected of experts", "weights of experts"))
+    indices = like(best, INDICES, dtype=DType.INT64)
+    total, divisor = (like(best, f"{best.name}, {what}", shape=TOKENS) for what in ("summed", "at least"))
+    normalised, rounded = like(best, f"{best.name}, normalised"), like(best, f"{best.name}, rounded", dtype=x.dtype)
+    rounds = x.dtype is not DType.FP32
+    rows = [
+        *([cast(x, wide)] if rounds else []),
+        matmul("router", wide, weight, logits, Product((), TOKENS, ("X",), ("H",))),
+        softmax(logits, shares),
+        Row(name="add", reads=(shares, bias), writes=(corrected,), elementwise_flops=1),
+        Row(name="topk", reads=(corrected,), writes=(values, indices)),
+        _gathered(shares, indices, best),
+        frame(shares),
+        Row(name="sum", reads=(best,), writes=(total,), gradients=(Gradient(of=best, passes=True, viewed=True),)),
+        unary("clamp", total, divisor),
+        _divided(best, divisor, normalised),
+        *([cast(normalised, rounded), frame(normalised)] if rounds else []),
+        frame(values),
+    ]
+    return rows, (rounded if rounds else normalised, indices, logits)
+
+
+def _divided(x: Tensor, divisor: Tensor, out: Tensor) -> Row:
+    """`x / divisor`: keeps both; the gradient of the divisor goes by the quotient (div_tensor_other_grad)."""
+    inner = ("quotient", "quotient of it", "negated")
+    return Row(
+        name="div",
+        reads=(x, divisor),
+        writes=(out,),
+        gradients=(
+            Gradient(of=x),
+            Gradient(of=divisor, unreduced=like(out, f"∂{divisor.name} before its sum")),
+        ),
+        saves=(x, divisor),
+        backward_temporaries=tuple(like(out, f"{name} in div_backward") for name in inner),
+        elementwise_flops=1,
+    )
+
+
 def _sparse_mixer_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
     """PhimoeTopKRouter.forward, an nn.Linear."""
     logits = Tensor("router logits", (*TOKENS, "X"), numerics.linear)
@@ -242,6 +290,7 @@ def _normalised(best: Tensor, numerics: Numerics, *, above_zero: bool = False) -
 ROUTERS: dict[Router, Callable[[Tensor, Mixture, Numerics], Routed]] = {
     Router.SOFTMAX: _softmax_router,
     Router.SIGMOID_GROUPS: _sigmoid_groups_router,
+    Router.CORRECTED_SOFTMAX: _corrected_softmax_router,
     Router.SPARSE_MIXER: _sparse_mixer_router,
     Router.SCALED_SOFTMAX: _scaled_softmax_router,
     Router.SOFTMAX_OF_BEST: _softmax_of_best_router,

@@ -61,6 +61,7 @@ FAMILIES = {
     "glm4_moe": "mixtures",
     "granitemoe": "mixtures",
     "ernie4_5": "llama_kin",
+    "ernie4_5_moe": "ernie",
     **dict.fromkeys(("baichuan", "chatglm", "internlm2", "minicpm", "openelm"), "remote"),
 }
 """The module that reads each, with a function of its name ("_" for "-"); loaded when first asked for."""
@@ -87,7 +88,6 @@ NOT_MODELLED = {
     **dict.fromkeys(LINEAR_ATTENTIONS, "linear attention"),
     **dict.fromkeys(RECURRENT, "recurrent layers"),
     **dict.fromkeys(("lfm2", "lfm2_moe"), "convolutions in the place of attention"),
-    "ernie4_5_moe": "routers whose weights stay in fp32",
 }
 """Types that are asked for, and what of them is not built."""
 

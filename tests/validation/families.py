@@ -277,6 +277,24 @@ FAMILIES: dict[str, Family] = {
         drawn={"norm_topk_prob": FLAG, "num_experts": (3, 5)},
         lora_targets=ATTENTION,
     ),
+    "ernie4_5_moe": Family(
+        own={
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 48,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+        },
+        drawn={
+            "use_bias": FLAG,
+            "moe_num_shared_experts": (0, 1),
+            "moe_layer_start_index": (0, 1, 2),
+            "moe_layer_interval": (1, 2),
+            "moe_k": (1, 3),
+        },
+        variants=({"use_bias": True, "moe_num_shared_experts": 0},),
+        lora_targets=ATTENTION,
+    ),
     "qwen2_moe": Family(
         own=QWEN_EXPERTS | {"shared_expert_intermediate_size": 56}, drawn=QWEN_DRAWN, lora_targets=ATTENTION
     ),
