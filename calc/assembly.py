@@ -45,6 +45,7 @@ from .scenario import (
     PREFIXED,
     Adapter,
     Attention,
+    CacheImplementation,
     ExpertLoad,
     ExpertsImplementation,
     Implementation,
@@ -349,6 +350,7 @@ def _cache(layer: Layer, length: int, plan: Plan) -> Cache:
         latent=layer.latent is not None,
         heads="N" if layer.kind.shared_heads is SharedHeads.EXPANDED else "K",
         room=_room(layer, length) if num_places else None,
+        in_fp8=plan.cache_implementation is CacheImplementation.QUANTIZED,
     )
 
 

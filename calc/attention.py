@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .cache import NO_CACHE, Cache, CacheUse, Room
+from .cache import NO_CACHE, Cache, CacheUse
 from .dtype import DType
 from .kinds import Softmax
 from .ledger import Dimension, Gradient, Product, Row, Shape, Tensor
@@ -143,7 +143,7 @@ class AttentionCore:
     @property
     def cached_by_head(self) -> bool:
         """Keys and values come of a cache, where they lie head by head."""
-        return self.is_cached and not self.cache.latent and self.cache.room is not Room.TOO_SHORT
+        return self.is_cached and not self.cache.latent and not self.cache.attends_text
 
     @property
     def fills_room(self) -> bool:

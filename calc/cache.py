@@ -1,5 +1,5 @@
 """A layer's key/value cache: a prefix's keys and values before the text's, or those of generation (transformers 5.23.0,
-cache_utils.py, DynamicLayer.update, StaticLayer.update)."""
+cache_utils.py, DynamicLayer.update, StaticLayer.update, Fp8QuantizedLayer.update)."""
 
 from enum import Enum
 from typing import NamedTuple
@@ -45,6 +45,13 @@ class Cache(NamedTuple):
     """How many keys and values of a token lie in it, where they do."""
     room: Room | None = None
     """Of a static cache, whose places are there from the first token on; none: it grows."""
+    in_fp8: bool = False
+    """Keys and values lie in it in fp8, with a scale for each of the two."""
+
+    @property
+    def attends_text(self) -> bool:
+        """Attention gets the prompt's own keys and values, not those of the cache."""
+        return self.room is Room.TOO_SHORT or (self.in_fp8 and self.use is CacheUse.FILLED)
 
     @property
     def keys(self) -> Dimension:
@@ -68,10 +75,21 @@ class Cache(NamedTuple):
 
     def _pair(self, name: str, tokens: Dimension, numerics: Numerics, kind: Kind) -> Pair:
         of_tokens = LATENT if self.latent else ((what, (self.heads, "D")) for what in ("keys", "values"))
+        dtype = DType.FP8 if self.in_fp8 else numerics.weights
         keys, values = (
-            Tensor(name.format(what), ("B", tokens, *of_token), numerics.weights, kind) for what, of_token in of_tokens
+            Tensor(name.format(what), ("B", tokens, *of_token), dtype, kind) for what, of_token in of_tokens
         )
         return keys, values
+
+    @property
+    def scales(self) -> tuple[Tensor, ...]:
+        """Those of the first pass stay."""
+        names = ("scale of keys", "scale of values") if self.in_fp8 else ()
+        return tuple(Tensor(name, (), DType.FP32, Kind.KV_CACHE) for name in names)
+
+    def held(self, numerics: Numerics) -> tuple[Tensor, ...]:
+        """All that it holds after a pass."""
+        return (*self.left(numerics), *self.scales)
 
     def lent(self, numerics: Numerics) -> tuple[Lent, ...]:
         """What a layer finds in it and lets go of."""
@@ -92,6 +110,8 @@ def updated(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[lis
         return [], k, v
     if cache.room:
         return _placed(k, v, cache, cache.room, numerics)
+    if cache.in_fp8:
+        return _first_in_fp8(k, v, cache, numerics) if cache.use is CacheUse.FILLED else _in_fp8(k, v, cache, numerics)
     rows: list[Row] = []
     old, new = cache.found(numerics), cache.left(numerics)
     for text, before, whole in zip((k, v), old, new, strict=True):
@@ -103,6 +123,38 @@ def updated(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[lis
     if cache.windowed:
         rows.append(frame(*old))
     return [*rows, frame(k, v)], *new
+
+
+def _first_in_fp8(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
+    """Fp8QuantizedLayer.lazy_initialization: the prompt's keys and values, each scaled by its largest number."""
+    rows: list[Row] = []
+    for text, codes, scale in zip((k, v), cache.left(numerics), cache.scales, strict=True):
+        rows.append(Row(name="amax", reads=(text,), writes=(scale,), temporaries=(like(text, f"|{text.name}|"),)))
+        rows += _quantised(text, scale, codes)
+    return [*rows, frame(k, v)], k, v
+
+
+def _in_fp8(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
+    """Fp8QuantizedLayer.update: one more token behind the others in fp8, then all of them in the weights' type."""
+    old, new, scales = cache.found(numerics), cache.left(numerics), cache.scales
+    tokens = tuple(like(text, f"{text.name} in fp8", dtype=DType.FP8) for text in (k, v))
+    rows = [row for each in zip((k, v), scales, tokens, strict=True) for row in _quantised(*each)]
+    rows += [cat((before, token), codes) for before, token, codes in zip(old, tokens, new, strict=True)]
+    k_seen, v_seen = (like(codes, f"{codes.name}, for attention", dtype=numerics.weights) for codes in new)
+    for codes, scale, seen in zip(new, scales, (k_seen, v_seen), strict=True):
+        wide = like(codes, f"{codes.name}, in fp32", dtype=DType.FP32)
+        scaled = seen if seen.dtype is DType.FP32 else like(wide, f"{codes.name}, scaled")
+        rows += [cast(codes, wide), Row(name="mul", reads=(wide, scale), writes=(scaled,), elementwise_flops=1)]
+        rows += [] if scaled is seen else [cast(scaled, seen)]
+    return [*rows, frame(*old, *tokens, k, v)], k_seen, v_seen
+
+
+def _quantised(text: Tensor, scale: Tensor, codes: Tensor) -> list[Row]:
+    """(text.float() / scale).to(fp8)."""
+    wide = text if text.dtype is DType.FP32 else like(text, f"{text.name}, to be scaled", dtype=DType.FP32)
+    divided = like(wide, f"{text.name} / scale")
+    division = Row(name="div", reads=(wide, scale), writes=(divided,), elementwise_flops=1)
+    return [*([] if wide is text else [cast(text, wide)]), division, cast(divided, codes)]
 
 
 def _placed(k: Tensor, v: Tensor, cache: Cache, room: Room, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:

@@ -137,7 +137,9 @@ def _tokens_between(prefill: Outline, decode: Outline) -> Iterator[Stretch]:
 
 def _found(layer: Section) -> Program:
     """What a layer finds in its cache comes into being: what it lets go of, else what it writes into."""
-    return Program([(tensor, True) for tensor in [each.tensor for each in layer.lent] or layer.cached])
+    made = {tensor for row in layer.rows for tensor in row.writes}
+    found = [*(each.tensor for each in layer.lent), *(tensor for tensor in layer.cached if tensor not in made)]
+    return Program([(tensor, True) for tensor in found])
 
 
 def _between(program: Program, group: int, count: int = 1) -> Stretch:

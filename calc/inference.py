@@ -59,6 +59,8 @@ def resolve_inference(
     )
     architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
     if quantisation is not None:
+        if scenario.page_size is not None:
+            raise ConfigError("page_size", scenario.page_size, "is not supported yet with quantised weights")
         architecture = _quantised(architecture, quantisation)
     gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
     pages = paging(scenario, architecture, workload, NUMERICS[precision].weights.label, gpu)
@@ -66,11 +68,16 @@ def resolve_inference(
         task=scenario.task,
         precision=precision,
         attention=_kernel(scenario, architecture, workload),
-        cache_implementation=None if pages else scenario.cache_implementation or CacheImplementation.DYNAMIC,
+        cache_implementation=_implementation(scenario),
         quantisation=quantisation,
         **pages,
     )
     return architecture, workload, plan
+
+
+def _implementation(scenario: Scenario) -> CacheImplementation | None:
+    """None: the cache is an engine's."""
+    return None if scenario.page_size else scenario.cache_implementation or CacheImplementation.DYNAMIC
 
 
 def _kernel(scenario: Scenario, architecture: Architecture, workload: Workload) -> Attention:

@@ -271,6 +271,11 @@ CACHE_NOTES = {
         "cache_implementation = dynamic, transformers' default: for each token each layer's keys and values are copied "
         "into tensors that are one token longer."
     ),
+    CacheImplementation.QUANTIZED: (
+        "cache_implementation = quantized with kv_cache_dtype = fp8 is QuantizedCache's backend fp8: keys and values "
+        "in fp8 with one scale each, of the prompt's largest number; for each token a layer's are written out in the "
+        "weights' type, by way of fp32. The prompt is attended as it is."
+    ),
     CacheImplementation.STATIC: (
         "cache_implementation = static: keys and values have room for prompt and output from the first token on, and "
         "attention runs over all of it. generate compiles the passes that add a token on CUDA; here they are eager, "

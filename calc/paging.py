@@ -46,6 +46,8 @@ CACHE_TYPES = {
 }
 """vLLM's names beside the weights' own type. Scales of fp8 and its kinds are numbers of a whole layer; those of a token
 and head are in fp32, nvfp4's of 16 elements in fp8."""
+QUANTISED_TYPES = ("fp8", "fp8_e4m3")
+"""Of transformers' own cache (Fp8QuantizedLayer.fp8_dtype)."""
 SCALED_ELEMENTS = 16
 """That share a scale in nvfp4."""
 
@@ -58,10 +60,10 @@ def cache_type(name: str | None, weight_bytes: int) -> CacheType:
 def paging(
     scenario: Scenario, architecture: Architecture, workload: Workload, weights: str, gpu: Gpu | None
 ) -> Mapping[str, Any]:
-    """The fields of a Plan about an engine; all None where the cache has no pages."""
+    """The fields of a Plan about an engine; where the cache has no pages, its type."""
     if scenario.page_size is None:
-        _check_contiguous(scenario, weights)
-        return {}
+        _check_contiguous(scenario, architecture, weights)
+        return {"kv_cache_dtype": scenario.kv_cache_dtype}
     _check_model(scenario, architecture, weights)
     large = gpu is not None and gpu.capacity_bytes >= LARGE_GPU_BYTES and not gpu.name.startswith("a100")
     chosen = {"gpu_memory_utilization": GPU_MEMORY_UTILIZATION, **(LARGE_GPU_DEFAULTS if large else DEFAULTS)}
@@ -76,13 +78,25 @@ def paging(
     return chosen
 
 
-def _check_contiguous(scenario: Scenario, weights: str) -> None:
+def _check_contiguous(scenario: Scenario, architecture: Architecture, weights: str) -> None:
     for name in PAGED_FIELDS:
         if name != "kv_cache_dtype" and getattr(scenario, name) is not None:
             raise ConfigError(name, getattr(scenario, name), "is read with page_size only")
-    if scenario.kv_cache_dtype not in {None, weights}:
+    if scenario.cache_implementation is CacheImplementation.QUANTIZED:
+        _check_quantised(scenario, architecture)
+    elif scenario.kv_cache_dtype not in {None, weights}:
         problem = f"should be {weights}, the weights' type, without page_size: other types are a paged engine's"
         raise ConfigError("kv_cache_dtype", scenario.kv_cache_dtype, problem)
+
+
+def _check_quantised(scenario: Scenario, architecture: Architecture) -> None:
+    """QuantizedCache of transformers: no windows; of its backends fp8's is written down."""
+    if scenario.kv_cache_dtype not in QUANTISED_TYPES:
+        problem = f"should be {' or '.join(QUANTISED_TYPES)} with cache_implementation = quantized; others come later"
+        raise ConfigError("kv_cache_dtype", scenario.kv_cache_dtype, problem)
+    if any(layer.sliding_window is not None for layer, _ in architecture.layers):
+        problem = "takes no layers with a sliding window, as this model has"
+        raise ConfigError("cache_implementation", CacheImplementation.QUANTIZED.value, problem)
 
 
 def _check_model(scenario: Scenario, architecture: Architecture, weights: str) -> None:

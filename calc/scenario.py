@@ -161,6 +161,7 @@ class CacheImplementation(StrEnum):
 
     DYNAMIC = "dynamic"
     STATIC = "static"
+    QUANTIZED = "quantized"
 
 
 class WeightDType(StrEnum):
@@ -403,7 +404,8 @@ class Scenario(Question):
     one that of precision."""
     cache_implementation: CacheImplementation | None = None
     """Inference: which of transformers' key/value caches; none = dynamic, which grows by each token. static has room
-    for prompt and output from the first token on, and attention runs over all of it."""
+    for prompt and output from the first token on, and attention runs over all of it. quantized (kv_cache_dtype = fp8)
+    is written out again for each pass."""
     kv_cache_dtype: str | None = None
     """Inference: type of the key/value cache; none = the weights' own. With pages also vLLM's fp8, fp8_e4m3, fp8_e5m2,
     fp8_per_token_head, int8_per_token_head, int4_per_token_head, nvfp4."""

@@ -14,6 +14,8 @@ from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    Fp8QuantizedLayer,
+    QuantizedCache,
     StaticCache,
     StaticLayer,
     StaticSlidingWindowLayer,
@@ -115,12 +117,21 @@ def cache_of(job: Job) -> Cache:
     config: Any = job.model.config
     if job.cache_implementation == "static":
         return StaticCache(config, max_cache_len=job.input_ids.shape[1] + job.output_length)
+    if job.cache_implementation == "quantized":
+        return QuantizedCache("fp8", config)
     return DynamicCache(config=config)
 
 
 def held(cache: Any) -> list[torch.Tensor]:
     """What a cache holds."""
-    return [each for layer in cache.layers for each in (layer.keys, layer.values)]
+    return [each for layer in cache.layers for each in tensors_of(layer)]
+
+
+def tensors_of(layer: Any) -> tuple[torch.Tensor, ...]:
+    """What one layer's cache holds: of one in fp8 also the scales."""
+    if isinstance(layer, Fp8QuantizedLayer):
+        return (*layer._quantized_keys, *layer._quantized_values)
+    return layer.keys, layer.values
 
 
 def lengthen(layer: DynamicLayer | StaticLayer, num_tokens: int) -> None:
@@ -133,6 +144,12 @@ def lengthen(layer: DynamicLayer | StaticLayer, num_tokens: int) -> None:
             layer.cumulative_length_int += num_tokens
         return
     length = layer.get_seq_length() + num_tokens
+    if isinstance(layer, Fp8QuantizedLayer):
+        for name in ("_quantized_keys", "_quantized_values"):
+            codes, scale = getattr(layer, name)
+            setattr(layer, name, (codes.new_empty(*codes.shape[:2], length, codes.shape[3]), scale))
+        layer.cumulative_length = length
+        return
     sliding = isinstance(layer, DynamicSlidingWindowLayer)
     joined = min(length, layer.sliding_window) if sliding else length
     for name in ("keys", "values"):

@@ -123,7 +123,7 @@ def _core(
     rows: list[Row] = []
     heads: list[Tensor] = []
     for each in (q, k, v):
-        merging, together = merged(each, core.merges_heads_by_copy and (each is q or not core.is_cached))
+        merging, together = merged(each, core.merges_heads_by_copy and (each is q or not core.cached_by_head))
         rows += merging
         heads.append(together)
     casts, (bias, query, key) = _lowered((alibi(numerics, cached=core.is_cached), *heads[:2]), "scores", numerics)

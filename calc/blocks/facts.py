@@ -81,4 +81,4 @@ def with_cache(layer: Section, core: AttentionCore, numerics: Numerics) -> Secti
     """`layer` with what a cache brings it and takes from it, where there is one."""
     if not core.is_cached:
         return layer
-    return replace(layer, lent=core.cache.lent(numerics), cached=core.cache.left(numerics))
+    return replace(layer, lent=core.cache.lent(numerics), cached=core.cache.held(numerics))

@@ -208,7 +208,7 @@ def _eager(
     ]
     casts_v, value = autocast_input(v, numerics, "values")
     casts_w, lower = autocast_input(weights, numerics, "values")
-    by_copy = core.merges_heads_by_copy and not core.is_cached
+    by_copy = core.merges_heads_by_copy and not core.cached_by_head
     merge_v, value = broadcast(value, core) if core.broadcasts_heads else merged(value, by_copy)
     by_head, out = (Tensor(name, HEADS, numerics.compute) for name in ("attention by head", "attention output"))
     rows += [

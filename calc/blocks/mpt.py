@@ -95,7 +95,7 @@ def _probabilities(
     casts_k, key = autocast_input(k, numerics, "scores")
     casts_q, query = autocast_input(q, numerics, "scores")
     merge_q, query = merged(query, core.merges_heads_by_copy)
-    merge_k, key = merged(key, core.merges_heads_by_copy and not core.is_cached)
+    merge_k, key = merged(key, core.merges_heads_by_copy and not core.cached_by_head)
     scores, scaled = (Tensor(f"scores{suffix}", core.scores, numerics.compute) for suffix in ("", " scaled"))
     biased, filled, weights = (
         like(scores, name, dtype=DType.FP32) for name in ("scores with alibi", "scores masked", "attention weights")

@@ -22,7 +22,7 @@ def written_out_attention(
     rows_k, lower_key = autocast_input(key, numerics, "scores")
     rows_q, lower_query = autocast_input(query, numerics, "scores")
     merge_q, left = merged(lower_query, core.merges_query_heads_by_copy)
-    merge_k, right = merged(lower_key, core.merges_query_heads_by_copy and not core.is_cached)
+    merge_k, right = merged(lower_key, core.merges_query_heads_by_copy and not core.cached_by_head)
     scores = Tensor("scores", core.scores, numerics.compute if numerics.autocast else DType.FP32)
     limiting, limited = _seen(scores) if facts.kind.wiring is Wiring.GPT_NEO else _divided(scores)
     mask = core.mask(numerics)

@@ -161,6 +161,7 @@ def test_qwens_mlp_holds_gate_and_up_longer() -> None:
         (LLAMA, {"shared_prefix_length": 1001}, "shared_prefix_length", "should be at most prompt_length = 1000"),
         (LLAMA, {"page_size": None, "max_num_seqs": 4}, "max_num_seqs", "is read with page_size only"),
         (LLAMA, {"page_size": None, "kv_cache_dtype": "fp8"}, "kv_cache_dtype", "are a paged engine's"),
+        (LLAMA, {"weight_dtype": "nf4"}, "page_size", "not supported yet with quantised weights"),
         (LLAMA, {"page_size": 0}, "page_size", "greater than or equal to 1"),
         (LLAMA, {"gpu_memory_utilization": 1.5}, "gpu_memory_utilization", "less than or equal to 1"),
     ],

@@ -202,3 +202,28 @@ def test_a_static_cache_is_written_in_place() -> None:
         assert time.last_decode is not None
         moved[implementation] = time.last_decode.bytes_moved[Holds.KV_CACHE]
     assert moved["dynamic"] / moved["static"] == pytest.approx(3, rel=0.01)
+
+
+def test_a_cache_in_fp8_takes_half() -> None:
+    asked: dict[str, Any] = {"batch_size": 16, "prompt_length": 2000, "output_length": 48}
+    wide = generated(**asked).memory.kv_cache_bytes or 0
+    answer = generated(**asked, cache_implementation="quantized", kv_cache_dtype="fp8")
+    scales = 32 * 2 * 512
+    assert answer.memory.kv_cache_bytes == wide // 2 + scales
+    assert answer.flops.total == generated(**asked).flops.total
+    again = estimate(Scenario(**answer.to_dict()["scenario"]))
+    assert again.to_dict() == answer.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "problem"),
+    [
+        ({}, "kv_cache_dtype", "should be fp8 or fp8_e4m3"),
+        ({"kv_cache_dtype": "int4"}, "kv_cache_dtype", "others come later"),
+        ({"kv_cache_dtype": "fp8", "model": WINDOWED}, "cache_implementation", "no layers with a sliding window"),
+    ],
+)
+def test_what_a_quantised_cache_does_not_take(fields: dict[str, Any], field: str, problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem) as refusal:
+        generated(**({"model": LLAMA} | fields), cache_implementation="quantized")
+    assert refusal.value.field == field

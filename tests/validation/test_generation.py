@@ -44,7 +44,8 @@ def agrees(scenario: Scenario, config: dict[str, Any]) -> None:
     assert {name: estimated[name] for name in compared} == {name: traced[name] for name in compared}
 
 
-CACHES = list(CacheImplementation)
+CACHES = [CacheImplementation.DYNAMIC, CacheImplementation.STATIC]
+"""Those that take windows."""
 
 
 @pytest.mark.parametrize("attention", ["auto", "efficient", "math"])
@@ -138,6 +139,17 @@ def test_quantised_weights_of_a_batch_of_tokens(weight_dtype: str, batch_size: i
             "weight_dtype": weight_dtype,
         }
         agrees(Scenario(model=config, task=Task.INFERENCE, **asked), config)
+
+
+IN_FP8: Choices = {"cache_implementation": "quantized", "kv_cache_dtype": "fp8"}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "gpt_bigcode", "falcon", "gpt_neo"])
+def test_a_cache_in_fp8(model_type: str, dtype: str) -> None:
+    config = config_of(model_type)
+    asked: Choices = {"batch_size": 2, "prompt_length": 17, "output_length": 9, "weight_dtype": dtype}
+    agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **IN_FP8), config)
 
 
 @settings(SLOW, max_examples=RANDOM * TIMES)
