@@ -18,8 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .architecture import Architecture, Layer
+from .device_memory import Memory
 from .errors import ConfigError
-from .estimation import Estimate, Memory, estimate_plan
+from .estimation import Estimate, estimate_plan
 from .hardware import Gpu, gpu_named
 from .inference import resolve_inference
 from .model_source import load_to_run

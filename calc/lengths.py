@@ -15,11 +15,12 @@ from typing import Any
 from .assembly import step_memory
 from .batching import Histogram, first_fit_decreasing, random_epoch, sorted_epoch
 from .errors import ConfigError
-from .estimation import Estimate, estimate, step_flops
+from .estimation import Estimate, estimate
 from .json_file import read_text
 from .kinds import Head
 from .plan import resolve
 from .scenario import Attention, Scenario, num_prompt_tokens
+from .totals import step_flops
 
 LENGTH_NOTES = (
     (

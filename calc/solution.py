@@ -8,9 +8,10 @@ from itertools import pairwise
 from typing import Any
 
 from .architecture import Architecture
+from .device_memory import Memory
 from .dimensions import SMALLEST_8BIT, SMALLEST_PAGED
 from .errors import ConfigError
-from .estimation import Estimate, Memory, estimate
+from .estimation import Estimate, estimate
 from .float8_choices import STEPS, multiplies_in_float8
 from .hardware import Gpu, gpu_named, gpus
 from .inference import runs_weights

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
 
+from .device_memory import Memory
 from .errors import ConfigError
-from .estimation import Estimate, Memory
+from .estimation import Estimate
 from .scenario import Scenario, Task
 from .units import format_bytes, format_gib, format_seconds
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Estimate, Scenario, estimate, estimate_plan, gpus, load_model
-from calc.estimation import ASSUMED_CONTEXT_BYTES
+from calc.device_memory import ASSUMED_CONTEXT_BYTES
 from calc.plan import ADAMW, RECIPE_PRECISIONS, SUPPORTED, Plan, Workload
 from calc.scenario import (
     ADAPTER_FIELDS,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-from calc.estimation import CUBLAS_WORKSPACE_BYTES
+from calc.device_memory import CUBLAS_WORKSPACE_BYTES
 from calc.scenario import Attention
 from validation import liger
 from validation.as_on_cuda import as_on_cuda, only_reference_counting
