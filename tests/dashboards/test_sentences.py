@@ -17,7 +17,7 @@ from dashboards.words import Language
 CORE = Path(calc.__file__).parent
 NOT_ON_THE_PAGE = {
     *("cli.py", "flags.py", "closed_forms.py", "recipes.py", "comparison.py", "lengths.py"),
-    *("commands", "quantisation"),
+    "commands",
 }
 """Modules and folders."""
 SPOKEN_WHOLE = {"notes.py", "kernels.py", "liger.py", "float8_choices.py"}
