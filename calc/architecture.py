@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 
+from .dtype import DType
 from .kinds import Head, LayerKind, ModelKind, Wiring
 from .scenario import ProblemType
 
@@ -54,6 +55,8 @@ class Layer:
     """Of a static cache: for how many tokens it has room."""
     kept_modules: frozenset[str] = frozenset()
     """Of a quantised model: linear modules whose weights are as they are."""
+    weight_types: tuple[tuple[str, DType], ...] = ()
+    """Of a model in several types: that of each matrix, by name."""
 
     @property
     def head_dims(self) -> tuple[int, int]:
@@ -151,6 +154,12 @@ class Architecture:
         """The same with those modules of each layer not quantised."""
         each = (layer for layer, count in self.layers for _ in range(count))
         marked = (replace(layer, kept_modules=kept) for layer, kept in zip(each, by_layer, strict=True))
+        return replace(self, layers=tuple((layer, len(list(run))) for layer, run in groupby(marked)))
+
+    def with_weight_types(self, by_layer: Iterable[tuple[tuple[str, DType], ...]]) -> "Architecture":
+        """The same with each layer's matrices in those types."""
+        each = (layer for layer, count in self.layers for _ in range(count))
+        marked = (replace(layer, weight_types=types) for layer, types in zip(each, by_layer, strict=True))
         return replace(self, layers=tuple((layer, len(list(run))) for layer, run in groupby(marked)))
 
     def with_prefix(self, num_tokens: int) -> "Architecture":

@@ -293,6 +293,7 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         num_hit=len(_loads(layer, workload, plan)),
         cross=_cross_core(layer, dropouts, workload, plan) if layer.kind.decodes else None,
         kept_modules=layer.kept_modules,
+        weight_types=layer.weight_types,
     )
 
 

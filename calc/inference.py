@@ -61,7 +61,7 @@ def resolve_inference(
     if quantisation is not None:
         if scenario.page_size is not None:
             raise ConfigError("page_size", scenario.page_size, "is not supported yet with quantised weights")
-        architecture = _quantised(architecture, quantisation)
+        architecture, quantisation = _quantised(architecture, quantisation)
     gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
     pages = paging(scenario, architecture, workload, NUMERICS[precision].weights.label, gpu)
     plan = Plan(
@@ -132,8 +132,9 @@ def _computed(
 QUANTISATION_METHOD = "model.quantization_config.quant_method"
 
 
-def _quantised(architecture: Architecture, quantisation: "Quantisation") -> Architecture:
-    """`architecture` with what is not quantised marked, layer by layer."""
+def _quantised(architecture: Architecture, quantisation: "Quantisation") -> "tuple[Architecture, Quantisation]":
+    """`architecture` with what is not quantised, or in several types, marked, layer by layer."""
+    from .quantisation.gguf import MOSTLY, with_types
     from .quantisation.weights import with_kept_modules
 
     value = plain(quantisation.name) or quantisation.method
@@ -142,7 +143,10 @@ def _quantised(architecture: Architecture, quantisation: "Quantisation") -> Arch
         raise ConfigError(field, value, "is not supported yet for a mixture of experts with task = inference")
     if architecture.part_of is not None:
         raise ConfigError(field, value, f"is not supported yet for the text part of {architecture.part_of}")
-    return with_kept_modules(architecture, quantisation)
+    if quantisation.name in MOSTLY:
+        architecture, of_ends = with_types(architecture, quantisation.name)
+        return architecture, replace(quantisation, types_of_ends=of_ends)
+    return with_kept_modules(architecture, quantisation), quantisation
 
 
 def check_weights(gpu: Gpu | None, plan: Plan) -> None:

@@ -288,11 +288,13 @@ def _of_weights(plan: Plan) -> Iterator[str]:
     quantisation = plan.quantisation
     if quantisation is None:
         return
+    yield KERNEL_NOTES[quantisation.format.kernel]
+    if quantisation.types_of_ends:
+        return
     yield (
         f"Weights of linear modules are in {quantisation.name or quantisation.method}, as transformers 5.23.0 loads "
         f"them; embeddings, norms, biases and, unless the config says otherwise, the head are in {plan.precision}."
     )
-    yield KERNEL_NOTES[quantisation.format.kernel]
 
 
 KERNEL_NOTES = {
@@ -311,6 +313,12 @@ KERNEL_NOTES = {
         "Weights are counted as the file holds them, and products are taken to unpack them in the kernel, as "
         "gptqmodel 7.3.4's Marlin does; assumed, not measured. Loading it rearranges them and drops zero points and "
         "g_idx where it can, some 1 % less; left out are its buffers for sums, some MiB."
+    ),
+    "gguf": (
+        "GGUF: each matrix, the embedding among them, is in the type that llama.cpp's llama-quantize gives it without "
+        "an importance matrix, vectors are in fp32. llama.cpp runs such files, while transformers writes their weights "
+        "out when it loads them: activations, cache and FLOPs are those of transformers in the precision's type, and "
+        "products are taken to read the blocks as they are; assumed, not measured."
     ),
     "fp8": (
         "fp8 products: inputs are cast to fp8 with a scale for 128 elements, as DeepGEMM has them on Hopper; the "

@@ -256,7 +256,7 @@ def _units(facts: StepFacts) -> list[Unit]:
         }
     if facts.plan.quantisation is not None:
         ends = tuple(_quantised(section, facts.plan, None) for section in ends)
-        layers = {layer: _quantised(section, facts.plan, layer.kept_modules) for layer, section in layers.items()}
+        layers = {layer: _quantised(section, facts.plan, layer) for layer, section in layers.items()}
     if facts.plan.task is not Task.TRAINING:
         ends = tuple(map(_evaluated, ends))
         layers = {layer: _evaluated(section) for layer, section in layers.items()}
@@ -328,10 +328,10 @@ def _adapted(section: Section, facts: AdapterFacts, numerics: Numerics) -> Secti
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
-def _quantised(section: Section, plan: Plan, kept_modules: frozenset[str] | None) -> Section:
+def _quantised(section: Section, plan: Plan, layer: LayerFacts | None) -> Section:
     from .quantisation.forward import quantised  # most steps have no quantised weights
 
-    return quantised(section, plan.quantisation, kept_modules, plan.numerics) if plan.quantisation else section
+    return quantised(section, plan.quantisation, layer, plan.numerics) if plan.quantisation else section
 
 
 _evaluated = lru_cache(maxsize=KEPT_STRUCTURES)(without_gradients)

@@ -30,6 +30,8 @@ class LayerFacts(NamedTuple):
     """Of the attention to the encoder's output."""
     kept_modules: frozenset[str] = frozenset()
     """Of a quantised model: linear modules whose weights are as they are."""
+    weight_types: tuple[tuple[str, DType], ...] = ()
+    """Of a model in several types: that of each matrix, by name."""
 
 
 class ModelFacts(NamedTuple):

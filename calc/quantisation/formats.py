@@ -62,7 +62,8 @@ Forward = Callable[[LinearModule, Numerics], list[Row]]
 class Format:
     """How matrices are stored, and how transformers multiplies with them."""
 
-    stored: Stored
+    stored: Stored | None = None
+    """None: not as tensors of its own for each matrix."""
     forward: Forward | None = None
     """None: its generation is not written down."""
     kernel: str = ""
@@ -88,6 +89,8 @@ class Quantisation:
     """Whether a matrix is quantised in the module of this full name."""
     name: WeightDType | None = None
     """As a scenario calls it; None: a config's own."""
+    types_of_ends: tuple[tuple[str, DType], ...] = ()
+    """Of a GGUF file: embedding's and head's."""
 
 
 WEIGHT = ".weight"

@@ -9,6 +9,7 @@ from itertools import groupby
 
 from calc.adapters.modules import LinearModule, is_linear, linear_module
 from calc.adapters.quantised import in_4_bits, in_int8
+from calc.blocks.facts import LayerFacts
 from calc.dimensions import Blocks
 from calc.dtype import DType
 from calc.ledger import Kind, Row, Section, Tensor
@@ -16,6 +17,7 @@ from calc.operators import Numerics
 from calc.primitives import frame, like
 
 from .formats import Forward, Quantisation, Stored, matrix_of
+from .gguf import in_types
 
 
 def bitsandbytes_4bit(*, double_quantisation: bool, compute: DType) -> Forward:
@@ -40,6 +42,11 @@ def as_stored(stored: Stored) -> Forward:
         return [_with_weights(row, module, _tensors(stored, module)) for row in module.rows]
 
     return forward
+
+
+def as_they_are(module: LinearModule, numerics: Numerics) -> list[Row]:
+    """A kernel that unpacks weights where it multiplies."""
+    return list(module.rows)
 
 
 def _tensors(stored: Stored, module: LinearModule) -> tuple[Tensor, ...]:
@@ -84,12 +91,13 @@ def fp8_blocks(stored: Stored) -> Forward:
     return forward
 
 
-def quantised(
-    section: Section, quantisation: Quantisation, kept_modules: frozenset[str] | None, numerics: Numerics
-) -> Section:
-    """`section` with quantised weights in the linear modules of a layer that are not among `kept_modules`; outside of
-    layers (None) in those that the format names."""
+def quantised(section: Section, quantisation: Quantisation, layer: LayerFacts | None, numerics: Numerics) -> Section:
+    """`section` of a `layer`, or around layers, with its weights quantised."""
+    types = layer.weight_types if layer else quantisation.types_of_ends
+    kept_modules = layer.kept_modules if layer else None
     forward = quantisation.format.forward
+    if types:
+        section = in_types(section, types)
     if forward is None:
         return section
     rows: list[Row] = []
@@ -104,6 +112,7 @@ def quantised(
 
 
 def _is_quantised(module: LinearModule, quantisation: Quantisation, kept_modules: frozenset[str] | None) -> bool:
+    """Of a layer all modules are that are not kept; others as the format says."""
     matrix = matrix_of(module.weight, has_bias=module.bias is not None, in_layer=kept_modules is not None)
     if kept_modules is not None:
         return matrix.module not in kept_modules

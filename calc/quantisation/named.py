@@ -8,8 +8,10 @@ from typing import Any
 from calc.dtype import DType
 from calc.scenario import WeightDType
 
+from . import forward
 from .config import DTYPES, FIELD, read_quantisation
-from .formats import Quantisation
+from .formats import Format, Quantisation
+from .gguf import MOSTLY, block_size
 
 FOUR_BIT: Mapping[str, Any] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
 DOUBLE: Mapping[str, Any] = {"bnb_4bit_use_double_quant": True}
@@ -24,6 +26,7 @@ CONFIGS: Mapping[WeightDType, Mapping[str, Any]] = {
     WeightDType.AWQ_INT4: {"quant_method": "awq", "bits": 4, "group_size": 128},
 }
 """NF4 and FP4 differ in what a code stands for, not in size."""
+GGUF = "gguf"
 COMPUTE = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -31,6 +34,9 @@ COMPUTE = {dtype: name for name, dtype in DTYPES.items()}
 def named_quantisation(name: WeightDType, compute: DType) -> Quantisation:
     """What transformers loads with `CONFIGS[name]`; 4-bit weights are multiplied in `compute`
     (bnb_4bit_compute_dtype)."""
+    if name in MOSTLY:
+        kept = Format(forward=forward.as_they_are, kernel=GGUF, group=(1, block_size(MOSTLY[name])))
+        return Quantisation(method=GGUF, name=name, format=kept, converts=lambda matrix, module: matrix.in_layer)
     config = CONFIGS[name]
     if config.get("load_in_4bit"):
         config = {**config, "bnb_4bit_compute_dtype": COMPUTE[compute]}

@@ -138,7 +138,7 @@ def _stored(run: Run, layers: str, quantisation: Quantisation | None) -> Iterato
     for tensor, matrix in _matrices(run):
         if matrix is not None:
             quantised = sum(_converted(matrix, run, layers, quantisation))
-            if quantised and quantisation is not None:
+            if quantised and quantisation is not None and quantisation.format.stored is not None:
                 yield from ((_placed(each, run, layers), quantised) for each in quantisation.format.stored(matrix))
             if quantised < run.count:
                 yield _placed(tensor, run, layers), run.count - quantised

@@ -12,6 +12,7 @@ from calc.dimensions import WrittenOut
 from calc.dtype import DType
 from calc.hardware import gpu_named
 from calc.inference import WEIGHTS
+from calc.quantisation.gguf import MOSTLY, uses_more_bits
 from calc.quantisation.named import CONFIGS
 from calc.scenario import Task, WeightDType
 from calc.sizes import ALLOCATION_UNIT_BYTES
@@ -52,7 +53,7 @@ def own(model: dict[str, Any], **quantisation: Any) -> dict[str, Any]:
 
 
 def test_every_type_of_weights_is_built() -> None:
-    assert {*WEIGHTS, *CONFIGS} == set(WeightDType)
+    assert {*WEIGHTS, *CONFIGS, *MOSTLY} == set(WeightDType)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +73,7 @@ def test_bits_of_a_weight(weight_dtype: str, bits: float) -> None:
     assert 16 - 8 * saved / LLAMA_LINEARS == pytest.approx(bits, rel=2e-4)
 
 
-@pytest.mark.parametrize("weight_dtype", CONFIGS)
+@pytest.mark.parametrize("weight_dtype", [*CONFIGS, *MOSTLY])
 def test_there_are_as_many_parameters_as_before(weight_dtype: str) -> None:
     assert generated(weight_dtype=weight_dtype).parameters == generated().parameters
 
@@ -172,6 +173,8 @@ def test_products_are_in_fp32_where_a_config_says_no_type() -> None:
         (own(TINY, quant_method="fbgemm_fp8"), {}, "model.quantization_config.quant_method", "not supported yet"),
         (own(TINY, quant_method="hqq"), {}, "model.quantization_config.quant_method", "should be one of"),
         (TINY, {"weight_dtype": "int3"}, "weight_dtype", "awq-int4"),
+        ("gpt2", {"weight_dtype": "q4_k_m"}, "weight_dtype", "not supported yet for gpt2; supported: llama"),
+        ("mixtral-8x7b", {"weight_dtype": "q4_0"}, "weight_dtype", "mixture of experts"),
     ],
 )
 def test_what_is_refused(model: Any, fields: dict[str, Any], field: str, problem: str) -> None:
@@ -200,13 +203,13 @@ def test_an_answer_asked_again_is_the_same(weight_dtype: str) -> None:
     assert planned.memory.phases == answer.memory.phases
 
 
-@pytest.mark.parametrize("weight_dtype", CONFIGS)
+@pytest.mark.parametrize("weight_dtype", [*CONFIGS, *MOSTLY])
 def test_a_token_reads_the_weights_as_they_are(weight_dtype: str) -> None:
     """All of them once, of the embedding one row."""
     answer = generated(gpu="h100-sxm-80gb", weight_dtype=weight_dtype)
     assert answer.time is not None
     assert answer.time.last_decode is not None
-    embedding = 2 * 128256 * 4096
+    embedding = next(each for each in answer.tensors if each.name == "embed_tokens.weight").bytes
     read = answer.time.last_decode.bytes_moved[Holds.WEIGHTS]
     assert read == pytest.approx(weights(answer) - embedding, rel=1e-4)
     plain = generated(gpu="h100-sxm-80gb").time
@@ -260,6 +263,47 @@ def test_gpus_share_whole_groups(weight_dtype: str | None, ranks: set[int]) -> N
     """An MLP of 86 groups of 128 is shared by two, not by four."""
     scenario = asked("llama-2-7b", gpu="h100-sxm-80gb", weight_dtype=weight_dtype)
     assert {way.tensor_parallel for way in deployments(scenario)} == ranks
+
+
+@pytest.mark.parametrize(
+    ("model", "weight_dtype", "gib"),
+    [
+        (LLAMA, "q8_0", 7.95),
+        (LLAMA, "q6_k", 6.14),
+        (LLAMA, "q5_k_m", 5.33),
+        (LLAMA, "q4_k_m", 4.58),
+        (LLAMA, "q4_0", 4.33),
+        ("llama-3.1-70b", "q4_k_m", 39.59),
+        ("llama-2-7b", "q4_0", 3.56),
+        ("llama-2-7b", "q4_k_m", 3.80),
+        ("qwen2.5-7b", "q4_k_m", 4.36),
+        ("qwen3-8b", "q4_k_m", 4.68),
+    ],
+)
+def test_files_of_llama_cpp(model: str, weight_dtype: str, gib: float) -> None:
+    """The size of all tensors as llama-bench prints it, quoted in public repositories ("llama 8B Q4_K - Medium")."""
+    parameters = generated(model, weight_dtype=weight_dtype).memory.persistent_bytes["parameters"]
+    assert round(parameters / GIB, 2) == gib
+
+
+def test_layers_with_more_bits() -> None:
+    """Of 16: two at either end, every third between."""
+    assert [index for index in range(16) if uses_more_bits(index, 16)] == [0, 1, 4, 7, 10, 13, 14, 15]
+
+
+def test_matrices_of_odd_widths_have_small_blocks() -> None:
+    """Rows of 896 are no multiple of 256: Q4_K becomes Q5_0, Q6_K and the tied output Q8_0."""
+    answer = generated("qwen2.5-0.5b", weight_dtype="q4_k_m")
+    types = {each.name: each.dtype for each in answer.tensors if each.kind == "parameters"}
+    assert types["embed_tokens.weight"] == "q8_0"
+    assert types["self_attn.q_proj.weight"] == "q5_0"
+    assert types["input_layernorm.weight"] == types["self_attn.q_proj.bias"] == "fp32"
+
+
+def test_rows_of_no_block_are_fp16() -> None:
+    answer = generated(TINY | {"intermediate_size": 520}, weight_dtype="q8_0")
+    types = {each.name: each.dtype for each in answer.tensors if each.kind == "parameters"}
+    assert (types["mlp.down_proj.weight"], types["mlp.up_proj.weight"]) == ("fp16", "q8_0")
 
 
 def weights_table() -> str:
