@@ -387,7 +387,7 @@ def _of_loss(plan: Plan) -> Iterator[str]:
             "in the place of head and loss; there are no logits in the outputs, its products run in forward, and "
             "backward is handed zeros of both gradients' size. Assumed: compute capability 8.0 or more."
         )
-        if plan.numerics.autocast:
+        if plan.numerics.casts_weights:
             yield "Autocast does not reach linear_cross_entropy: the head's products run in fp32."
     if plan.loss is Loss.FUSED_LINEAR_CROSS_ENTROPY:
         yield (
