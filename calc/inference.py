@@ -129,6 +129,8 @@ def _computed(
     return given or taken[0], quantisation
 
 
+MOST_LAYERS = 256
+"""Of quantised models; no known one has as many."""
 QUANTISATION_METHOD = "model.quantization_config.quant_method"
 
 
@@ -137,6 +139,9 @@ def _quantised(architecture: Architecture, quantisation: "Quantisation") -> "tup
     from .quantisation.gguf import MOSTLY, with_types
     from .quantisation.weights import with_kept_modules
 
+    if architecture.num_layers > MOST_LAYERS:
+        problem = f"should be at most {MOST_LAYERS} with quantised weights, which are told apart layer by layer"
+        raise ConfigError("model.num_hidden_layers", architecture.num_layers, problem)
     value = plain(quantisation.name) or quantisation.method
     field = "weight_dtype" if quantisation.name else QUANTISATION_METHOD
     if any(layer.experts for layer, _ in architecture.layers):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import calc
-from calc.catalogue import find_model, unknown_model
+from calc.catalogue import find_checkpoint, find_model, unknown_model
 from calc.scenario import AdapterKind, scenario_from_strings
 
 CONFIG = "config"
@@ -30,8 +30,9 @@ def scenario_from_query(items: Iterable[tuple[str, str]]) -> calc.Scenario:
 
 def answerable(scenario: calc.Scenario) -> calc.Scenario:
     """`scenario`, if its model may be named over HTTP: by the catalogue or by its config, never by a path or hub id."""
-    if isinstance(scenario.model, str) and find_model(scenario.model) is None:
-        raise unknown_model(scenario.model, "/v1/models lists them; paths and the hub are not read")
+    name = scenario.model
+    if isinstance(name, str) and find_model(name) is None and find_checkpoint(name) is None:
+        raise unknown_model(name, "/v1/models lists them; paths and the hub are not read")
     return scenario
 
 

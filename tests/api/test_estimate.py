@@ -64,6 +64,14 @@ def test_no_path_and_no_hub_id_is_read(client, model):
     assert "paths and the hub are not read" in problem.json()["expected"]
 
 
+def test_a_quantised_checkpoint_of_the_catalogue_is_read(client):
+    asked = {"model": "Qwen/Qwen3-32B-AWQ", "task": "inference", "prompt_length": 100}
+    answer = client.post("/v1/estimate", json=asked)
+    assert answer.status_code == 200
+    assert answer.json()["memory"]["persistent_bytes"]["parameters"] < 20e9
+    assert "quantised checkpoint" in client.post("/v1/estimate", json={"model": asked["model"]}).json()["expected"]
+
+
 def test_remembered_answers_are_those_of_the_catalogues_models(client):
     before = remembered_answer.cache_info()
     for _ in range(2):

@@ -173,6 +173,7 @@ def test_products_are_in_fp32_where_a_config_says_no_type() -> None:
         (own(TINY, quant_method="fbgemm_fp8"), {}, "model.quantization_config.quant_method", "not supported yet"),
         (own(TINY, quant_method="hqq"), {}, "model.quantization_config.quant_method", "should be one of"),
         (TINY, {"weight_dtype": "int3"}, "weight_dtype", "awq-int4"),
+        (TINY | {"num_hidden_layers": 257}, {"weight_dtype": "nf4"}, "model.num_hidden_layers", "at most 256"),
         ("gpt2", {"weight_dtype": "q4_k_m"}, "weight_dtype", "not supported yet for gpt2; supported: llama"),
         ("mixtral-8x7b", {"weight_dtype": "q4_0"}, "weight_dtype", "mixture of experts"),
     ],
