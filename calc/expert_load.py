@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from .architecture import Architecture, Experts, Layer
 from .errors import ConfigError
-from .kinds import Expert, Mixture
+from .kinds import Mixture
 from .scenario import ExpertLoad, ExpertsImplementation, Recompute, Scenario
 
 FIELD, HOW = "expert_load", "experts_implementation"
@@ -42,8 +42,9 @@ def expert_load(scenario: Scenario, architecture: Architecture) -> Load:
         value = getattr(scenario, field)
         if obstacle and value != Scenario.model_fields[field].default:
             raise ConfigError(field, list(value) if isinstance(value, tuple) else value.value, obstacle)
-    if scenario.experts_implementation is ExpertsImplementation.EAGER:
-        _check_loop(scenario, mixed)
+    in_a_loop = scenario.experts_implementation is ExpertsImplementation.EAGER
+    if in_a_loop and scenario.recompute is Recompute.OPERATORS:
+        raise ConfigError(HOW, "eager", "is not supported yet with recompute = operators")
     if not isinstance(scenario.expert_load, ExpertLoad):
         for layer in mixed:
             _check_histogram(scenario.expert_load, layer.experts)
@@ -56,16 +57,6 @@ def _obstacle(architecture: Architecture, mixed: list[Layer]) -> str | None:
     if any(isinstance(layer.kind.mlp, Mixture) and layer.kind.mlp.runs_all_experts for layer in mixed):
         return "is for models that choose experts: transformers sends every token of this one through all of them"
     return None
-
-
-def _check_loop(scenario: Scenario, mixed: list[Layer]) -> None:
-    problem = None
-    if any(isinstance(layer.kind.mlp, Mixture) and layer.kind.mlp.expert is not Expert.GATED for layer in mixed):
-        problem = "is not supported yet for experts with biases"
-    elif scenario.recompute is Recompute.OPERATORS:
-        problem = "is not supported yet with recompute = operators"
-    if problem:
-        raise ConfigError(HOW, scenario.experts_implementation.value, problem)
 
 
 def _check_histogram(load: tuple[float, ...], experts: Experts | None) -> None:

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from calc.scenario import Scenario
 
 
+ONE_FOR_NONE = {"gpt_oss": 0}
+"""Classes beside the experts, for tokens that go to none on this GPU; others have one."""
+
+
 @contextmanager
-def spread(scenario: Scenario) -> Iterator[None]:
+def spread(scenario: Scenario, config: dict[str, Any]) -> Iterator[None]:
     """Each loop over experts finds as many tokens for each as the scenario's load says; what it reads of tensors it
     reads so, with what CUDA allocates for it (OneHot in Onehot.cpp, nonzero_out_cuda_impl in Nonzero.cu)."""
     if scenario.experts_implementation == "grouped_mm":
@@ -26,7 +30,8 @@ def spread(scenario: Scenario) -> Iterator[None]:
     where = torch.where
 
     def one_hot(indices: torch.Tensor, num_classes: int) -> torch.Tensor:
-        left[:] = loads(scenario.expert_load, indices.numel() // indices.shape[-1], indices.shape[-1], num_classes - 1)
+        num_experts = num_classes - ONE_FOR_NONE.get(config["model_type"], 1)
+        left[:] = loads(scenario.expert_load, indices.numel() // indices.shape[-1], indices.shape[-1], num_experts)
         zeros = torch.zeros((*indices.shape, num_classes), dtype=torch.int64, device=indices.device)
         return zeros.scatter_(-1, indices.unsqueeze(-1), 1)
 

@@ -63,7 +63,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
         QuickFakeTensorMode(allow_non_fake_inputs=True),
         as_on_cuda(scenario.attention),
         only_reference_counting(),
-        spread(scenario),
+        spread(scenario, config),
     ):
         with CudaCalls():
             job = build_job(scenario, config, "cpu", kernel, contexts)

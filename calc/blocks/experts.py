@@ -134,21 +134,34 @@ def _gated_experts(x: Tensor, ends: Tensor, by_expert: Tensor, facts: LayerFacts
 
 
 def _clamped_experts(x: Tensor, ends: Tensor, by_expert: Tensor, facts: LayerFacts, numerics: Numerics) -> Computed:
-    """GptOssExperts._apply_gate between two products with biases: gate·sigmoid(α·gate)·(up + 1), both clamped."""
+    """GptOssExperts._apply_gate between two products with biases."""
     both = Tensor("gate_up_proj output", (*CHOSEN, "F", 2), numerics.weights)
-    gate, up, gate_clamped, up_clamped, scaled, share, glu, shifted, product = (
-        Tensor(name, (*CHOSEN, "F"), numerics.weights)
-        for name in (
-            *("gate", "up", "gate, clamped", "up, clamped", "gate scaled", "share of the gate"),
-            *("gate·share", "up + 1", "gated"),
-        )
-    )
+    gating, product = clamped_gate(both, "")
     down = Tensor("down_proj output", (*CHOSEN, "H"), numerics.weights)
     up_rows, up_biases = _with_bias("gate_up_proj", x, both, ends, by_expert, ("F", 2), ("H",), numerics)
     down_rows, down_biases = _with_bias("down_proj", product, down, ends, by_expert, ("H",), ("F",), numerics)
     fetching, *multiplying = down_rows
     rows = [
         *up_rows,
+        *gating,
+        fetching,
+        frame(up_biases),
+        *multiplying,
+        frame(product),
+    ]
+    return rows, down, (down_biases,)
+
+
+def clamped_gate(both: Tensor, suffix: str) -> tuple[list[Row], Tensor]:
+    """GptOssExperts._apply_gate: gate·sigmoid(α·gate)·(up + 1), both clamped, which alternate in `both`."""
+    gate, up, gate_clamped, up_clamped, scaled, share, glu, shifted, product = (
+        like(both, f"{name}{suffix}", shape=both.shape[:-1])
+        for name in (
+            *("gate", "up", "gate, clamped", "up, clamped", "gate scaled", "share of the gate"),
+            *("gate·share", "up + 1", "gated"),
+        )
+    )
+    rows = [
         part(both, (gate,)),
         part(both, (up,)),
         _clamped(gate, gate_clamped, num_bounds=1),
@@ -159,12 +172,8 @@ def _clamped_experts(x: Tensor, ends: Tensor, by_expert: Tensor, facts: LayerFac
         shift(up_clamped, shifted),
         multiply(shifted, glu, product),
         frame(both, gate_clamped, up_clamped, glu),
-        fetching,
-        frame(up_biases),
-        *multiplying,
-        frame(product),
     ]
-    return rows, down, (down_biases,)
+    return rows, product
 
 
 def _with_bias(

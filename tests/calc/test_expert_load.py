@@ -73,7 +73,6 @@ def test_the_loop_does() -> None:
         ({"experts_implementation": "batched_mm"}, "grouped_mm"),
         ({"experts_implementation": "eager", "recompute": "operators"}, "operators"),
         ({"experts_implementation": "eager", "task": "inference", "prompt_length": 8}, "inference"),
-        ({"experts_implementation": "eager", "model": config_of("gpt_oss")}, "biases"),
         ({"experts_implementation": "eager", "model": config_of("llama4_text")}, "through all of them"),
         ({"expert_load": "worst", "model": config_of("llama4_text")}, "through all of them"),
         ({"expert_load": "worst", "model": "gpt2"}, "gpt2 is not"),

@@ -11,7 +11,7 @@ from validation.trace import trace
 
 FAMILIES = (
     *("mixtral", "olmoe", "qwen2_moe", "qwen3_moe", "granitemoe", "phimoe"),
-    *("deepseek_v2", "deepseek_v3", "glm4_moe", "dots1", "ernie4_5_moe"),
+    *("deepseek_v2", "deepseek_v3", "glm4_moe", "dots1", "ernie4_5_moe", "gpt_oss"),
 )
 LORA = {"kind": "lora", "target_modules": ["q_proj"]}
 
