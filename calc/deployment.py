@@ -34,6 +34,8 @@ DIRECTIONS = 2
 """The catalogue gives the speed of both together."""
 LINK_SHARE = 0.8
 ALL_REDUCE_SECONDS = 10e-6
+ONE_GPU_ALONE = ("page_size", "num_beams")
+"""What is not split yet."""
 ALL_REDUCES_PER_LAYER = 2
 """After attention, and after the MLP."""
 
@@ -80,8 +82,9 @@ def deployments(scenario: Scenario) -> tuple[Deployment, ...]:
     each GPU to one model over all of them. Raises ConfigError for what cannot be answered."""
     if scenario.task is not Task.INFERENCE:
         raise ConfigError("task", scenario.task.value, "should be inference")
-    if scenario.page_size is not None:
-        raise ConfigError("page_size", scenario.page_size, "is not supported yet with several GPUs")
+    for name in ONE_GPU_ALONE:
+        if getattr(scenario, name) is not None:
+            raise ConfigError(name, getattr(scenario, name), "is not supported yet with several GPUs")
     if scenario.gpu is None:
         raise ConfigError("gpu", None, "is required: the time depends on it")
     gpu, num_gpus = gpu_named(scenario.gpu), scenario.num_gpus if scenario.num_gpus > 1 else GPUS_OF_A_MACHINE

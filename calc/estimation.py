@@ -163,7 +163,7 @@ def _sizes(workload: Workload, plan: Plan) -> dict[str, Any]:
     """`workload` by the names that its task has for it."""
     if plan.task is Task.INFERENCE:
         return {
-            "batch_size": workload.micro_batch_size,
+            "batch_size": workload.micro_batch_size // (plan.num_beams or 1),
             "prompt_length": workload.sequence_length,
             "output_length": workload.output_length,
         }

@@ -29,6 +29,8 @@ from .timeline import Course, Phase, Program, Stretch, Surplus, Timeline, timeli
 
 TOKEN = Tensor("token", ("B", 1), DType.INT64, Kind.INPUTS)
 """The last one generated, of each sequence."""
+BEAMS = Tensor("beam_idx", ("B",), DType.INT64, Kind.INPUTS)
+"""Which beam each goes on from."""
 
 
 def with_cache(
@@ -118,7 +120,7 @@ def _course(prefill: Outline, decode: Outline | None = None) -> tuple[Course, li
     stretches, num_sizes = [*prefill.course.stretches], prefill.num_sizes
     if decode is not None:
         last = [replace(each, group=num_sizes + each.group) for each in decode.forward(Phase.DECODE)]
-        stretches += [*_tokens_between(prefill, decode), *last]
+        stretches += [*_tokens_between(prefill, decode), *_reordering(decode, num_sizes), *last]
         num_sizes += decode.num_sizes
     course = Course(tuple(stretches))
     return course, [Measures(course.numbers(group)) for group in range(num_sizes)]
@@ -131,15 +133,31 @@ def _tokens_between(prefill: Outline, decode: Outline) -> Iterator[Stretch]:
         yield _between(place.part.outputs_end, place.group, place.count)
     for place in decode.layers:
         num_layers = place.count * place.part.num_layers
-        yield _between(_found(place.part.section), prefill.num_sizes + place.group, num_layers)
-    yield _between(Program([(TOKEN, True)]), prefill.num_sizes + decode.places[0].group)
+        coming = Program([(tensor, True) for tensor in found(place.part.section)])
+        yield _between(coming, prefill.num_sizes + place.group, num_layers)
+    given = (TOKEN, BEAMS) if decode.step.plan.num_beams else (TOKEN,)
+    yield _between(Program([(tensor, True) for tensor in given]), prefill.num_sizes + decode.places[0].group)
 
 
-def _found(layer: Section) -> Program:
-    """What a layer finds in its cache comes into being: what it lets go of, else what it writes into."""
+def _reordering(decode: Outline, first_group: int) -> Iterator[Stretch]:
+    """Each beam gets the keys and values of the one it goes on from, layer by layer, one tensor after the other
+    (CacheLayerMixin.reorder_cache)."""
+    for place in decode.layers if decode.step.plan.num_beams else ():
+        copies = [replace(tensor, name=f"{tensor.name}, reordered") for tensor in of_sequences(place.part.section)]
+        events = [(copy, made) for copy in copies for made in (True, False)]
+        num_layers = place.count * place.part.num_layers
+        yield Stretch(Phase.DECODE, "beams", Program(events), first_group + place.group, num_layers)
+
+
+def found(layer: Section) -> list[Tensor]:
+    """What a layer finds in its cache: what it lets go of, else what it writes into."""
     made = {tensor for row in layer.rows for tensor in row.writes}
-    found = [*(each.tensor for each in layer.lent), *(tensor for tensor in layer.cached if tensor not in made)]
-    return Program([(tensor, True) for tensor in found])
+    return [*(each.tensor for each in layer.lent), *(tensor for tensor in layer.cached if tensor not in made)]
+
+
+def of_sequences(layer: Section) -> list[Tensor]:
+    """Of those the ones that hold something of each sequence: keys and values, no scales."""
+    return [tensor for tensor in found(layer) if tensor.shape]
 
 
 def _between(program: Program, group: int, count: int = 1) -> Stretch:

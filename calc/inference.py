@@ -55,7 +55,9 @@ def resolve_inference(
     architecture = with_router_loss(scenario, architecture)
     prompt_length, output_length = _context(scenario, architecture)
     workload = Workload(
-        micro_batch_size=scenario.batch_size or 1, sequence_length=prompt_length, output_length=output_length
+        micro_batch_size=(scenario.batch_size or 1) * (scenario.num_beams or 1),
+        sequence_length=prompt_length,
+        output_length=output_length,
     )
     architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
     if quantisation is not None:
@@ -70,9 +72,19 @@ def resolve_inference(
         attention=_kernel(scenario, architecture, workload),
         cache_implementation=_implementation(scenario),
         quantisation=quantisation,
+        num_beams=_num_beams(scenario, architecture),
         **pages,
     )
     return architecture, workload, plan
+
+
+def _num_beams(scenario: Scenario, architecture: Architecture) -> int | None:
+    """A window's cache is a view of more tokens, of which another beam's copy has those it sees alone."""
+    slides = any(layer.sliding_window is not None for layer, _ in architecture.layers)
+    if scenario.num_beams and (slides or scenario.page_size):
+        beside = "page_size" if scenario.page_size else "a sliding window"
+        raise ConfigError("num_beams", scenario.num_beams, f"is not supported yet with {beside}")
+    return scenario.num_beams
 
 
 def _implementation(scenario: Scenario) -> CacheImplementation | None:

@@ -257,6 +257,12 @@ def _of_inference(plan: Plan) -> Iterator[str]:
             "are not simulated."
         )
         yield CACHE_NOTES[plan.cache_implementation]
+        if plan.num_beams:
+            yield (
+                "num_beams: each sequence runs as so many, prompt and cache among them, as generate expands its "
+                "inputs; before each token every beam copies the cache of the one it goes on from (reorder_cache). "
+                "What the search makes of the logits is left out."
+            )
 
 
 CACHE_NOTES = {

@@ -83,7 +83,7 @@ PAGED_FIELDS = (
 )
 """What an engine with a paged cache reads."""
 INFERENCE_FIELDS = (
-    *("batch_size", "prompt_length", "output_length", "weight_dtype", "cache_implementation"),
+    *("batch_size", "num_beams", "prompt_length", "output_length", "weight_dtype", "cache_implementation"),
     *PAGED_FIELDS,
 )
 
@@ -133,6 +133,7 @@ class Plan:
     eval_accumulation_steps: int = 0
     cache_implementation: CacheImplementation | None = None
     """Of a generation; None where its cache has pages."""
+    num_beams: int | None = None
     page_size: int | None = None
     kv_cache_dtype: str | None = None
     gpu_memory_utilization: float | None = None

@@ -22,7 +22,7 @@ from .efficiency import Reachable, reachable
 from .generation import Generation
 from .hardware import Gpu
 from .sizes import Sizes
-from .traffic import Done, Holds, Operation, forward_work
+from .traffic import Done, Holds, Operation, decoding_work, forward_work
 
 
 class Bound(StrEnum):
@@ -176,7 +176,7 @@ def inference_time(generation: Generation, gpu: Gpu) -> InferenceTime | None:
     """Seconds of `generation` on `gpu`. None where no peak is published for a type of its products."""
     prefill = forward_work(generation.prefill)
     growths = [
-        (growth.num_tokens, forward_work(growth.first), forward_work(growth.last)) for growth in generation.growths
+        (growth.num_tokens, decoding_work(growth.first), decoding_work(growth.last)) for growth in generation.growths
     ]
     limits = {done.work.dtype: reachable(gpu, done.work.dtype) for done in prefill if done.flops}
     known = {dtype: limit for dtype, limit in limits.items() if limit is not None}
@@ -184,7 +184,7 @@ def inference_time(generation: Generation, gpu: Gpu) -> InferenceTime | None:
         return None
     roof, workload = Roof(known), generation.prefill.workload
     return InferenceTime(
-        batch_size=workload.micro_batch_size,
+        batch_size=workload.micro_batch_size // (generation.plan.num_beams or 1),
         prompt_length=workload.sequence_length,
         output_length=workload.output_length,
         prefill=roof.pass_time(prefill),

@@ -403,6 +403,9 @@ class Scenario(Question):
     """Inference: concurrent sequences."""
     prompt_length: Size | None = None
     """Inference: tokens in the prompt."""
+    num_beams: Size | None = None
+    """Inference: beams that each sequence is searched with (transformers' GenerationConfig.num_beams), each with a
+    cache of its own; none = one, no search."""
     output_length: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] | None = None
     """Inference: tokens generated."""
     weight_dtype: WeightDType | None = None

@@ -17,6 +17,7 @@ from .blocks.experts import EXPERTS
 from .dimensions import WrittenOut
 from .dtype import DType
 from .flops import FLOPS_PER_PRODUCT, causal_flops
+from .generation import of_sequences
 from .ledger import Component, Dimension, Kind, Row, Section, Shape, Tensor
 from .memory import StepMemory
 from .operators import CORE_MODULE
@@ -137,6 +138,17 @@ def used_experts(sizes: Sizes) -> float:
 def forward_work(memory: StepMemory) -> list[Done]:
     """What one forward pass does: each different work, and how often."""
     return [_done(work, memory.sizes[group], times) for work, group, times in different_work(memory.outline)]
+
+
+def decoding_work(memory: StepMemory) -> list[Done]:
+    """What a pass that adds a token does; with beams each copies the cache of the one it goes on from before."""
+    done = forward_work(memory)
+    for place in memory.layers if memory.plan.num_beams else ():
+        for tensor in of_sequences(place.part.section):
+            moved = (_tensor(tensor, {})._replace(times=2),)
+            work = Work(Operation.CACHE_UPDATE, "index_select", "", tensor.dtype, (), None, moved)
+            done.append(_done(work, memory.sizes[place.group], place.count * place.part.num_layers))
+    return done
 
 
 def _done(work: Work, sizes: Sizes, times: int) -> Done:

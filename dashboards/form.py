@@ -57,7 +57,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 NUMBERS = frozenset(
     {"recompute_interval", "recompute_group_size", "gradient_accumulation_steps", "max_grad_norm", "frozen_layers"}
     | {"eval_accumulation_steps", "num_labels", "target_length", "page_size", "gpu_memory_utilization"}
-    | {"max_num_batched_tokens", "max_num_seqs", "shared_prefix_length"}
+    | {"max_num_batched_tokens", "max_num_seqs", "shared_prefix_length", "num_beams"}
     | {"dropout", "adapter.rank", "adapter.dropout", "adapter.num_virtual_tokens", "adapter.encoder_hidden_size"}
 )
 

@@ -49,6 +49,7 @@ STEP: dict[str, Any] = {
     "frozen_layers": 0,
     "dropout": None,
     "batch_size": None,
+    "num_beams": None,
     "prompt_length": None,
     "output_length": None,
     "weight_dtype": None,

@@ -154,6 +154,8 @@ class Job:
     """Tokens a generation adds."""
     cache_implementation: str
     """Of a generation."""
+    searches_beams: bool
+    """A generation copies its cache before each token."""
 
     @property
     def num_batches(self) -> int:
@@ -230,6 +232,7 @@ def build_job(
         eval_accumulation_steps=scenario.eval_accumulation_steps,
         output_length=scenario.output_length or 0,
         cache_implementation=scenario.cache_implementation or "dynamic",
+        searches_beams=bool(scenario.num_beams),
     )
 
 
@@ -305,7 +308,7 @@ def supported(field: str, asked: Key, known: dict[Key, Value]) -> Value:
 def tokens(scenario: Scenario, hf_config: Any) -> tuple[int, int]:
     """How many sequences of how many tokens one forward pass gets."""
     if scenario.task == "inference":
-        size, length = scenario.batch_size or 1, scenario.prompt_length
+        size, length = (scenario.batch_size or 1) * (scenario.num_beams or 1), scenario.prompt_length
     else:
         size, length = scenario.micro_batch_size, scenario.sequence_length
     return size, length or min(hf_config.max_position_embeddings, LONGEST_DEFAULT_SEQUENCE)

@@ -90,7 +90,10 @@ def generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
         for layer in cache.layers:
             lengthen(layer, job.output_length - 1)
         token = job.input_ids.new_zeros(job.input_ids.shape[0], 1)
+        beams = job.input_ids.new_zeros(job.input_ids.shape[0]) if job.searches_beams else None
         with during(Phase.DECODE):
+            if beams is not None:
+                cache.reorder_cache(beams)
             outputs = job.model(input_ids=token, **options)
         del outputs
         return held(cache)
@@ -106,7 +109,10 @@ def whole_generation(job: Job, during: Callable[[Phase], AbstractContextManager[
         for later in reversed(range(job.output_length)):
             token = outputs.logits.argmax(-1)
             del outputs
+            beams = token.new_zeros(len(token)) if job.searches_beams else None
             with during(Phase.BETWEEN if later else Phase.DECODE):
+                if beams is not None:
+                    cache.reorder_cache(beams)
                 outputs = job.model(input_ids=token, **options)
         del outputs
         return held(cache)

@@ -227,3 +227,28 @@ def test_what_a_quantised_cache_does_not_take(fields: dict[str, Any], field: str
     with pytest.raises(ConfigError, match=problem) as refusal:
         generated(**({"model": LLAMA} | fields), cache_implementation="quantized")
     assert refusal.value.field == field
+
+
+def test_each_beam_has_a_cache_of_its_own() -> None:
+    asked: dict[str, Any] = {"prompt_length": 1000, "output_length": 24, "gpu": "h100-sxm-80gb"}
+    beams, sequences = generated(**asked, batch_size=3, num_beams=4), generated(**asked, batch_size=12)
+    assert beams.memory.kv_cache_bytes == sequences.memory.kv_cache_bytes
+    assert beams.memory.peak_allocated_bytes - sequences.memory.peak_allocated_bytes in {0, 512}
+    assert (beams.scenario.batch_size, beams.scenario.num_beams) == (3, 4)
+    searching, sampling = beams.time, sequences.time
+    assert searching is not None
+    assert sampling is not None
+    passes = [time.last_decode for time in (searching, sampling)]
+    searched, sampled = (each.bytes_moved[Holds.KV_CACHE] for each in passes if each is not None)
+    assert searched - sampled == 2 * (sequences.memory.kv_cache_bytes or 0) * 1023 // 1024
+    assert (searching.output_tokens_per_second or 0) < (sampling.output_tokens_per_second or 0) / 4
+    again = estimate(Scenario(**beams.to_dict()["scenario"]))
+    assert again.to_dict() == beams.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "beside"), [({"model": WINDOWED}, "a sliding window"), ({"page_size": 16}, "page_size")]
+)
+def test_what_beams_do_not_go_with_yet(fields: dict[str, Any], beside: str) -> None:
+    with pytest.raises(ConfigError, match=f"num_beams = 2: is not supported yet with {beside}"):
+        generated(**({"model": LLAMA} | fields), num_beams=2)

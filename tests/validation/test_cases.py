@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 from calc import Adapter, Scenario, estimate
+from calc.plan import PAGED_FIELDS
 from calc.scenario import LINEAR_AND_FUSED_ATTENTION
 from validation import checkpointing
 from validation.cases import (
@@ -19,7 +20,7 @@ from validation.models import build_job
 
 NOT_OF_THE_JOB = {
     *("model", "gpu", "num_gpus", "parallel", "torch_compile"),
-    *("kv_cache_dtype", "page_size"),
+    *PAGED_FIELDS,
 }
 """Read by no real model's run: what it runs on, what is only estimated, types that a case says as its precision."""
 

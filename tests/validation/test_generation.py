@@ -152,6 +152,15 @@ def test_a_cache_in_fp8(model_type: str, dtype: str) -> None:
     agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **IN_FP8), config)
 
 
+@pytest.mark.parametrize("cache", [{}, STATIC, IN_FP8], ids=["dynamic", "static", "fp8"])
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "gpt2"])
+def test_beams(model_type: str, cache: Choices) -> None:
+    """With so long a prompt that the copies are the peak of the static cache's last pass."""
+    config = config_of(model_type)
+    asked: Choices = {"batch_size": 2, "num_beams": 3, "prompt_length": 90, "output_length": 5, "weight_dtype": "bf16"}
+    agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **cache), config)
+
+
 @settings(SLOW, max_examples=RANDOM * TIMES)
 @given(data=st.data(), model_type=st.sampled_from(sorted({*GENERATING} - AS_IN_TRAINING)))
 def test_random_generations(data: st.DataObject, model_type: str) -> None:
