@@ -156,7 +156,10 @@ def _quantised(architecture: Architecture, quantisation: "Quantisation") -> "tup
         raise ConfigError("model.num_hidden_layers", architecture.num_layers, problem)
     value = plain(quantisation.name) or quantisation.method
     field = "weight_dtype" if quantisation.name else QUANTISATION_METHOD
-    if any(layer.experts for layer, _ in architecture.layers):
+    is_mxfp4, is_gpt_oss = quantisation.format.of_experts is not None, architecture.model_type == "gpt_oss"
+    if is_mxfp4 and not is_gpt_oss:
+        raise ConfigError(field, value, "is for gpt_oss alone, whose experts transformers keeps so")
+    if any(layer.experts for layer, _ in architecture.layers) and not is_mxfp4:
         raise ConfigError(field, value, "is not supported yet for a mixture of experts with task = inference")
     if architecture.part_of is not None:
         raise ConfigError(field, value, f"is not supported yet for the text part of {architecture.part_of}")

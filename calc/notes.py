@@ -295,7 +295,7 @@ def _of_weights(plan: Plan) -> Iterator[str]:
     if quantisation is None:
         return
     yield KERNEL_NOTES[quantisation.format.kernel]
-    if quantisation.types_of_ends:
+    if quantisation.types_of_ends or quantisation.format.of_experts:
         return
     yield (
         f"Weights of linear modules are in {quantisation.name or quantisation.method}, as transformers 5.23.0 loads "
@@ -325,6 +325,12 @@ KERNEL_NOTES = {
         "an importance matrix, vectors are in fp32. llama.cpp runs such files, while transformers writes their weights "
         "out when it loads them: activations, cache and FLOPs are those of transformers in the precision's type, and "
         "products are taken to read the blocks as they are; assumed, not measured."
+    ),
+    "mxfp4": (
+        "mxfp4: the experts as gpt-oss' files hold them, multiplied by the Triton kernels of transformers' "
+        "Mxfp4GptOssExperts (matmul_ogs); without Triton or the package `kernels` transformers writes them out in bf16 "
+        "when it loads them. Derived from their source; assumed, not measured. Left out: sums in several parts, what a "
+        "layout of the kernels adds; the router is counted as the one of transformers."
     ),
     "fp8": (
         "fp8 products: inputs are cast to fp8 with a scale for 128 elements, as DeepGEMM has them on Hopper; the "

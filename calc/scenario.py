@@ -178,6 +178,7 @@ class WeightDType(StrEnum):
     FP8 = "fp8"
     GPTQ_INT4 = "gptq-int4"
     AWQ_INT4 = "awq-int4"
+    MXFP4 = "mxfp4"
     Q8_0 = "q8_0"
     Q6_K = "q6_k"
     Q5_K_M = "q5_k_m"
@@ -410,8 +411,8 @@ class Scenario(Question):
     """Inference: tokens generated."""
     weight_dtype: WeightDType | None = None
     """Inference: type of the weights. int8, nf4 and fp4 are bitsandbytes' (double: their scales are quantised, too),
-    fp8 has blocks of 128 by 128, GPTQ and AWQ groups of 128, q8_0 to q4_0 are llama.cpp's (GGUF); none = what the
-    config's quantization_config says, without one that of precision."""
+    fp8 has blocks of 128 by 128, GPTQ and AWQ groups of 128, mxfp4 is gpt-oss' own, q8_0 to q4_0 are llama.cpp's
+    (GGUF); none = what the config's quantization_config says, without one that of precision."""
     cache_implementation: CacheImplementation | None = None
     """Inference: which of transformers' key/value caches; none = dynamic, which grows by each token. static has room
     for prompt and output from the first token on, and attention runs over all of it. quantized (kv_cache_dtype = fp8)

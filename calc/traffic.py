@@ -229,5 +229,5 @@ def _tensor(tensor: Tensor, bases: Mapping[Tensor, Tensor]) -> Moved:
         holds=HOLDS.get(owner.kind, Holds.ACTIVATIONS),
         shapes=tuple(dict.fromkeys(each.shape for each in chain)),
         dtype=tensor.dtype,
-        of_experts=owner.kind is Kind.PARAMETERS and EXPERTS in owner.name and owner.shape[0] == "X",
+        of_experts=HOLDS.get(owner.kind) is Holds.WEIGHTS and EXPERTS in owner.name and owner.shape[0] == "X",
     )

@@ -224,7 +224,19 @@ def _fbgemm(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
 
 def _mxfp4(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     named = _as_transformers(fields, "modules_to_not_convert")
-    return Format(stored=mxfp4), lambda matrix, module: matrix.is_experts and named(matrix, module)
+    kept = Format(
+        stored=mxfp4,
+        forward=forward.as_they_are,
+        of_experts=forward.mxfp4_experts,
+        kernel="mxfp4",
+        dtypes=(DType.BF16,),
+        smallest_compute_capability=MXFP4_COMPUTE_CAPABILITY,
+    )
+    return kept, lambda matrix, module: matrix.is_experts and named(matrix, module)
+
+
+MXFP4_COMPUTE_CAPABILITY = 7.5
+"""Mxfp4HfQuantizer.validate_environment."""
 
 
 PACKED, AS_ELEMENTS = "pack-quantized", ("int-quantized", "float-quantized", "naive-quantized")

@@ -10,7 +10,7 @@ from calc.adapters.modules import LinearModule
 from calc.adapters.quantised import WEIGHTS_PER_SCALE, quant_state
 from calc.dimensions import Blocks
 from calc.dtype import DType
-from calc.ledger import Dimension, Kind, Row, Shape, Tensor
+from calc.ledger import Dimension, Kind, Product, Row, Shape, Tensor
 from calc.operators import Numerics
 from calc.scenario import WeightDType
 
@@ -66,6 +66,8 @@ class Format:
     """None: not as tensors of its own for each matrix."""
     forward: Forward | None = None
     """None: its generation is not written down."""
+    of_experts: Callable[[list[Row]], list[Row]] | None = None
+    """The rows of a mixture's experts whose weights are stored so, in place of their own."""
     kernel: str = ""
     """Whose products these are; notes.py says what is assumed of them."""
     dtypes: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP32)
@@ -107,6 +109,19 @@ def matrix_of(weight: Tensor, *, has_bias: bool, in_layer: bool = True) -> Matri
         dtype=weight.dtype,
         in_layer=in_layer,
         has_bias=has_bias,
+    )
+
+
+def matrix_of_experts(tensor: Tensor, product: Product) -> Matrix:
+    """The weights of all experts: gate and up are matrices of their own where they are halves, not woven."""
+    number, rows = tensor.shape[0], product.n
+    halves = rows[:1] == (2,)
+    return Matrix(
+        module=tensor.name,
+        rows=rows[1:] if halves else rows,
+        columns=product.k,
+        dtype=tensor.dtype,
+        batch=(number, *rows[:1]) if halves else (number,),
     )
 
 

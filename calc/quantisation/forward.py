@@ -9,6 +9,7 @@ from itertools import groupby
 
 from calc.adapters.modules import LinearModule, is_linear, linear_module
 from calc.adapters.quantised import in_4_bits, in_int8
+from calc.blocks.experts import EXPERTS
 from calc.blocks.facts import LayerFacts
 from calc.dimensions import Blocks
 from calc.dtype import DType
@@ -16,7 +17,7 @@ from calc.ledger import Kind, Row, Section, Tensor
 from calc.operators import Numerics
 from calc.primitives import frame, like
 
-from .formats import Forward, Quantisation, Stored, matrix_of
+from .formats import Forward, Quantisation, Stored, matrix_of, matrix_of_experts, mxfp4
 from .gguf import in_types
 
 
@@ -91,6 +92,36 @@ def fp8_blocks(stored: Stored) -> Forward:
     return forward
 
 
+def mxfp4_experts(rows: list[Row]) -> list[Row]:
+    """Mxfp4GptOssExperts.forward_routed (transformers 5.23.0, integrations/mxfp4.py): two calls of matmul_ogs, the
+    first with its gather and the activation inside, the second with a scratchpad that is then summed for each token
+    (triton_kernels, matmul_ogs.py, init_allocation, split_k = 1). Biases are cast to fp32 for a moment."""
+    up, down = (row for row in rows if row.products)
+    x = next(row.reads[0] for row in rows if row.writes and row.writes[0] is up.reads[0])
+    out = [tensor for row in rows for tensor in row.writes][-1]
+    biases = [tensor for row in rows for tensor in row.reads if tensor.kind is Kind.PARAMETERS and not row.products]
+    activated = like(down.reads[0], "activated")
+    made = (
+        _with_experts(up, x, biases[0], activated),
+        _with_experts(down, activated, biases[1], out, like(down.writes[0], "outputs of experts")),
+        frame(activated),
+    )
+    return [replace(row, component=rows[0].component, module=rows[0].module) for row in made]
+
+
+def _with_experts(row: Row, x: Tensor, bias: Tensor, out: Tensor, *scratch: Tensor) -> Row:
+    """The product of `row` on weights in mxfp4."""
+    [weights] = [tensor for tensor in row.reads if tensor.kind is Kind.PARAMETERS]
+    in_fp32 = Tensor(f"{bias.name} in fp32", bias.shape, DType.FP32, Kind.TEMPORARIES)
+    return Row(
+        name="matmul_ogs",
+        reads=(x, *mxfp4(matrix_of_experts(weights, row.products[0])), bias),
+        writes=(out,),
+        products=row.products,
+        temporaries=(in_fp32, *(replace(each, kind=Kind.TEMPORARIES) for each in scratch)),
+    )
+
+
 def quantised(section: Section, quantisation: Quantisation, layer: LayerFacts | None, numerics: Numerics) -> Section:
     """`section` of a `layer`, or around layers, with its weights quantised."""
     types = layer.weight_types if layer else quantisation.types_of_ends
@@ -107,6 +138,8 @@ def quantised(section: Section, quantisation: Quantisation, layer: LayerFacts | 
             module = linear_module(module_rows)
             if _is_quantised(module, quantisation, kept_modules):
                 module_rows = forward(module, numerics)
+        elif quantisation.format.of_experts and module_rows[0].module == EXPERTS:
+            module_rows = quantisation.format.of_experts(module_rows)
         rows += module_rows
     return replace(section, rows=tuple(rows))
 

@@ -23,6 +23,7 @@ CONFIGS: Mapping[WeightDType, Mapping[str, Any]] = {
     WeightDType.FP4_DOUBLE: {**FOUR_BIT, **DOUBLE},
     WeightDType.FP8: {"quant_method": "fp8", "weight_block_size": [128, 128]},
     WeightDType.GPTQ_INT4: {"quant_method": "gptq", "bits": 4, "group_size": 128, "meta": {"quantizer": "gptqmodel"}},
+    WeightDType.MXFP4: {"quant_method": "mxfp4"},
     WeightDType.AWQ_INT4: {"quant_method": "awq", "bits": 4, "group_size": 128},
 }
 """NF4 and FP4 differ in what a code stands for, not in size."""

@@ -12,14 +12,14 @@ from calc.architecture import Architecture
 from calc.assembly import step_memory
 from calc.dtype import DType
 from calc.errors import ConfigError
-from calc.ledger import Product, Tensor
+from calc.ledger import Tensor
 from calc.memory import Run, StepMemory
 from calc.plan import resolve
 from calc.scenario import Precision, Scenario
 from calc.sizes import Sizes
 from calc.wirings import parts_of
 
-from .formats import WEIGHT, Matrix, Quantisation, matrix_of
+from .formats import WEIGHT, Matrix, Quantisation, matrix_of, matrix_of_experts
 
 PRECISIONS = {DType.BF16: Precision.BF16, DType.FP16: Precision.FP16, DType.FP32: Precision.FP32}
 """In which the ledger has parameters of a type."""
@@ -96,7 +96,7 @@ def _matrices(run: Run) -> Iterator[tuple[Tensor, Matrix | None]]:
     for tensor in parameters:
         matrix = None
         if tensor in expert_products:
-            matrix = _of_experts(tensor, expert_products[tensor])
+            matrix = matrix_of_experts(tensor, expert_products[tensor])
         elif tensor in linear and tensor.name.endswith(WEIGHT):
             has_bias = f"{tensor.name.removesuffix(WEIGHT)}{BIAS}" in names
             matrix = matrix_of(tensor, has_bias=has_bias, in_layer=run.part.in_layer)
@@ -144,19 +144,6 @@ def _stored(run: Run, layers: str, quantisation: Quantisation | None) -> Iterato
                 yield _placed(tensor, run, layers), run.count - quantised
         else:
             yield _placed(tensor, run, layers), run.count
-
-
-def _of_experts(tensor: Tensor, product: Product) -> Matrix:
-    """The weights of all experts: gate and up are matrices of their own where they are halves, not woven."""
-    number, rows = tensor.shape[0], product.n
-    halves = rows[:1] == (2,)
-    return Matrix(
-        module=tensor.name,
-        rows=rows[1:] if halves else rows,
-        columns=product.k,
-        dtype=tensor.dtype,
-        batch=(number, *rows[:1]) if halves else (number,),
-    )
 
 
 def _converted(matrix: Matrix, run: Run, layers: str, quantisation: Quantisation | None) -> Iterator[bool]:

@@ -23,6 +23,7 @@ LLAMA = "llama-3.1-8b"
 LLAMA_LINEARS = 32 * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
 """Elements of the layers' matrices."""
 AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
+OF_LLAMA = [each for each in (*CONFIGS, *MOSTLY) if each is not WeightDType.MXFP4]
 TINY = {
     "model_type": "llama",
     "hidden_size": 256,
@@ -73,7 +74,7 @@ def test_bits_of_a_weight(weight_dtype: str, bits: float) -> None:
     assert 16 - 8 * saved / LLAMA_LINEARS == pytest.approx(bits, rel=2e-4)
 
 
-@pytest.mark.parametrize("weight_dtype", [*CONFIGS, *MOSTLY])
+@pytest.mark.parametrize("weight_dtype", OF_LLAMA)
 def test_there_are_as_many_parameters_as_before(weight_dtype: str) -> None:
     assert generated(weight_dtype=weight_dtype).parameters == generated().parameters
 
@@ -174,6 +175,9 @@ def test_products_are_in_fp32_where_a_config_says_no_type() -> None:
         (own(TINY, quant_method="hqq"), {}, "model.quantization_config.quant_method", "should be one of"),
         (TINY, {"weight_dtype": "int3"}, "weight_dtype", "awq-int4"),
         (TINY | {"num_hidden_layers": 257}, {"weight_dtype": "nf4"}, "model.num_hidden_layers", "at most 256"),
+        (TINY, {"weight_dtype": "mxfp4"}, "weight_dtype", "is for gpt_oss alone"),
+        ("gpt-oss-20b", {"weight_dtype": "mxfp4", "gpu": "v100-sxm-32gb"}, "gpu", "compute capability 7.5"),
+        ("gpt-oss-20b", {"weight_dtype": "nf4"}, "weight_dtype", "mixture of experts"),
         ("gpt2", {"weight_dtype": "q4_k_m"}, "weight_dtype", "not supported yet for gpt2; supported: llama"),
         ("mixtral-8x7b", {"weight_dtype": "q4_0"}, "weight_dtype", "mixture of experts"),
     ],
@@ -204,7 +208,7 @@ def test_an_answer_asked_again_is_the_same(weight_dtype: str) -> None:
     assert planned.memory.phases == answer.memory.phases
 
 
-@pytest.mark.parametrize("weight_dtype", [*CONFIGS, *MOSTLY])
+@pytest.mark.parametrize("weight_dtype", OF_LLAMA)
 def test_a_token_reads_the_weights_as_they_are(weight_dtype: str) -> None:
     """All of them once, of the embedding one row."""
     answer = generated(gpu="h100-sxm-80gb", weight_dtype=weight_dtype)
@@ -266,6 +270,37 @@ def test_gpus_share_whole_groups(weight_dtype: str | None, ranks: set[int]) -> N
     assert {way.tensor_parallel for way in deployments(scenario)} == ranks
 
 
+@pytest.mark.parametrize(("model", "published"), [("gpt-oss-20b", 13761264768), ("gpt-oss-120b", 65248815744)])
+def test_experts_of_gpt_oss(model: str, published: int) -> None:
+    """The bytes of the published files; each of at most 16 tensors a layer rounded up."""
+    plain, answer = generated(model), generated(model, weight_dtype="mxfp4")
+    layers = answer.architecture.num_layers
+    assert 0 <= weights(answer) - published < ALLOCATION_UNIT_BYTES * (3 + 24 * layers)
+    assert answer.parameters == plain.parameters
+    assert (answer.flops.prefill, answer.flops.decode) == (plain.flops.prefill, plain.flops.decode)
+    in_files = own({"model_type": "gpt_oss", "num_hidden_layers": 2}, quant_method="mxfp4")
+    assert generated(in_files).scenario.precision == "bf16"
+
+
+def test_one_token_reads_the_experts_it_is_sent_to() -> None:
+    """4 of 32 of all matrices, with their scales."""
+    answer = generated("gpt-oss-20b", weight_dtype="mxfp4", gpu="h100-sxm-80gb")
+    [up] = [done for done in forward_work(answer.generation.decode) if done.work.name == "matmul_ogs"][:1]  # pyright: ignore
+    read = up.bytes_moved[Holds.WEIGHTS]
+    biases = 2 * 2880 * 2
+    assert read == pytest.approx(4 * (2 * 2880 * 2880 * (1 / 2 + 1 / 32) + biases), rel=1e-3)
+
+
+def test_experts_make_what_matmul_ogs_makes() -> None:
+    """For each of a token's 4 experts an activation, and an output before they are summed."""
+    step = generated("gpt-oss-20b", weight_dtype="mxfp4", prompt_length=10).step
+    up, down = (row for row in step.step.parts[1].section.rows if row.name == "matmul_ogs")
+    sizes = step.sizes[0]
+    assert [tensor.nbytes(sizes) for tensor in up.writes] == [10 * 4 * 2880 * 2]
+    assert [tensor.nbytes(sizes) for tensor in down.writes] == [10 * 2880 * 2]
+    assert [tensor.nbytes(sizes) for tensor in down.temporaries] == [32 * 2880 * 4, 10 * 4 * 2880 * 2]
+
+
 @pytest.mark.parametrize(
     ("model", "weight_dtype", "gib"),
     [
@@ -310,7 +345,7 @@ def test_rows_of_no_block_are_fp16() -> None:
 def weights_table() -> str:
     """As docs/quantised.md has it: GiB of all weights."""
     lines = ["| `weight_dtype` | Llama-3.1-8B | Llama-3.1-70B |", "|---|--:|--:|"]
-    for weight_dtype in WeightDType:
+    for weight_dtype in (each for each in WeightDType if each is not WeightDType.MXFP4):
         sizes = (weights(generated(model, weight_dtype=weight_dtype)) for model in (LLAMA, "llama-3.1-70b"))
         lines.append(f"| `{weight_dtype}` | {' | '.join(f'{size / GIB:.2f} GiB' for size in sizes)} |")
     return "\n".join(lines)
