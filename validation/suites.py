@@ -104,6 +104,11 @@ TRACES = [
     case("qwen2.5-3b", 3, 700, attention="flash", precision="fp16-autocast", adapter=WIDE_LORA, holdout=True),
     case("qwen3-1.7b", 2, 1111, attention="eager", precision="bf16", recompute="full", holdout=True),
     case("qwen3-4b", 1, 2049, attention="flash", optimizer="adamw-fused", recompute="selective", holdout=True),
+    # Autocast over weights in bf16: a model loaded in bf16 that Trainer runs with bf16=True.
+    case("llama-3.1-8b", 1, 2048, attention="flash", precision="bf16-weights-autocast", adapter=WIDE_LORA),
+    case(
+        "llama-3.2-1b", 2, 1024, precision="bf16-weights-autocast", adapter={**LORA, "kind": "qlora"}, recompute="full"
+    ),
     # The kernels of scaled_dot_product_attention: what auto comes to, masks, head sizes that are padded.
     case("distilgpt2", 2, 500, precision="fp32"),
     case("distilgpt2", 2, 500, attention="math", optimizer="sgd"),
