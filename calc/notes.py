@@ -39,7 +39,9 @@ CUDNN_FIRST = ("9.0", "10.0", "10.3")
 
 
 def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> tuple[str, ...]:
-    """Plain sentences, the general ones first."""
+    """Plain sentences, the general ones first; of an engine, which none of transformers' kernels runs, its own."""
+    if plan.page_size is not None:
+        return (*_of_gpu(gpu), *_of_length(architecture, workload), CACHE_NOTES[None])
     return (
         *GENERAL,
         *_of_family(architecture),
@@ -247,9 +249,6 @@ def _of_evaluation(plan: Plan) -> Iterator[str]:
 
 def _of_inference(plan: Plan) -> Iterator[str]:
     if plan.task is Task.INFERENCE:
-        if plan.page_size is not None:
-            yield CACHE_NOTES[None]
-            return
         yield (
             "task = inference is transformers' generate: the whole prompt at once, then a token at a time. Of the "
             "passes that add a token the last is shown, with prompt_length + output_length tokens in the cache. Left "
@@ -344,7 +343,7 @@ def _of_time(plan: Plan, gpu: Gpu | None) -> Iterator[str]:
     if plan.task is not Task.INFERENCE:
         yield "time is computed for task = inference only, yet."
         return
-    if gpu is None or plan.page_size is not None:
+    if gpu is None:
         return
     limit = reachable(gpu, plan.numerics.compute)
     for dtype in _multiplied(plan):
