@@ -125,7 +125,8 @@ class AttentionCore:
         """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
         cast has written out."""
         in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.cached_by_head
-        several_tokens = not self.one_token or self.is_cached or self.crosses
+        finds_others = self.is_cached and not self.cache.attends_text
+        several_tokens = not self.one_token or finds_others or self.crosses
         return not (self.one_sequence or self.one_head or in_order) and several_tokens
 
     def copies_gradient_by_token(self, *, one_head: bool, cast: bool = False) -> bool:

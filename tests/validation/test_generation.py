@@ -145,10 +145,11 @@ IN_FP8: Choices = {"cache_implementation": "quantized", "kv_cache_dtype": "fp8"}
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
-@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "gpt_bigcode", "falcon", "gpt_neo"])
-def test_a_cache_in_fp8(model_type: str, dtype: str) -> None:
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "gpt_bigcode", "falcon", "gpt_neo", "gptj"])
+@pytest.mark.parametrize("prompt_length", [1, 17])
+def test_a_cache_in_fp8(prompt_length: int, model_type: str, dtype: str) -> None:
     config = config_of(model_type)
-    asked: Choices = {"batch_size": 2, "prompt_length": 17, "output_length": 9, "weight_dtype": dtype}
+    asked: Choices = {"batch_size": 3, "prompt_length": prompt_length, "output_length": 9, "weight_dtype": dtype}
     agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **IN_FP8), config)
 
 
