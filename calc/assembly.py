@@ -291,6 +291,7 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         liger=plan.use_liger_kernel,
         core=_core(layer, dropouts, workload, plan),
         num_hit=len(_loads(layer, workload, plan)),
+        copies_experts=(layer.experts is not None and plan.experts_implementation is ExpertsImplementation.BATCHED_MM),
         cross=_cross_core(layer, dropouts, workload, plan) if layer.kind.decodes else None,
         kept_modules=layer.kept_modules,
         weight_types=layer.weight_types,
@@ -475,7 +476,7 @@ def _expert_sizes(experts: Experts) -> dict[str, int]:
 
 def _loads(layer: Layer, workload: Workload, plan: Plan) -> list[int]:
     """Where a layer's experts run in a loop, the tokens of each that gets any."""
-    if layer.experts is None or plan.experts_implementation is ExpertsImplementation.GROUPED_MM:
+    if layer.experts is None or plan.experts_implementation is not ExpertsImplementation.EAGER:
         return []
     num_tokens = workload.micro_batch_size * workload.sequence_length
     return [tokens for tokens in tokens_of_experts(plan.expert_load, layer.experts, num_tokens) if tokens]

@@ -132,6 +132,11 @@ def _of_experts(architecture: Architecture, plan: Plan) -> Iterator[str]:
             "is as large as its share of the tokens (expert_load), and each makes a gradient as large as all experts' "
             "weights. Left out: the temporaries with which the loop looks for its tokens."
         )
+    elif mixtures and plan.experts_implementation is ExpertsImplementation.BATCHED_MM:
+        yield (
+            "Experts run as batched_mm: each token is multiplied by copies of its experts' weights, which backward "
+            "keeps, whatever the load."
+        )
     elif mixtures:
         yield (
             "Experts run as grouped_mm, transformers' default, in which no tensor's size depends on where tokens go. "

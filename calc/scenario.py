@@ -106,6 +106,7 @@ class ExpertsImplementation(StrEnum):
 
     GROUPED_MM = "grouped_mm"
     EAGER = "eager"
+    BATCHED_MM = "batched_mm"
 
 
 class ExpertLoad(StrEnum):
@@ -382,11 +383,11 @@ class Scenario(Question):
     """Mixtures of experts: the routers' logits are among the outputs, and their auxiliary loss is added to the loss
     (load_balancing_loss_func); none = what the config says."""
     experts_implementation: ExpertsImplementation = ExpertsImplementation.GROUPED_MM
-    """Mixtures of experts: one grouped product for all of them, transformers' default, or (eager) a loop over those
-    that get tokens."""
+    """Mixtures of experts: one grouped product for all of them, transformers' default, a loop over those that get
+    tokens (eager), or a product of each token with a copy of its expert (batched_mm)."""
     expert_load: Annotated[ExpertLoad | tuple[Count, ...], BeforeValidator(_counts)] = ExpertLoad.EVEN
     """Mixtures of experts: how tokens spread over them: evenly, all to the same (worst), or a number for each expert,
-    comma-separated, in any unit. With the grouped product no size depends on it."""
+    comma-separated, in any unit. Sizes depend on it in the loop alone."""
     hold_outputs: Annotated[bool, Field(strict=True)] = False
     """The model's outputs, logits among them, live until backward ends; Trainer drops them before."""
     eval_accumulation_steps: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] = 0

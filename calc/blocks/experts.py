@@ -34,6 +34,10 @@ def experts(
         from .expert_loop import looped_experts  # few steps have any
 
         computing, out = looped_experts(x, weights, indices, mixture, facts, numerics)
+    elif facts.copies_experts:
+        from .expert_copies import copied_experts
+
+        computing, out = copied_experts(x, weights, indices, mixture, facts, numerics)
     else:
         computing, out = _experts(x, weights, indices, mixture, facts, numerics)
     if mixture.records_logits:
@@ -77,8 +81,8 @@ def _experts(
     weighted, restored = (
         like(result, name, dtype=wider(result.dtype, weights.dtype)) for name in ("weighted by expert", "weighted")
     )
-    summed, out = like(restored, "experts' sum", shape=x.shape), like(x, "experts output")
-    rounds = summed.dtype is not out.dtype
+    total, out = like(restored, "experts' sum", shape=x.shape), like(x, "experts output")
+    rounds = total.dtype is not out.dtype
     rows = [
         Row(name="sort", reads=(indices,), writes=(by_expert, order)),
         Row(name="floor_divide", reads=(order,), writes=(tokens,)),
@@ -91,9 +95,9 @@ def _experts(
         multiply(result, chosen_weights, weighted),
         Row(name="index_put_", reads=(order,), writes=(back,), temporaries=(arange,)),
         indexed(weighted, back, restored),
-        _summed(restored, summed if rounds else out, mixture),
-        *([cast(summed, out)] if rounds else []),
-        frame(by_expert, order, numbers, counts, ends, chosen, chosen_weights, result, back, restored, summed, *biases),
+        summed(restored, total if rounds else out, mixture),
+        *([cast(total, out)] if rounds else []),
+        frame(by_expert, order, numbers, counts, ends, chosen, chosen_weights, result, back, restored, total, *biases),
     ]
     return rows, out
 
@@ -103,7 +107,7 @@ def indexed(x: Tensor, index: Tensor, out: Tensor) -> Row:
     return Row(name="index", reads=(x, index), writes=(out,), gradients=(Gradient(of=x),), saves=(index,))
 
 
-def _summed(x: Tensor, out: Tensor, mixture: Mixture) -> Row:
+def summed(x: Tensor, out: Tensor, mixture: Mixture) -> Row:
     """The sum over a token's experts; the gradient of each is a copy, as the view before asks for its layout."""
     return Row(name="sum", reads=(x,), writes=(out,), gradients=(Gradient(of=x, passes=mixture.one_expert_per_token),))
 

@@ -25,7 +25,9 @@ class LayerFacts(NamedTuple):
     """Its norms, MLP and rotary positions are Liger's."""
     core: AttentionCore
     num_hit: int = 0
-    """Experts that get tokens, which run in a loop; 0: as one grouped product, or there are none."""
+    """Experts that get tokens, which run in a loop; 0: they run together, or there are none."""
+    copies_experts: bool = False
+    """Each token gets a copy of its experts' weights."""
     cross: AttentionCore | None = None
     """Of the attention to the encoder's output."""
     kept_modules: frozenset[str] = frozenset()

@@ -1,4 +1,5 @@
-"""Experts in a loop, with tokens spread evenly or not: the ledger against the real models' steps, byte for byte."""
+"""Experts in a loop, with tokens spread evenly or not, and as copies for each token: the ledger against the real models,
+byte for byte."""
 
 from typing import Any
 
@@ -16,9 +17,9 @@ FAMILIES = (
 LORA = {"kind": "lora", "target_modules": ["q_proj"]}
 
 
-def check(family: str, **choices: Any) -> None:
+def check(family: str, how: str = "eager", **choices: Any) -> None:
     config = config_of(family)
-    choices |= {"micro_batch_size": 2, "sequence_length": 24, "experts_implementation": "eager"}
+    choices |= {"micro_batch_size": 2, "sequence_length": 24, "experts_implementation": how}
     scenario = Scenario(model=config, **choices)
     traced = trace(scenario, config)
     agree(scenario, traced)
@@ -50,3 +51,11 @@ def test_of_each_family(family: str) -> None:
 )
 def test_with_other_choices(choices: dict[str, Any]) -> None:
     check("mixtral", **choices)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3", "qwen2_moe", "gpt_oss"])
+@pytest.mark.parametrize(
+    "choices", [{"precision": "bf16", "recompute": "full"}, {"precision": "fp16-autocast"}], ids=str
+)
+def test_copies_for_each_token(family: str, choices: dict[str, Any]) -> None:
+    check(family, how="batched_mm", **choices)
