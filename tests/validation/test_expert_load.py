@@ -1,5 +1,4 @@
-"""Experts in a loop, with tokens spread evenly or not, and as copies for each token: the ledger against the real models,
-byte for byte."""
+"""Experts in a loop, with tokens spread evenly or not, and as copies for each token: the ledger against real models."""
 
 from typing import Any
 
