@@ -156,6 +156,8 @@ def _quantised(architecture: Architecture, quantisation: "Quantisation") -> "tup
         raise ConfigError("model.num_hidden_layers", architecture.num_layers, problem)
     value = plain(quantisation.name) or quantisation.method
     field = "weight_dtype" if quantisation.name else QUANTISATION_METHOD
+    if architecture.model_type in quantisation.format.not_of:
+        raise ConfigError(field, value, f"is not supported yet for {architecture.model_type} with task = inference")
     is_mxfp4, is_gpt_oss = quantisation.format.of_experts is not None, architecture.model_type == "gpt_oss"
     if is_mxfp4 and not is_gpt_oss:
         raise ConfigError(field, value, "is for gpt_oss alone, whose experts transformers keeps so")

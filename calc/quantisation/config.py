@@ -101,6 +101,10 @@ MARLIN_BITS = (4, 8)
 """Those of gptqmodel's fastest kernels; for 2 and 3 bits there are others."""
 
 
+WITH_CONV1D = frozenset({"gpt2"})
+"""Whose layers have no nn.Linear."""
+WITH_SCALED_ACTIVATIONS = frozenset({"starcoder2", "falcon", "mpt", "gptj", "gpt_neox", "gpt_bigcode", "bloom"})
+"""AWQ_SCALES_MAPPINGS (transformers 5.23.0, integrations/awq.py): an operation more after the activation."""
 SHARED_EXPERT_GATE = "mlp.shared_expert_gate"
 """One row, which AutoGPTQ, GPTQModel and AutoAWQ leave as it is."""
 
@@ -145,6 +149,7 @@ def _awq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
         forward=forward.as_stored(stored),
         kernel="gptqmodel",
         dtypes=(DType.FP16,),  # AwqQuantizer.update_dtype: its kernels take no bf16
+        not_of=WITH_CONV1D | WITH_SCALED_ACTIVATIONS,
         group=(1, max(1, size)),
     )
     return kept, converts
@@ -201,6 +206,7 @@ def _fp8(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
         kernel="fp8",
         dtypes=(DType.BF16, DType.FP16),
         multiplies_in=DType.FP8,
+        not_of=WITH_CONV1D,
         group=block or (1, 1),
         smallest_compute_capability=FP8_COMPUTE_CAPABILITY,
     )

@@ -74,6 +74,8 @@ class Format:
     """What its kernels take, the first unless something else is asked for."""
     multiplies_in: DType | None = None
     """Of its products, where that is not the activations' type."""
+    not_of: frozenset[str] = frozenset()
+    """Types of models that transformers does not load so, or not as nn.Linear alone."""
     group: tuple[int, int] = (1, 1)
     """Rows and columns that share scales: a GPU that has a share of a matrix has whole groups."""
     smallest_compute_capability: float = 0.0
