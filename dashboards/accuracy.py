@@ -29,8 +29,8 @@ def accuracy_view(words: Words) -> dict[str, Any]:
 
 
 def of_others(words: Words) -> str:
-    """How far all published measurements are, in words."""
-    tables = read_published().values()
+    """How far published measurements of allocated bytes are, in words."""
+    tables = [table for table in read_published().values() if table["compared_with"] != "simulation"]
     figures, largest = sum(table["figures"] for table in tables), max(table["max_relative_error"] for table in tables)
     return words["published.headline"].format(figures=figures, largest=percent(largest))
 

@@ -17,7 +17,7 @@ PAGE = ROOT / "docs" / "published.md"
 README = ROOT / "README.md"
 CATALOGUE = ROOT / "calc" / "catalogue" / PUBLISHED_FILE_NAME
 README_LINE = re.compile(r"(<!-- published -->\n).*(<!-- /published -->)", re.DOTALL)
-COMPARED = {"step": steps.compared, "kernel": kernels.compared}
+COMPARED = {"step": steps.compared, "kernel": kernels.compared, "device": steps.compared}
 
 INTRODUCTION = """\
 # Published measurements
@@ -64,7 +64,7 @@ def summary(source: Source, comparisons: Sequence[Comparison]) -> dict[str, Any]
         "url": source.url,
         "gpu": source.gpu,
         "versions": source.versions,
-        "compared_with": {"step": "ledger", "kernel": "trace"}[source.compared],
+        "compared_with": {"step": "ledger", "kernel": "trace", "device": "simulation"}[source.compared],
         "figures": len(comparisons),
         "exact": sum(exact(each) for each in comparisons),
         "median_relative_error": statistics.median(errors),
@@ -98,7 +98,7 @@ def _section(source: Source, comparisons: Sequence[Comparison]) -> Iterator[str]
     yield f"[{source.url.rpartition('/')[2]}]({source.url}); {versions}."
     yield f"Measured: {source.metric}. {source.how} Held within {source.largest_error:.3%}."
     yield ""
-    if source.compared == "step":
+    if source.compared != "kernel":
         yield from _table("setup", "published, bytes", "ours", "difference", "", "beside the ledger")
         for each in comparisons:
             difference = each.our_bytes - each.published_bytes
@@ -138,12 +138,16 @@ def _percent(share: float) -> str:
 
 def readme_line(compared: Compared) -> str:
     """The short form."""
-    found = [summary(*each) for each in compared]
+    found = [summary(*each) for each in compared if each[0].compared != "device"]
+    of_device = [summary(*each) for each in compared if each[0].compared == "device"]
     figures, exactly = (sum(each[name] for each in found) for name in ("figures", "exact"))
     largest = max(each["max_relative_error"] for each in found)
+    readings = sum(each["figures"] for each in of_device)
+    farthest = max(each["max_relative_error"] for each in of_device)
     return (
         f"Against {figures} figures that others measured on an A100, H100, L40S or RTX 4090 and published: {exactly}\n"
-        f"exact to 1 KiB, the largest difference {largest:.2%} ([docs/published.md](docs/published.md)).\n"
+        f"exact to 1 KiB, the largest difference {largest:.2%}. Against {readings} readings of nvidia-smi (A100), with\n"
+        f"the allocator's gaps and the context: at most {farthest:.1%} apart ([docs/published.md](docs/published.md)).\n"
     )
 
 

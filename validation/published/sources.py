@@ -31,8 +31,9 @@ class Source:
     """What was read."""
     how: str
     """What ran, from the source's own script, and how its numbers are rounded."""
-    compared: Literal["step", "kernel"]
-    """With the ledger's answer for a Scenario, or with the traced call of a kernel."""
+    compared: Literal["step", "kernel", "device"]
+    """Allocated bytes with the ledger's answer for a Scenario, or with the traced call of a kernel; or a process's
+    bytes of the device with the ledger's events sent through the allocator, and the context."""
     largest_error: float
     """The bound that its figures are held to, relative to the published one."""
     figures: list[dict[str, Any]]

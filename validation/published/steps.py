@@ -92,8 +92,11 @@ def asked_for(figure: dict[str, Any]) -> Asked:
 
 
 def our_bytes(quantity: str, figure: dict[str, Any]) -> int:
-    """`peak`: of the step. `after step`: what is left when gradients have gone. `before zero_grad`: with them."""
+    """`peak`: of the step. `after step`: what is left when gradients have gone. `before zero_grad`: with them.
+    `device`: all that the process takes."""
     asked = asked_for(figure)
+    if quantity == "device":
+        return asked.answer.to_dict(reserved=True)["memory"]["device_bytes"]
     extras = [BESIDE[name](asked) for name in figure.get("beside", ())]
     phases = {phase.name.value: phase for phase in asked.answer.memory.phases}
     always = sum(extra.num_bytes for extra in extras if extra.phase is None)
