@@ -146,8 +146,9 @@ def readme_line(compared: Compared) -> str:
     farthest = max(each["max_relative_error"] for each in of_device)
     return (
         f"Against {figures} figures that others measured on an A100, H100, L40S or RTX 4090 and published: {exactly}\n"
-        f"exact to 1 KiB, the largest difference {largest:.2%}. Against {readings} readings of nvidia-smi (A100), with\n"
-        f"the allocator's gaps and the context: at most {farthest:.1%} apart ([docs/published.md](docs/published.md)).\n"
+        f"exact to 1 KiB, the largest difference {largest:.2%}. Against {readings} readings of nvidia-smi (A100):\n"
+        f"at most {farthest:.1%} apart, the allocator's gaps and the context included.\n"
+        "More in [docs/published.md](docs/published.md).\n"
     )
 
 
