@@ -7,6 +7,9 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
+# The workers of pytest-xdist share the cores: threads of torch's own would spend them waiting for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 # `make test` runs the same examples every time; `make test-full` new ones, and with a failure the line that repeats it.

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -43,12 +44,13 @@ NOT_FOR_AN_ESTIMATE = {
 }
 
 
-def all_loaded_by(statement: str) -> set[str]:
+@cache
+def all_loaded_by(statement: str) -> frozenset[str]:
     """The modules that `statement` loads."""
     script = f"import json, sys; before = {{*sys.modules}}; {statement}"
     script += "; print(json.dumps([*({*sys.modules} - before)]), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=True)
-    return set(json.loads(done.stderr.splitlines()[-1]))  # some say more as they load
+    return frozenset(json.loads(done.stderr.splitlines()[-1]))  # some say more as they load
 
 
 def loaded_by(*modules: str) -> set[str]:
@@ -58,7 +60,7 @@ def loaded_by(*modules: str) -> set[str]:
     return {module for module in outside if not module.startswith("_sysconfigdata")}
 
 
-def ours(loaded: set[str]) -> set[str]:
+def ours(loaded: frozenset[str]) -> set[str]:
     """Those of calc, without its name."""
     return {module.removeprefix("calc.") for module in loaded if module.startswith("calc.")}
 

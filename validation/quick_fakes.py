@@ -1,12 +1,35 @@
-"""FakeTensorMode with a cheaper cache: torch's asks seventeen things of every tensor, most of which never differ here.
+"""FakeTensorMode with a cheaper cache: torch's asks seventeen things of every tensor, most of which never differ here,
+and is reached through the dispatcher.
 
 Written for torch 2.13.0 (torch/_subclasses/fake_tensor.py). All tensors of a trace are dense, strided and of one mode.
 """
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+import torch
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    _BypassDispatchCache,
+    _CacheKeyState,
+    _DispatchCacheValidEntry,
+    in_kernel_invocation_manager,
+)
+
+
+def call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`func` of these arguments. What the mode that is on has seen before takes no way through torch's dispatcher."""
+    mode = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    if isinstance(mode, QuickFakeTensorMode):
+        with suppress(_BypassDispatchCache):
+            state = _CacheKeyState(mode.shape_env)
+            key = mode._cache_key(state, func, args, kwargs)
+            known = mode.cache.get(key)
+            if isinstance(known, _DispatchCacheValidEntry):
+                return mode._output_from_cache_entry(state, known, key, func, args)
+    return func(*args, **kwargs)
 
 
 class QuickFakeTensorMode(FakeTensorMode):
@@ -37,3 +60,18 @@ class QuickFakeTensorMode(FakeTensorMode):
                 result += (type(arg), arg)
             else:
                 super()._prep_args_for_hash(result, [arg], state, id_hashed_objects)
+
+    def _get_output_tensor_from_cache_entry(
+        self, state: Any, entry: Any, key: Any, func: Any, args: Any
+    ) -> FakeTensor | None:
+        """torch's, without what symbolic sizes take."""
+        made = entry.metadata
+        if made is None or entry.inplace_idx is not None:
+            return super()._get_output_tensor_from_cache_entry(state, entry, key, func, args)
+        with in_kernel_invocation_manager(self):
+            empty = torch.empty_strided(
+                made.shape, made.stride, dtype=made.dtype, device="meta", requires_grad=made.requires_grad
+            )
+            if func.is_view:
+                empty.set_(args[entry.view_idx].untyped_storage(), made.storage_offset, made.shape, made.stride)
+        return FakeTensor(self, empty, made.device)
