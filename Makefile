@@ -2,7 +2,7 @@
 # make test    lint, types and every test that needs no GPU (what CI runs)
 # make test-full   the random comparisons with eight times as many examples
 # Each makes what it needs in .venv first; PYTHON chooses the interpreter that .venv is made from.
-.PHONY: help serve test test-full test-gpu lint format types bench chromium
+.PHONY: help serve test tests test-full test-gpu lint format types bench chromium
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
@@ -23,8 +23,12 @@ help:
 serve: .venv/serve.stamp
 	$(BIN)/gpucalc serve
 
-test: lint types chromium
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+# pyright has one thread, so the tests run beside it; these in their order, in which no long file comes last.
+test: lint chromium
+	@$(MAKE) --no-print-directory --jobs 2 types tests
+
+tests: .venv/test.stamp
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The random comparisons of ledger and trace with eight times as many examples.
 test-full: .venv/test.stamp

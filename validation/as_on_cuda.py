@@ -11,11 +11,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+import transformers.initialization as initialization
+import transformers.masking_utils as masking_utils
+import transformers.modeling_utils as modeling_utils
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils import _foreach_utils
 from torch.utils._foreach_utils import _foreach_supported_types
-from transformers import initialization, masking_utils, modeling_utils
 
 from calc.scenario import Attention
 from validation.cuda_kernels import CudaFunctions

@@ -19,17 +19,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import peft
 import torch
-import transformers
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import noop_context_fn
-from transformers import (
-    AutoConfig,
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.models.auto.configuration_auto import AutoConfig
+from transformers.models.auto.modeling_auto import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
 )
-from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import logging
 
 from validation import emulated_4bit, emulated_8bit, liger
 from validation.checkpointing import ContextPair, body, checkpointed, contexts, group_layers, layers_of
@@ -38,7 +38,7 @@ from validation.losses import LOSSES, with_loss
 if TYPE_CHECKING:
     from calc.scenario import Adapter, Scenario
 
-transformers.logging.set_verbosity_error()
+logging.set_verbosity_error()
 
 Key = TypeVar("Key")
 Value = TypeVar("Value")

@@ -9,11 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 import torch
+from torch._subclasses._fake_tensor_utils import _CacheKeyState
 from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
     _BypassDispatchCache,
-    _CacheKeyState,
     _DispatchCacheValidEntry,
     in_kernel_invocation_manager,
 )

@@ -7,7 +7,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import torch
-from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import AutoConfig
 
 from calc import Scenario, estimate
 from calc.catalogue import CatalogueModel, models

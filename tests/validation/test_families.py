@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from peft.utils import constants
 from peft.utils import transformers_weight_conversion as peft_names
-from transformers import AutoConfig
+from transformers.models.auto.configuration_auto import AutoConfig
 
 from calc import Adapter, ConfigError, Scenario, estimate
 from calc.adapters.facts import ADALORA_TARGETS, CONVERTED_TARGETS, IA3_FEEDFORWARD, IA3_TARGETS, LORA_TARGETS

@@ -8,8 +8,8 @@ import torch
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._inductor.decomposition import select_decomp_table
-from transformers import LlamaConfig
 from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 B, S, H, F, V = 2, 50, 32, 96, 130
