@@ -5,8 +5,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from .dtype import DType
+from .gradients import gradient_of
 from .ledger import Dimension, Kind, Lent, Row, Shape, Tensor
-from .lifetimes import gradient_of
 from .operators import Numerics
 from .primitives import cast, cat, frame, like
 

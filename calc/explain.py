@@ -13,9 +13,9 @@ from typing import Any
 from . import closed_forms
 from .estimation import Estimate
 from .flops import causal_flops
+from .gradients import gradient_of
 from .hardware import gpu_named
 from .ledger import SYMBOLS, Component, Kind, Symbols, numel
-from .lifetimes import gradient_of
 from .optimizers import persistent_gradient
 from .plan import ADAMW
 from .recipes import RECIPES, State

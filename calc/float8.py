@@ -14,8 +14,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from .dtype import DType
+from .gradients import gradient_of
 from .ledger import Gradient, Kind, Product, Row, Shape, Tensor
-from .lifetimes import gradient_of
 from .operators import Numerics, autocast_input
 from .primitives import add, cast, frame, like
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 from . import grad_scaler
 from .dtype import DType
 from .frames import Frame
+from .gradients import gradient_of, summed_in_fp32
 from .ledger import Kind, Tensor
-from .lifetimes import Event, gradient_of, summed_in_fp32
+from .lifetimes import Event
 from .optimizer_loops import LOOPS, Update, temporary
 from .optimizers import QUANTISATION_MAPS, gradients_persist, optimizer_of, states
 from .plan import BITSANDBYTES, Plan

@@ -9,8 +9,8 @@ from dataclasses import replace
 
 from .dimensions import StateBlocks, StateBytes
 from .dtype import DType
+from .gradients import gradient_of
 from .ledger import Kind, Tensor
-from .lifetimes import gradient_of
 from .plan import ADAMW, BITSANDBYTES, Plan
 from .recipes import State
 from .scenario import Optimizer

@@ -79,14 +79,22 @@ class Outline:
         summed = (which for which in Sum if which is not Sum.CHECKPOINTED)
         return {which: {name: Total(each) for name, each in self._counts(which).items()} for which in summed}
 
+    @cached_property
+    def _num_parts(self) -> Counter[tuple[Part, int]]:
+        """How often each part is there with one of the different sizes."""
+        found: Counter[tuple[Part, int]] = Counter()
+        for place in self.places:
+            found[place.part, place.group] += place.count
+        return found
+
     def _counts(self, which: Sum) -> Mapping[Any, Counter[tuple[int, Any]]]:
         """How often each key is summed with one of the different sizes, by what the sum is told apart by."""
         sums: defaultdict[Any, Counter[tuple[int, Any]]] = defaultdict(Counter)
-        for place in self.places:
-            for name, counts, times in place.part.counts(which):
+        for (part, group), num_parts in self._num_parts.items():
+            for name, counts, times in part.counts(which):
                 whole = sums[name]  # there, if of nothing
                 for key, count in zip(*counts, strict=True):
-                    whole[place.group, key] += count * times * place.count
+                    whole[group, key] += count * times * num_parts
         if which is Sum.PERSISTENT:
             for tensor in (*self.step.buffers, *self.step.inputs):
                 sums[tensor.kind][0, storage_class(tensor)] += 1

@@ -1,7 +1,7 @@
 """The parts of a step: sections where they stand, alone or several layers in a row, and what each adds to its sums."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -104,7 +104,7 @@ def piece(section: Section, context: Context) -> Piece:
     return Piece(section, context)
 
 
-Pieces = Sequence[tuple[Piece, int]]
+Pieces = tuple[tuple[Piece, int], ...]
 """What follows each other in a part, each so many times."""
 
 
@@ -124,7 +124,7 @@ def _regions(pieces: Pieces) -> Iterator[Pieces]:
     for each, times in pieces:
         region.append((each, times))
         if not each.section.goes_on:
-            yield region
+            yield tuple(region)
             region = []
 
 
@@ -158,12 +158,12 @@ class Part:
     """What repeats as one: embedding, head, a layer, or several in a row that are recomputed together."""
 
     pieces: Pieces
+    owned: tuple[tuple[Owned, int], ...]
+    """By its pieces."""
+    regularisation: Pieces
+    """What is added to the loss for its weights, after the last part's forward and before its backward."""
     in_layer: bool
     """It is of layers, neither embedding nor head."""
-    owned: Sequence[tuple[Owned, int]]
-    """By its pieces."""
-    regularisation: Pieces = ()
-    """What is added to the loss for its weights, after the last part's forward and before its backward."""
 
     @property
     def section(self) -> Section:
@@ -197,7 +197,7 @@ class Part:
     @cached_property
     def backward_later(self) -> Program:
         """Of a micro-batch that finds gradients of an earlier one."""
-        return Program.in_a_row(_backward([(each.later, times) for each, times in self.pieces]))
+        return Program.in_a_row(_backward(tuple((each.later, times) for each, times in self.pieces)))
 
     @cached_property
     def regularised(self) -> Program:
@@ -225,6 +225,12 @@ class Part:
         counted = self.owned if which in OF_OWNED else (*self.pieces, *self.regularisation)
         for each, times in counted:
             yield from ((name, counts, times) for name, counts in each.counts[which].items())
+
+
+@lru_cache(maxsize=KEPT_PIECES)
+def part(pieces: Pieces, owned: tuple[tuple[Owned, int], ...], regularisation: Pieces, *, in_layer: bool) -> Part:
+    """Steps that differ in other parts share it; so do layers of two kinds that alternate a hundred times."""
+    return Part(pieces, owned, regularisation, in_layer)
 
 
 def _met_by_a_token(parameter: Tensor) -> Shape:

@@ -21,8 +21,9 @@ from math import ceil
 from typing import NamedTuple
 
 from .allocator import Allocator, Block
+from .gradients import gradient_of
 from .ledger import Kind, Tensor
-from .lifetimes import NEXT, gradient_of
+from .lifetimes import NEXT
 from .memory import PERSISTENT_KINDS, StepMemory
 from .optimizer_step import Pass
 from .optimizers import gradients_persist

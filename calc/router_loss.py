@@ -13,9 +13,10 @@ from dataclasses import replace
 from .architecture import Architecture, Layer
 from .dtype import DType
 from .errors import ConfigError
+from .gradients import gradient_of
 from .kinds import Mixture
 from .ledger import Component, Gradient, Kind, Lent, Row, Section, Shape, Tensor
-from .lifetimes import NEXT, gradient_of
+from .lifetimes import NEXT
 from .operators import TOKENS, Numerics, stamped
 from .primitives import add, cast, frame, like, scale, softmax
 from .scenario import PREFIXED, AdapterKind, Implementation, Loss, Scenario, Task

@@ -15,13 +15,14 @@ from .adapters.freezing import frozen_section, with_frozen
 from .blocks.facts import LayerFacts, ModelFacts
 from .evaluation import Batches, batches, without_gradients
 from .grad_scaler import HELD, uses_grad_scaler
+from .gradients import gradient_of
 from .kinds import Wiring
 from .ledger import Component, Kind, Row, Section, Tensor
-from .lifetimes import NEXT, CacheEnd, Context, Event, gradient_of
+from .lifetimes import NEXT, CacheEnd, Context, Event
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
 from .optimizers import QUANTISATION_MAPS, averaged, kept_between_steps
-from .parts import Owned, Part, Piece, Pieces, piece
+from .parts import Owned, Part, Piece, Pieces, part, piece
 from .plan import BITSANDBYTES, Plan
 from .recomputation import recomputed
 from .router_loss import COUNTS, around_router_loss, logits_of, share_of_router_loss
@@ -106,7 +107,8 @@ def step(facts: StepFacts) -> Step:
     of_outputs = _held_by_outputs(units, contexts)
     contexts = iter(contexts)
     placed: list[Pieces] = [
-        [(piece(section, _meeting(section, next(contexts), facts)), times) for section, times in unit] for unit in units
+        tuple((piece(section, _meeting(section, next(contexts), facts)), times) for section, times in unit)
+        for unit in units
     ]
     parts = tuple(_parts(placed, facts))
     pieces = [each for unit in placed for each, _ in unit]
@@ -341,20 +343,12 @@ def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
     embedding, last = placed[0][0][0], placed[-1][0][0]
     tied = frozenset(tensor for tensor, _ in embedding.parameters)
     plan = replace(facts.plan, **NOT_RECOMPUTED)
-    known: dict[tuple[tuple[int, int], ...], Part] = {}  # layers of two kinds may alternate a hundred times
     for pieces in placed:
-        key = tuple((id(each), times) for each, times in pieces)
-        if key not in known:
-            is_end = pieces[0][0] is embedding or pieces[0][0] is last
-            in_layer = not (is_end or pieces[0][0].section.is_bridge)
-            elsewhere = frozenset[Tensor]() if pieces[0][0] is embedding else tied
-            known[key] = Part(
-                pieces=pieces,
-                in_layer=in_layer,
-                owned=[(_owned(each, elsewhere, plan, in_layer=in_layer), times) for each, times in pieces],
-                regularisation=list(_regularisations(pieces, facts)),
-            )
-        yield known[key]
+        is_end = pieces[0][0] is embedding or pieces[0][0] is last
+        in_layer = not (is_end or pieces[0][0].section.is_bridge)
+        elsewhere = frozenset[Tensor]() if pieces[0][0] is embedding else tied
+        owned = tuple((_owned(each, elsewhere, plan, in_layer=in_layer), times) for each, times in pieces)
+        yield part(pieces, owned, tuple(_regularisations(pieces, facts)), in_layer=in_layer)
 
 
 def _persistent(parameters: Iterable[Tensor], plan: Plan, *, in_layer: bool) -> Iterator[Tensor]:

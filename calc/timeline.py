@@ -4,7 +4,7 @@ A section's events are the same for each of its `count` parts, so a part is summ
 arithmetic; the work does not grow with the number of layers.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -48,7 +48,7 @@ class Program:
         if len(programs) == 1 and programs[0][1] == 1:
             return programs[0][0]
         whole = cls(())
-        net: Counter[Tensor] = Counter()
+        net: defaultdict[Tensor, int] = defaultdict(int)
         for program, times in programs:
             whole.steps += program.steps * times
             whole.tensors += program.tensors * times
@@ -79,7 +79,7 @@ class Program:
 
 def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, int]:
     """How many more times each tensor was allocated than freed."""
-    surplus: Counter[Tensor] = Counter()
+    surplus: defaultdict[Tensor, int] = defaultdict(int)
     for tensor, step in zip(tensors, steps, strict=True):
         surplus[tensor] += 1 if step > 0 else -1
     return {tensor: count for tensor, count in surplus.items() if count}

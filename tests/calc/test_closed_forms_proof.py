@@ -10,9 +10,9 @@ import sympy
 
 from calc import closed_forms
 from calc.assembly import step_memory
+from calc.gradients import gradient_of
 from calc.hf_config import architecture
 from calc.ledger import Component, Kind, Tensor
-from calc.lifetimes import gradient_of
 from calc.memory import StepMemory
 from calc.optimizers import kept_between_steps, persistent_gradient
 from calc.parts import Part

@@ -8,8 +8,9 @@ import pytest
 
 from calc import Adapter, Scenario, estimate
 from calc.dtype import DType
+from calc.gradients import gradient_of
 from calc.ledger import Gradient, Kind, Product, Region, Row, Section, Tensor
-from calc.lifetimes import Context, Event, Lifetimes, Needs, gradient_of, lifetimes, needs
+from calc.lifetimes import Context, Event, Lifetimes, Needs, lifetimes, needs
 from calc.operators import Numerics, linear
 from calc.primitives import add, frame, matmul, multiply, scale, shift, unary, view
 

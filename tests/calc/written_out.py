@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+from calc.contexts import OWNED
 from calc.ledger import Gradient, Region, Row, Section, Tensor
-from calc.lifetimes import OWNED
 from calc.primitives import frame
 
 
