@@ -45,6 +45,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
     return (
         *GENERAL,
         *_of_family(architecture),
+        *_of_verdict(gpu),
         *_of_gpu(gpu),
         *_of_length(architecture, workload),
         *_of_attention(architecture, workload, plan, gpu),
@@ -76,13 +77,17 @@ def _of_family(architecture: Architecture) -> Iterator[str]:
         )
 
 
+def _of_verdict(gpu: Gpu | None) -> Iterator[str]:
+    if gpu is not None:
+        yield (
+            "Assumed in the verdict: 480 MiB for the CUDA context, as read on an A100 with torch 2.1.1; "
+            "a cuBLAS workspace for each thread that multiplies, from the source."
+        )
+
+
 def _of_gpu(gpu: Gpu | None) -> Iterator[str]:
     if gpu is None:
         return
-    yield (
-        "Assumed in the verdict: 480 MiB for the CUDA context, as read on an A100 with torch 2.1.1; "
-        "a cuBLAS workspace for each thread that multiplies, from the source."
-    )
     if gpu.usable_memory_bytes is None:
         yield f"{gpu.name}: no driver reading of its usable memory was found; the datasheet's figure is used."
     if gpu.compute_capability is None:

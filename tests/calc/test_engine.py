@@ -182,3 +182,9 @@ def test_an_answer_asked_again_is_the_same() -> None:
     answer = served(gpu="h100-sxm-80gb", kv_cache_dtype="fp8", shared_prefix_length=64)
     again = estimate(Scenario(**answer.to_dict()["scenario"]))
     assert again.to_dict(reserved=True) == answer.to_dict(reserved=True)
+
+
+def test_its_notes_assume_one_context() -> None:
+    said = [note for note in served(gpu="h100-sxm-80gb").notes if "Assumed" in note]
+    assert len(said) == 1
+    assert "0.11 GiB outside" in said[0]
