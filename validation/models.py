@@ -31,7 +31,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from validation import emulated_4bit, emulated_8bit, liger
+from validation import emulated_4bit, emulated_8bit, emulated_fp8, liger
 from validation.checkpointing import ContextPair, body, checkpointed, contexts, group_layers, layers_of
 from validation.losses import LOSSES, with_loss
 
@@ -119,6 +119,7 @@ QUANTISED = ("qlora", "lora-int8")
 """Adapters whose base is an emulation."""
 QUANTISED_WEIGHTS: dict[str, Callable[[torch.nn.Module], None]] = {
     "int8": emulated_8bit.quantise,
+    "fp8": emulated_fp8.quantise,
     "nf4": partial(emulated_4bit.quantise, double_quantisation=False, compute_dtype=None),
     "nf4-double": partial(emulated_4bit.quantise, double_quantisation=True, compute_dtype=None),
 }

@@ -23,6 +23,7 @@ from validation import sdpa
 from validation.as_on_cuda import as_on_cuda, keep_on_host, only_reference_counting
 from validation.cuda_kernels import checkpoint_contexts
 from validation.emulated_4bit import Linear4bit
+from validation.emulated_fp8 import Fp8Linear
 from validation.expert_loads import spread
 from validation.models import CannotRun, Job, build_job, parameter_counts, supported
 from validation.quick_fakes import QuickFakeTensorMode
@@ -73,7 +74,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
             [*job.model.parameters(), *job.model.buffers(), *averaged(job), job.input_ids, job.labels], "persistent"
         )
         for module in job.model.modules():
-            if isinstance(module, Linear4bit):
+            if isinstance(module, Linear4bit | Fp8Linear):
                 recorder.hold(module.unpacked, "persistent", on_device=False)
         if job.weight_ema is not None:
             recorder.hold(job.weight_ema.n_averaged, "persistent", on_device=False)

@@ -103,6 +103,9 @@ MARLIN_BITS = (4, 8)
 
 WITH_CONV1D = frozenset({"gpt2"})
 """Whose layers have no nn.Linear."""
+WITH_LINEARS_OF_ITS_OWN = frozenset({"falcon"})
+"""FalconLinear is none to `type(module) is nn.Linear`, by which bitsandbytes' and fp8's linears are put in:
+transformers 5.23.0 loads such a model unquantised."""
 WITH_SCALED_ACTIVATIONS = frozenset({"starcoder2", "falcon", "mpt", "gptj", "gpt_neox", "gpt_bigcode", "bloom"})
 """AWQ_SCALES_MAPPINGS (transformers 5.23.0, integrations/awq.py): an operation more after the activation."""
 SHARED_EXPERT_GATE = "mlp.shared_expert_gate"
@@ -169,6 +172,7 @@ def _bitsandbytes(fields: Fields, model_type: str | None) -> tuple[Format, Conve
             stored=bitsandbytes_8bit,
             forward=forward.bitsandbytes_8bit,
             kernel="LLM.int8",
+            not_of=WITH_LINEARS_OF_ITS_OWN,
             multiplies_in=DType.INT8,
         )
         return kept, converts
@@ -178,7 +182,7 @@ def _bitsandbytes(fields: Fields, model_type: str | None) -> tuple[Format, Conve
         raise ConfigError("model.bnb_4bit_compute_dtype", compute, f"should be one of {', '.join(DTYPES)}")
     runs = forward.bitsandbytes_4bit(double_quantisation=double, compute=DTYPES[compute])
     stored = bitsandbytes_4bit(double_quantisation=double)
-    return Format(stored=stored, forward=runs, kernel="bitsandbytes"), converts
+    return Format(stored=stored, forward=runs, kernel="bitsandbytes", not_of=WITH_LINEARS_OF_ITS_OWN), converts
 
 
 LLM_INT8_THRESHOLD = 6.0
@@ -206,7 +210,7 @@ def _fp8(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
         kernel="fp8",
         dtypes=(DType.BF16, DType.FP16),
         multiplies_in=DType.FP8,
-        not_of=WITH_CONV1D,
+        not_of=WITH_CONV1D | WITH_LINEARS_OF_ITS_OWN,
         group=block or (1, 1),
         smallest_compute_capability=FP8_COMPUTE_CAPABILITY,
     )
