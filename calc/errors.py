@@ -1,6 +1,7 @@
 """What gpucalc raises when it is asked something it cannot answer."""
 
 from collections.abc import Collection
+from enum import StrEnum
 from reprlib import Repr
 
 
@@ -28,6 +29,11 @@ def shown(value: object) -> str:
     """`value` as a message quotes it: shortened, and whatever it is nested in or how deep, quickly."""
     text = _QUOTES.repr(value)
     return text if len(text) <= LONGEST_QUOTE else text[: LONGEST_QUOTE - 1] + "…"
+
+
+def plain(value: object) -> object:
+    """A choice by its own name."""
+    return value.value if isinstance(value, StrEnum) else value
 
 
 def listed(values: Collection[object]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .architecture import Architecture
-from .errors import ConfigError, listed
+from .errors import ConfigError, listed, plain
 from .generation import with_cache
 from .hardware import Gpu, gpu_named
 from .kinds import Head
@@ -18,7 +18,6 @@ from .plan import (
     Workload,
     attention_kernel,
     check_experts,
-    plain,
     refuse_what_comes_later,
 )
 from .router_loss import with_router_loss

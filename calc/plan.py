@@ -3,15 +3,15 @@ other."""
 
 import json
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from .adapter_choices import check_adapter, with_adapted_layers, with_prefix
 from .architecture import Architecture
 from .autocast_choices import check_autocast
 from .classification import check_head, with_classifier
 from .dtype import DType
 from .encoder_decoder import check_encoder_decoder, target_length
-from .errors import ConfigError, listed
+from .errors import ConfigError, listed, plain
 from .expert_load import Load, expert_load
 from .float8_choices import float8_recipe
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
@@ -22,12 +22,8 @@ from .recipes import RECIPES, Recipe
 from .recompute_choices import layers_in_a_row, offload, recompute_kind, saved_operators
 from .router_loss import with_router_loss
 from .scenario import (
-    ADAPTER_FIELDS,
-    ALL_LINEAR,
-    PREFIXED,
     QUANTISED,
     Adapter,
-    AdapterKind,
     Attention,
     CacheImplementation,
     ExpertLoad,
@@ -176,7 +172,7 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
     architecture = with_router_loss(scenario, architecture)
     if scenario.dropout is not None:
         architecture = replace(architecture, dropouts=architecture.dropouts.all_at(scenario.dropout))
-    architecture = _with_adapted_layers(scenario, _with_prefix(scenario, architecture))
+    architecture = with_adapted_layers(scenario, with_prefix(scenario, architecture))
     workload = Workload(
         micro_batch_size=scenario.micro_batch_size,
         sequence_length=_sequence_length(scenario, architecture),
@@ -227,7 +223,7 @@ def refuse_what_comes_later(scenario: Scenario) -> None:
         if getattr(scenario.parallel, field) != default:
             raise ConfigError(f"parallel.{field}", getattr(scenario.parallel, field), "is not supported yet")
     if scenario.adapter is not None:
-        _check_adapter(scenario, scenario.adapter)
+        check_adapter(scenario, scenario.adapter)
 
 
 AROUND_IT = {"task": Task.TRAINING, "eval_accumulation_steps": 0}
@@ -259,19 +255,6 @@ def _evaluated(scenario: Scenario) -> Scenario:
     return scenario.model_copy(update=EVALUATED | {"adapter": adapter})
 
 
-WITHOUT_EVALUATION = PREFIXED | {AdapterKind.ADALORA}
-
-
-def _check_adapter(scenario: Scenario, adapter: Adapter) -> None:
-    _refuse_unread_fields(adapter)
-    if adapter.kind in QUANTISED:
-        _check_quantised(scenario)
-    if adapter.kind in PREFIXED:
-        _check_prefix(scenario, adapter)
-    if adapter.kind in WITHOUT_EVALUATION and scenario.task is not Task.TRAINING:
-        raise ConfigError("task", scenario.task.value, f"is not supported yet with adapter.kind = {adapter.kind}")
-
-
 GROUPED_ROW_BYTES = 16
 """Rows of grouped_mm's matrices are multiples of it (ATen/native/GroupedMMUtils.h)."""
 
@@ -293,66 +276,6 @@ def check_experts(scenario: Scenario, architecture: Architecture) -> None:
     for name, size in (("hidden_size", architecture.hidden_size), ("intermediate_size", mixed[0].intermediate_size)):
         if size % multiple:
             raise ConfigError(f"model.{name}", size, f"should be a multiple of {multiple}, which grouped_mm's rows are")
-
-
-def _check_quantised(scenario: Scenario) -> None:
-    if scenario.weight_ema:
-        raise ConfigError("weight_ema", True, "should be false with a quantised base, which has no average")
-
-
-def _check_prefix(scenario: Scenario, adapter: Adapter) -> None:
-    """What PEFT refuses (_setup_prompt_encoder), what has no cache, what a single token would do otherwise."""
-    if scenario.recompute in {Recompute.FULL, Recompute.OPERATORS}:
-        problem = f"should be none or selective: {adapter.kind} puts a cache into each layer, which cannot run again"
-        raise ConfigError("recompute", scenario.recompute.value, problem)
-    if scenario.implementation is not Implementation.TRANSFORMERS:
-        problem = f"should be another with implementation = {scenario.implementation}, which has no cache"
-        raise ConfigError("adapter.kind", adapter.kind.value, problem)
-    if scenario.sequence_length == 1:
-        raise ConfigError("sequence_length", 1, f"should be at least 2 with adapter.kind = {adapter.kind}")
-    if adapter.encoder_hidden_size is not None and not adapter.prefix_projection:
-        problem = "is not read without prefix_projection, which is false"
-        raise ConfigError("adapter.encoder_hidden_size", adapter.encoder_hidden_size, problem)
-
-
-def _with_prefix(scenario: Scenario, architecture: Architecture) -> Architecture:
-    """`architecture` with the adapter's prefix in its layers, if it has one."""
-    length = num_prefix_tokens(scenario.adapter)
-    if length and scenario.adapter and architecture.kind.cache_holder is None:
-        problem = f"is not supported yet for {architecture.model_type}"
-        raise ConfigError("adapter.kind", scenario.adapter.kind.value, problem)
-    return architecture.with_prefix(length)
-
-
-def _with_adapted_layers(scenario: Scenario, architecture: Architecture) -> Architecture:
-    """`architecture` with the layers marked that the adapter leaves as they are."""
-    adapter = scenario.adapter
-    indices = adapter.layers_to_transform if adapter else None
-    if adapter is None or indices is None:
-        return architecture
-    if max(indices) >= architecture.num_layers:
-        problem = f"should be numbers of layers, from 0 to {architecture.num_layers - 1}"
-    elif adapter.target_modules and ALL_LINEAR in adapter.target_modules:
-        problem = "should be none with target_modules = all-linear: PEFT takes it with a list of names only"
-    elif adapter.modules_to_save:
-        problem = "is not supported yet with modules_to_save"
-    else:
-        return architecture.with_adapted_layers(indices)
-    raise ConfigError("adapter.layers_to_transform", list(indices), problem)
-
-
-def _refuse_unread_fields(adapter: Adapter) -> None:
-    kind = adapter.kind
-    for name, field in Adapter.model_fields.items():
-        value = getattr(adapter, name)
-        if name != "kind" and name not in ADAPTER_FIELDS[kind] and value != field.default:
-            raise ConfigError(
-                f"adapter.{name}", plain(value), f"is not read with adapter.kind = {kind}; choose another kind"
-            )
-
-
-def plain(value: object) -> object:
-    return value.value if isinstance(value, StrEnum) else value
 
 
 def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
