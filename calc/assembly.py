@@ -5,30 +5,23 @@ from dataclasses import replace
 from itertools import pairwise
 
 from .adapters.facts import OUTPUT_LAYER, adapter_facts
-from .architecture import Architecture, Dropouts, Experts, Latent, Layer
-from .attention import CROSS_WORKSPACE, AttentionCore
+from .architecture import Architecture, Dropouts, Layer
+from .attention import AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
 from .cache import Cache, CacheUse, Room
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
-from .expert_load import tokens_of, tokens_of_experts
 from .generation import Generation, Growth, with_cache
 from .kernels import (
-    BIAS_GRADIENT_MULTIPLE,
-    FLASH_SEQUENCE_BLOCK,
     HEAD_MULTIPLE,
     MASK_MULTIPLE,
-    STATISTICS_BLOCK,
     accumulates_output,
-    efficient_workspace_floats,
-    flash_head,
     is_grouped,
     layer_kernel,
     needs_mask,
     packs_heads,
     repeats_heads,
-    round_up,
 )
 from .kinds import CacheHolder, SharedHeads
 from .ledger import Tensor
@@ -42,8 +35,6 @@ from .plan import BITSANDBYTES, Plan, Workload
 from .recomputation import layers_in_a_row
 from .router_loss import has_router_loss
 from .scenario import (
-    PREFIXED,
-    Adapter,
     Attention,
     CacheImplementation,
     ExpertLoad,
@@ -56,6 +47,7 @@ from .scenario import (
 )
 from .sizes import Sizes
 from .step import Step, StepFacts, step
+from .symbols import common_sizes, expert_loads, kernel_sizes, layer_sizes, load_sizes
 
 NUM_CODES = 256
 """Of a byte."""
@@ -88,7 +80,7 @@ def step_memory(architecture: Architecture, workload: Workload, plan: Plan) -> S
     course = outline(built, tuple(_layout(built, counts)), accumulates=workload.gradient_accumulation_steps > 1)
     common = common_sizes(architecture, workload, plan)
     sizes = tuple(
-        Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan) | _load_sizes(layer, workload, plan))
+        Sizes(common | layer_sizes(layer) | kernel_sizes(layer, common, plan) | load_sizes(layer, workload, plan))
         for layer in groups
     )
     _count_trained(course, sizes, plan)
@@ -290,7 +282,7 @@ def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Pla
         frozen=layer.frozen,
         liger=plan.use_liger_kernel,
         core=_core(layer, dropouts, workload, plan),
-        num_hit=len(_loads(layer, workload, plan)),
+        num_hit=len(expert_loads(layer, workload, plan)),
         copies_experts=(layer.experts is not None and plan.experts_implementation is ExpertsImplementation.BATCHED_MM),
         cross=_cross_core(layer, dropouts, workload, plan) if layer.kind.decodes else None,
         kept_modules=layer.kept_modules,
@@ -367,142 +359,3 @@ def _room(layer: Layer, length: int) -> Room:
 def _with_prompt(workload: Workload, plan: Plan) -> Workload:
     """The sequences as the model gets them."""
     return replace(workload, sequence_length=workload.sequence_length + num_prompt_tokens(plan.adapter))
-
-
-def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
-    """The symbols that mean the same in all sections."""
-    length, target_length = workload.sequence_length, workload.target_length
-    before = max(layer.num_prefix_tokens for layer, _ in architecture.layers)
-    keys = length + before
-    tokens = workload.micro_batch_size * length
-    kept = plan.eval_accumulation_steps
-    chunk = chunk_tokens(plan.loss, tokens, architecture.vocab_size, architecture.hidden_size)
-    return {
-        "B": workload.micro_batch_size,
-        "C": chunk,
-        "C2": min(chunk, tokens - chunk),
-        "S": length,
-        "S+1": length + 1,
-        "T": before,
-        "S+T": keys,
-        "S+T+1": keys + 1,
-        "S+T⌈8⌉": round_up(keys, MASK_MULTIPLE),
-        "S⌈8⌉": round_up(length, MASK_MULTIPLE),
-        "S⌈32⌉": round_up(length, STATISTICS_BLOCK),
-        "S⌈128⌉": round_up(length, FLASH_SEQUENCE_BLOCK),
-        "L": architecture.num_layers,
-        "V": architecture.vocab_size,
-        "P": architecture.max_position_embeddings,
-        "P+2": architecture.max_position_embeddings + 2,
-        "H": architecture.hidden_size,
-        **(_decoder_sizes(length, target_length) if target_length else {}),
-        **({"I": architecture.num_position_buckets} if architecture.num_position_buckets else {}),
-        **({"J": architecture.type_vocab_size} if architecture.type_vocab_size else {}),
-        **next((_expert_sizes(layer.experts) for layer, _ in architecture.layers if layer.experts), {}),
-        **({"U": architecture.num_labels} if architecture.num_labels else {}),
-        **({"A": kept, "A-1": kept - 1} if kept else {}),
-        **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
-        **_window_sizes(architecture, length),
-    }
-
-
-def _window_sizes(architecture: Architecture, length: int) -> dict[str, int]:
-    """Of a cache's layers with a window, which have one for all."""
-    windowed = (layer for layer, _ in architecture.layers if layer.sliding_window)
-    layer = next((layer for layer in windowed if layer.num_stored_tokens or layer.num_places), None)
-    if layer is None:
-        return {}
-    keys = length + layer.num_prefix_tokens
-    return {
-        "Tk": layer.num_places or layer.num_stored_tokens,
-        "S+Tw": keys,
-        "S+Tw+1": keys + 1,
-        "S+Tw⌈8⌉": round_up(keys, MASK_MULTIPLE),
-    }
-
-
-def _decoder_sizes(source_length: int, length: int) -> dict[str, int]:
-    return {
-        "Z": length,
-        "Z-1": length - 1,
-        "Z⌈8⌉": round_up(length, MASK_MULTIPLE),
-        "Z⌈16⌉": round_up(length, BIAS_GRADIENT_MULTIPLE),
-        "S⌈16⌉": round_up(source_length, BIAS_GRADIENT_MULTIPLE),
-        "Z⌈32⌉": round_up(length, STATISTICS_BLOCK),
-        "Z⌈128⌉": round_up(length, FLASH_SEQUENCE_BLOCK),
-    }
-
-
-def _adapter_sizes(adapter: Adapter, architecture: Architecture, length: int) -> dict[str, int]:
-    layer = architecture.layers[0][0]
-    width = layer.num_key_value_heads * layer.head_dim if adapter.kind in PREFIXED else architecture.hidden_size
-    return {
-        "R": adapter.rank,
-        "T": adapter.num_virtual_tokens,
-        "S-T": length - num_prompt_tokens(adapter),
-        "E": adapter.encoder_hidden_size or width,
-    }
-
-
-def layer_sizes(layer: Layer) -> dict[str, int]:
-    """The symbols of one layer."""
-    return {
-        "F": layer.intermediate_size,
-        **(_expert_sizes(layer.experts) if layer.experts else {}),
-        **(_latent_sizes(layer, layer.latent) if layer.latent else {}),
-        "N": layer.num_attention_heads,
-        "K": layer.num_key_value_heads,
-        "N+2K": layer.num_attention_heads + 2 * layer.num_key_value_heads,
-        "D": layer.head_dim,
-        "D/2": layer.head_dim // 2,
-        "Q": layer.rotary_dim,
-        "Q/2": layer.rotary_dim // 2,
-        "D-Q": layer.head_dim - layer.rotary_dim,
-        "D⌈8⌉": round_up(layer.head_dim, HEAD_MULTIPLE),
-        "D⌈32⌉": flash_head(layer.head_dim),
-    }
-
-
-def _expert_sizes(experts: Experts) -> dict[str, int]:
-    return {
-        "X": experts.num_experts,
-        "X+1": experts.num_experts + 1,
-        "Y": experts.num_experts_per_tok,
-        "G": experts.shared_intermediate_size,
-        "Xg": experts.num_groups,
-        "Yg": experts.num_groups_per_tok,
-    }
-
-
-def _loads(layer: Layer, workload: Workload, plan: Plan) -> list[int]:
-    """Where a layer's experts run in a loop, the tokens of each that gets any."""
-    if layer.experts is None or plan.experts_implementation is not ExpertsImplementation.EAGER:
-        return []
-    num_tokens = workload.micro_batch_size * workload.sequence_length
-    return [tokens for tokens in tokens_of_experts(plan.expert_load, layer.experts, num_tokens) if tokens]
-
-
-def _load_sizes(layer: Layer, workload: Workload, plan: Plan) -> dict[str, int]:
-    return {tokens_of(number): tokens for number, tokens in enumerate(_loads(layer, workload, plan), 1)}
-
-
-def _latent_sizes(layer: Layer, latent: Latent) -> dict[str, int]:
-    left = layer.head_dim - layer.rotary_dim
-    return {
-        "Dv": latent.value_head_dim,
-        "D-Q+Dv": left + latent.value_head_dim,
-        "Rq": latent.query_rank,
-        "Rk": latent.key_value_rank,
-        "Rk+Q": latent.key_value_rank + layer.rotary_dim,
-    }
-
-
-def kernel_sizes(layer: Layer, common: dict[str, int], plan: Plan) -> dict[str, int]:
-    """The symbols that also depend on the step's sizes."""
-    num_heads = common["B"] * layer.num_attention_heads
-    length, compute = common["Z" if layer.kind.decodes else "S"], plan.numerics.compute
-    keys = {"W": length + layer.num_prefix_tokens, **({CROSS_WORKSPACE: common["S"]} if layer.kind.decodes else {})}
-    return {
-        name: efficient_workspace_floats(length, num_keys, layer.head_dims, num_heads, compute)
-        for name, num_keys in keys.items()
-    }

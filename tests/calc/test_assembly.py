@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 
-from calc.assembly import common_sizes, layer_sizes, step_memory
+from calc.assembly import step_memory
 from calc.hf_config import architecture
 from calc.memory import StepMemory
 from calc.plan import Plan, Workload
 from calc.scenario import Adapter, Attention, Recompute
+from calc.symbols import common_sizes, layer_sizes
 
 QWEN2 = {
     "model_type": "qwen2",
