@@ -23,7 +23,7 @@ from .kinds import Wiring
 from .memory import StepMemory
 from .model_source import load_model, load_to_run
 from .notes import notes
-from .plan import PAGED_FIELDS, Plan, Workload, resolve
+from .plan import PAGED_FIELDS, Plan, Workload, resolve, resolve_evaluation
 from .scenario import Scenario, Task, num_prefix_tokens
 from .totals import Flops, Parameters, generation_flops, step_flops, step_parameters
 
@@ -142,7 +142,7 @@ def estimate(scenario: Scenario) -> Estimate:
 def _evaluation(scenario: Scenario, architecture: Architecture) -> StepMemory | None:
     """The evaluation of the training `scenario`; None where there is none."""
     with suppress(ConfigError):
-        return step_memory(*resolve(scenario.model_copy(update={"task": Task.EVALUATION}), architecture))
+        return step_memory(*resolve_evaluation(scenario, architecture))
     return None
 
 

@@ -157,13 +157,28 @@ def resolve(scenario: Scenario, architecture: Architecture) -> tuple[Architectur
 
     Raises ConfigError for what is not supported yet and for pairs that cannot be.
     """
+    _check(scenario, architecture)
+    if scenario.task is Task.EVALUATION:
+        resolve(scenario.model_copy(update=AROUND_IT), architecture)
+        scenario = _evaluated(scenario)
+    return _resolved(scenario, architecture)
+
+
+def resolve_evaluation(training: Scenario, architecture: Architecture) -> tuple[Architecture, Workload, Plan]:
+    """The same of the evaluation between the steps of `training`, which has been resolved."""
+    scenario = training.model_copy(update={"task": Task.EVALUATION})
+    _check(scenario, architecture)
+    return _resolved(_evaluated(scenario), architecture)
+
+
+def _check(scenario: Scenario, architecture: Architecture) -> None:
     refuse_what_comes_later(scenario)
     check_experts(scenario, architecture)
     check_autocast(scenario, architecture)
     check_encoder_decoder(scenario, architecture)
-    if scenario.task is Task.EVALUATION:
-        resolve(scenario.model_copy(update=AROUND_IT), architecture)
-        scenario = _evaluated(scenario)
+
+
+def _resolved(scenario: Scenario, architecture: Architecture) -> tuple[Architecture, Workload, Plan]:
     if scenario.num_labels is not None:
         architecture = with_classifier(architecture, scenario.num_labels, "num_labels")
     if scenario.problem_type is not None:
