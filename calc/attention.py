@@ -126,7 +126,8 @@ class AttentionCore:
         cast has written out."""
         in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.cached_by_head
         finds_others = self.is_cached and not self.cache.attends_text
-        several_tokens = not self.one_token or finds_others or self.crosses
+        expanded = self.grouped and not in_order  # of one head: not even single tokens lie side by side
+        several_tokens = not self.one_token or finds_others or self.crosses or expanded
         return not (self.one_sequence or self.one_head or in_order) and several_tokens
 
     def copies_gradient_by_token(self, *, one_head: bool, cast: bool = False) -> bool:

@@ -32,7 +32,8 @@ def assert_read_as_meant(config: PreTrainedConfig, written: dict[str, Any]) -> A
     for name in COMMON_NAMES:
         if hasattr(config, name):  # Bloom's positions have no end
             assert getattr(read, name) == getattr(config, name), name
-    assert read.num_layers == config.num_hidden_layers + getattr(config, "num_decoder_layers", 0)
+    decoder_layers = getattr(config, "num_decoder_layers", getattr(config, "decoder_layers", 0))
+    assert read.num_layers == config.num_hidden_layers + decoder_layers
     assert read.tied_embeddings == config.tie_word_embeddings
     return read
 

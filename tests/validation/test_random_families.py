@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from calc import Adapter, ConfigError, Scenario, estimate
 from calc.plan import SUPPORTED
-from calc.scenario import AdapterDType, Recompute
-from tests.validation.families import FAMILIES, configs
+from calc.scenario import AdapterDType, Attention, Precision, Recompute
+from tests.validation.families import FAMILIES, config_of, configs
 from tests.validation.random_steps import OPTIMIZERS, PRECISIONS, SLOW, TIMES, agree
 from validation.trace import trace
 
@@ -52,3 +52,16 @@ def test_random_steps_of_families(scenario: Scenario) -> None:
         reject()  # what a family does not go with has tests of its own
     assert isinstance(scenario.model, dict)
     agree(scenario, trace(scenario, scenario.model))
+
+
+def test_one_token_of_one_key_value_head() -> None:
+    """Found by random steps: heads of one expanded key/value head never lie side by side."""
+    config = config_of("exaone4") | {"num_key_value_heads": 1, "hidden_size": 144, "num_attention_heads": 6}
+    scenario = Scenario(
+        model=config,
+        micro_batch_size=2,
+        sequence_length=1,
+        attention=Attention.EAGER,
+        precision=Precision.BF16,
+    )
+    agree(scenario, trace(scenario, config))
