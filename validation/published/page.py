@@ -137,14 +137,18 @@ def _percent(share: float) -> str:
 
 
 def readme_line(compared: Compared) -> str:
-    """The short form."""
+    """The short form, with the largest of the steps that are exact."""
     found = [summary(*each) for each in compared if each[0].compared != "device"]
     of_device = [summary(*each) for each in compared if each[0].compared == "device"]
     figures, exactly = (sum(each[name] for each in found) for name in ("figures", "exact"))
     largest = max(each["max_relative_error"] for each in found)
     readings = sum(each["figures"] for each in of_device)
     farthest = max(each["max_relative_error"] for each in of_device)
+    steps = ((source, each) for source, of in compared if source.compared == "step" for each in of if exact(each))
+    source, top = max(steps, key=lambda step: step[1].published_bytes)
     return (
+        f"Others measured {top.published_bytes:,} bytes ({top.setup}, {source.gpu}); the estimate, with what their\n"
+        f"script holds beside the step, is {top.our_bytes:,}.\n"
         f"Against {figures} figures that others measured on an A100, H100, L40S or RTX 4090 and published: {exactly}\n"
         f"exact to 1 KiB, the largest difference {largest:.2%}. Against {readings} readings of nvidia-smi (A100):\n"
         f"at most {farthest:.1%} apart, the allocator's gaps and the context included.\n"
