@@ -8,6 +8,8 @@ from .kinds import Mixture
 from .scenario import ExpertLoad, ExpertsImplementation, Recompute, Scenario
 
 FIELD, HOW = "expert_load", "experts_implementation"
+MOST_LOOPED = 512
+"""No known model has more experts; each is written down by itself."""
 Load = ExpertLoad | tuple[float, ...]
 """Even, worst, or a histogram: what each expert gets, in any unit."""
 
@@ -21,7 +23,8 @@ def tokens_of_experts(load: Load, experts: Experts, num_tokens: int) -> list[int
     if load == ExpertLoad.WORST:
         return [num_tokens] * chosen + [0] * (count - chosen)
     shares = [Fraction(1)] * count if isinstance(load, ExpertLoad) else [Fraction(each) for each in load]
-    exact = [chosen * num_tokens * share / sum(shares) for share in shares]
+    whole = sum(shares)
+    exact = [chosen * num_tokens * share / whole for share in shares]
     tokens = [int(each) for each in exact]
     left = chosen * num_tokens - sum(tokens)
     for index in sorted(range(count), key=lambda index: tokens[index] - exact[index])[:left]:
@@ -45,6 +48,9 @@ def expert_load(scenario: Scenario, architecture: Architecture) -> Load:
     in_a_loop = scenario.experts_implementation is ExpertsImplementation.EAGER
     if in_a_loop and scenario.recompute is Recompute.OPERATORS:
         raise ConfigError(HOW, "eager", "is not supported yet with recompute = operators")
+    most = max((layer.experts.num_experts for layer in mixed if layer.experts), default=0)
+    if in_a_loop and most > MOST_LOOPED:
+        raise ConfigError(HOW, "eager", f"is for at most {MOST_LOOPED} experts, of which each has tensors of its own")
     if not isinstance(scenario.expert_load, ExpertLoad):
         for layer in mixed:
             _check_histogram(scenario.expert_load, layer.experts)

@@ -322,9 +322,17 @@ def _named(targets: Iterable[str], field: str) -> Callable[[str], bool]:
     return lambda module: module in names or LINEAR in names or any(each.match(module) for each in patterns)
 
 
-def _pattern(text: str, field: str) -> re.Pattern[str]:
+MOST_REPEATS = 4
+REPEAT, REPEATED_GROUP = re.compile(r"[*+{]|(?<!\()\?"), re.compile(r"\)[*+{?]")
+
+
+def _pattern(text: str, field: str, end: str = "") -> re.Pattern[str]:
+    """`text` and then `end`. A search may take as long as the name's length to the power of the number of repeats, and
+    of repeated groups ages: a server would stand still."""
+    if REPEATED_GROUP.search(text) or len(REPEAT.findall(text)) > MOST_REPEATS:
+        raise ConfigError(f"model.{field}", text, f"should have at most {MOST_REPEATS} repeats, none of a group")
     try:
-        return re.compile(text)
+        return re.compile(f"(?:{text}){end}")
     except re.error:
         raise ConfigError(f"model.{field}", text, "should be a regular expression") from None
 
@@ -345,7 +353,7 @@ def _as_transformers(fields: Fields, field: str) -> Converts:
 def _unlike(names: Iterable[str], field: str) -> Converts:
     """should_convert_module (transformers 5.23.0, quantizers/quantizers_utils.py): names are patterns up to where a
     module's name ends, or its end."""
-    patterns = [_pattern(rf"(?:{name}){MODULE_END}", field) for name in names]
+    patterns = [_pattern(name, field, MODULE_END) for name in names]
     ends = tuple(names)
     return lambda matrix, module: not module.endswith(ends) and not any(each.match(module) for each in patterns)
 

@@ -1,5 +1,6 @@
 """How tokens spread over experts: counts, what a load changes and what not, what is refused."""
 
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from calc.scenario import ExpertLoad, ExpertsImplementation
 from tests.validation.families import config_of
 
 LOADS = (ExpertLoad.EVEN, ExpertLoad.WORST, (3.0, 1.0, 0.0, 2.0))
+MANY_EXPERTS = config_of("mixtral") | {"num_local_experts": 513}
 LOOP = ExpertsImplementation.EAGER
 SIZES: dict[str, Any] = {"micro_batch_size": 2, "sequence_length": 64}
 
@@ -38,6 +40,14 @@ def test_a_histogram_is_in_any_unit() -> None:
     experts = Experts(num_experts=4, num_experts_per_tok=2)
     assert tokens_of_experts((3, 1, 0, 2), experts, 6) == [6, 2, 0, 4]
     assert tokens_of_experts((0.5, 1 / 6, 0, 1 / 3), experts, 6) == [6, 2, 0, 4]
+
+
+def test_thousands_of_experts_take_no_time() -> None:
+    """Each expert's share of the sum of all, which is summed once: seconds before."""
+    experts = Experts(num_experts=4096, num_experts_per_tok=8)
+    start = perf_counter()
+    assert tokens_of_experts(ExpertLoad.EVEN, experts, 4096) == [8] * 4096
+    assert perf_counter() - start < 1
 
 
 def answer(**fields: Any) -> dict[str, Any]:
@@ -78,6 +88,7 @@ def test_the_loop_does() -> None:
         ({"experts_implementation": "eager", "model": config_of("llama4_text")}, "through all of them"),
         ({"expert_load": "worst", "model": config_of("llama4_text")}, "through all of them"),
         ({"expert_load": "worst", "model": "gpt2"}, "gpt2 is not"),
+        ({"experts_implementation": "eager", "model": MANY_EXPERTS}, "at most 512"),
     ],
     ids=str,
 )

@@ -252,6 +252,16 @@ def test_gpt2s_modules_have_their_full_names() -> None:
     assert stored(left, config)["transformer.h.*.mlp.c_fc.weight_scale_inv"][-1] == 1
 
 
+@pytest.mark.parametrize("slow", ["(.+)+x", "(.*)*x", "(a|.){9}x", "a?a?a?a?a?x", ".*.*.*.*.*x", "a)*(?:b"])
+def test_patterns_that_take_ages_are_refused(slow: str) -> None:
+    """A server reads them from anybody."""
+    ignoring = compressed("int-quantized", (f"re:{slow}",), strategy="channel")
+    for config in (FP8 | {"modules_to_not_convert": [slow]}, ignoring):
+        with pytest.raises(ConfigError, match="at most 4 repeats, none of a group") as refusal:
+            checkpoint_weights(LLAMA | {"quantization_config": config})
+        assert refusal.value.value == slow
+
+
 @pytest.mark.parametrize(
     ("quantisation", "field"),
     [

@@ -88,6 +88,15 @@ def test_translations_put_in_the_same() -> None:
         assert all(value in chinese.format(*values) for value in values), english
 
 
+@pytest.mark.parametrize("gpu", ["v100-sxm2-32gb", "h100-sxm-80g", "rtx-4091"])
+def test_names_that_were_meant_are_asked_for_in_chinese(gpu: str) -> None:
+    with pytest.raises(ConfigError, match="did you mean") as refused:
+        estimate(Scenario(model="gpt2", gpu=gpu))
+    chinese = in_language(refused.value.expected, Language.CHINESE)
+    assert "did you mean" not in chinese
+    assert " or " not in chinese
+
+
 def test_english_and_the_unknown_stay_as_they_are() -> None:
     assert in_language("should be true or false", Language.ENGLISH) == "should be true or false"
     assert in_language("nobody said this", Language.CHINESE) == "nobody said this"
