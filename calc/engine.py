@@ -16,21 +16,20 @@ from math import ceil
 from typing import Any
 
 from .architecture import Architecture, Layer
+from .dimensions import Blocks
 from .dtype import DType
 from .hardware import Gpu
 from .kernels import round_up
 from .ledger import Kind, Shape, Tensor
 from .lifetimes import Event
 from .memory import StepMemory
-from .paging import cache_type
+from .paging import ASSUMED_SMS, Kernel, cache_type
 from .plan import Plan
 from .sizes import Measures, Sizes, storage_bytes
 from .timeline import Course, Phase, Program, Stretch, Surplus, Timeline, timeline
 
 VOCABULARY_MULTIPLE = 64
 """DEFAULT_VOCAB_PADDING_SIZE of vocab_parallel_embedding.py: the head's rows are a multiple of it."""
-ASSUMED_SMS = 132
-"""Of an H100, where no GPU is named: the sampler's kernel has a buffer for each."""
 NON_TORCH_BYTES = round(0.11 * 2**30)
 """What appears outside of PyTorch's allocator while vLLM starts: 0.11 GiB with Qwen2.5-0.5B and Qwen3.5-4B on an A100
 (ovg-project/kvcached, pull request 448). Assumed for all."""
@@ -41,6 +40,12 @@ KEEPS_GATE_AND_UP = frozenset({"qwen2", "qwen3"})
 """Qwen2MLP.forward has a name of its own for them until it returns; LlamaMLP's goes to the next tensor."""
 NORMS_HEADS = frozenset({"qwen3"})
 """Queries and keys are normed by head, into new tensors."""
+
+ROTARY = "rotary_emb."
+"""How the names of transformers' rotary buffers begin."""
+SUMS_TOKENS, SUMS_STEP, SUMS_ROWS = 64, 16, 256
+"""Of Marlin's c_tmp: at most as many tokens, in multiples of 16, by max_thread_n, for each multiprocessor."""
+FP8_INPUTS_PER_SCALE = 128
 
 TOKENS = "M"
 STREAM: Shape = (TOKENS, "H")
@@ -207,8 +212,9 @@ class Engine:
             sampled = min(num_tokens, most)
             rows = min(1 << (min(sms, sampled) - 1).bit_length(), sms)
             own = {TOKENS: num_tokens, SAMPLED: sampled, "Pr": rows, "V⌈64⌉": padded, "2F": 2 * common["F"]}
+            of_kernel = {"Ms": sms * min(round_up(num_tokens, SUMS_STEP), SUMS_TOKENS) * SUMS_ROWS}
             of_cache = {"Bt": most, "Pq": pages, "Pb": self.cache_bytes + null_bytes, "Mt": tokens}
-            return Sizes(common | own | of_cache)
+            return Sizes(common | own | of_kernel | of_cache)
 
         return [of_pass(tokens), of_pass(self.num_sequences)]
 
@@ -223,7 +229,7 @@ class Engine:
     def persistent(self) -> Iterator[Surplus]:
         """The weights, what the runner gives each pass, the rotary table."""
         for _, tensors, times in self.prefill.persistent():
-            yield 0, {tensor: count for tensor, count in tensors.items() if tensor.kind is Kind.PARAMETERS}, times
+            yield 0, {tensor: count for tensor, count in tensors.items() if _is_weight(tensor)}, times
         yield 0, dict.fromkeys(self._own, 1), 1
 
     @cached_property
@@ -235,15 +241,15 @@ class Engine:
     @cached_property
     def persistent_bytes(self) -> dict[Kind, int]:
         own = dict.fromkeys(self.prefill.persistent_bytes, 0)
-        own[Kind.PARAMETERS] = self.prefill.persistent_bytes[Kind.PARAMETERS]
-        for tensor in self._own:
-            own[tensor.kind] += storage_bytes(tensor, self.sizes[0])
+        for _, tensors, times in self.persistent():
+            for tensor, count in tensors.items():
+                own[tensor.kind] += times * count * storage_bytes(tensor, self.sizes[0])
         return own
 
     @property
     def structure(self) -> object:
         """All that the counts of its tensors depend on beside sizes."""
-        return self.prefill.structure, self.architecture.model_type, self.output_length > 0
+        return self.prefill.structure, self.architecture.model_type, self.output_length > 0, self._kernel
 
     @property
     def origins(self) -> Mapping[str, str]:
@@ -276,27 +282,51 @@ class Engine:
     def _tensor(self, name: str, shape: Shape, dtype: DType | None = None) -> Tensor:
         return Tensor(name, shape, dtype or self.plan.numerics.weights, Kind.TEMPORARIES)
 
+    @property
+    def _kernel(self) -> str | None:
+        """Whose products the layers' are."""
+        return self.plan.quantisation.format.kernel if self.plan.quantisation else None
+
+    def _product(self, width: Shape, out: Tensor, *, has_bias: bool) -> list[Event]:
+        """A linear module on tokens of `width`: `out`, and what it makes for a moment. Marlin sums in a buffer
+        (marlin_gemm's c_tmp); fp8 products take their input in fp8 with a scale for 128 elements
+        (Fp8BlockScaledMMLinearKernel.apply_weights) and add a bias into a new tensor; Machete's workspace is left out.
+        """
+        if self._kernel == Kernel.MARLIN:
+            sums = self._tensor("sums", ("Ms",), DType.FP32)
+            return [(out, True), (sums, True), (sums, False)]
+        if self._kernel == Kernel.FP8:
+            codes = self._tensor(f"input of {out.name} in fp8", (TOKENS, *width), DType.FP8)
+            per_scale = (TOKENS, Blocks(width, FP8_INPUTS_PER_SCALE))
+            scales = self._tensor(f"{codes.name}, scales", per_scale, DType.FP32)
+            plain = [self._tensor(f"{out.name} without bias", out.shape)] if has_bias else []
+            inside = [codes, scales, *plain]
+            return [*((tensor, True) for tensor in (*inside, out)), *((tensor, False) for tensor in inside)]
+        return [(out, True)]
+
     def _layer(self, *, first: bool) -> list[Event]:
         """LlamaDecoderLayer.forward. What a layer was given lives until it returns: its caller holds it. The first
         norms the residual stream into a new tensor, later ones what they were given, in place."""
-        family = self.architecture.model_type
+        family, kind = self.architecture.model_type, self.architecture.layers[0][0].kind
         hidden = self._tensor("hidden_states", STREAM)
         qkv, out = self._tensor("qkv", (TOKENS, "N+2K", "D")), self._tensor("attention output", (TOKENS, "N", "D"))
         turned = [self._tensor(f"{name} normed", (TOKENS, heads, "D")) for name, heads in (("q", "N"), ("k", "K"))]
         attended = self._tensor("o_proj output", STREAM)
         gate_up, activated = self._tensor("gate and up", (TOKENS, "2F")), self._tensor("activation", (TOKENS, "F"))
-        inside = [qkv, *(turned if family in NORMS_HEADS else []), out]
+        made = [*(turned if family in NORMS_HEADS else []), out]
         kept_to_the_end = family in KEEPS_GATE_AND_UP
         given = self._tensor("normed hidden_states", STREAM) if first else hidden
         return [
             *([(given, True)] if first else []),
-            *((tensor, True) for tensor in (*inside, attended)),
-            *((tensor, False) for tensor in inside),
+            *self._product(("H",), qkv, has_bias=kind.query_key_value_bias),
+            *((tensor, True) for tensor in made),
+            *self._product(("N", "D"), attended, has_bias=kind.output_bias),
+            *((tensor, False) for tensor in (qkv, *made)),
             *([(given, False)] if first else []),
-            (gate_up, True),
+            *self._product(("H",), gate_up, has_bias=kind.mlp_bias),
             (activated, True),
             *([] if kept_to_the_end else [(gate_up, False)]),
-            (hidden, True),
+            *self._product(("F",), hidden, has_bias=kind.mlp_bias),
             *([(gate_up, False)] if kept_to_the_end else []),
             (activated, False),
             (attended, False),
@@ -321,3 +351,8 @@ class Engine:
             (noise, True),
             *((tensor, False) for tensor in done),
         ]
+
+
+def _is_weight(tensor: Tensor) -> bool:
+    """Or belongs to one, as its scales do: the rotary table is the engine's own."""
+    return tensor.kind is Kind.PARAMETERS or (tensor.kind is Kind.BUFFERS and not tensor.name.startswith(ROTARY))

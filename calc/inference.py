@@ -60,10 +60,10 @@ def resolve_inference(
     )
     architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
     if quantisation is not None:
-        if scenario.page_size is not None:
-            raise ConfigError("page_size", scenario.page_size, "is not supported yet with quantised weights")
         architecture, quantisation = _quantised(architecture, quantisation)
     gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
+    if quantisation is not None and scenario.page_size is not None:
+        quantisation = _in_vllm(architecture, quantisation, gpu)
     pages = paging(scenario, architecture, workload, NUMERICS[precision].weights.label, gpu)
     plan = Plan(
         task=scenario.task,
@@ -153,8 +153,7 @@ def _quantised(architecture: Architecture, quantisation: "Quantisation") -> "tup
     if architecture.num_layers > MOST_LAYERS:
         problem = f"should be at most {MOST_LAYERS} with quantised weights, which are told apart layer by layer"
         raise ConfigError("model.num_hidden_layers", architecture.num_layers, problem)
-    value = plain(quantisation.name) or quantisation.method
-    field = "weight_dtype" if quantisation.name else QUANTISATION_METHOD
+    field, value = _named(quantisation)
     if architecture.model_type in quantisation.format.not_of:
         raise ConfigError(field, value, f"is not supported yet for {architecture.model_type} with task = inference")
     is_mxfp4, is_gpt_oss = quantisation.format.of_experts is not None, architecture.model_type == "gpt_oss"
@@ -168,6 +167,35 @@ def _quantised(architecture: Architecture, quantisation: "Quantisation") -> "tup
         architecture, of_ends = with_types(architecture, quantisation.name)
         return architecture, replace(quantisation, types_of_ends=of_ends)
     return with_kept_modules(architecture, quantisation), quantisation
+
+
+def _in_vllm(architecture: Architecture, quantisation: "Quantisation", gpu: Gpu | None) -> "Quantisation":
+    """As vLLM keeps it on `gpu`. Raises ConfigError for what is not built."""
+    from .quantisation.vllm import TILE, device_of, on_device
+    from .quantisation.weights import shares_whole_groups
+
+    field, value = _named(quantisation)
+    if quantisation.format.in_vllm is None:
+        raise ConfigError(
+            field,
+            value,
+            "is not supported yet with page_size; supported: GPTQ (symmetric, not reordered) and AWQ with groups of 64 "
+            "or 128 and a head left as it is, fp8 in blocks of 128 × 128 with dynamic activations",
+        )
+    if any(layer.kept_modules for layer, _ in architecture.layers):
+        raise ConfigError(field, value, "is not supported yet with page_size where a linear module is left as it is")
+    quantisation = on_device(quantisation, device_of(gpu))
+    if not shares_whole_groups(architecture, quantisation):
+        problem = f"is not supported yet with page_size for matrices whose sides are no multiples of {TILE[0]}"
+        raise ConfigError(field, value, problem)
+    return quantisation
+
+
+def _named(quantisation: "Quantisation") -> tuple[str, str]:
+    """The field that says it, and its value."""
+    if quantisation.name is None:
+        return QUANTISATION_METHOD, quantisation.method
+    return "weight_dtype", quantisation.name.value
 
 
 def check_weights(gpu: Gpu | None, plan: Plan) -> None:

@@ -87,6 +87,7 @@ SYMBOLS = {
     "Bm": "sequences whose next token an engine samples at once",
     "Bt": "max_num_seqs",
     "Pr": "rows of the sampler's buffer: one for each multiprocessor, at most one for each sequence",
+    "Ms": "sums of Marlin's blocks, for each multiprocessor those of up to 64 tokens",
     "Pq": "pages of one sequence",
     "Pb": "bytes of all pages, of all layers",
     "2F": "2 intermediate_size",

@@ -9,6 +9,7 @@ from .efficiency import reachable
 from .hardware import Gpu
 from .kernels import OBSTACLES, layer_kernel
 from .kinds import LLAMA_ROTARY, Head, Mixture, Wiring
+from .paging import Kernel
 from .plan import BITSANDBYTES, Plan, Workload
 from .scenario import (
     PREFIXED,
@@ -41,7 +42,9 @@ CUDNN_FIRST = ("9.0", "10.0", "10.3")
 def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> tuple[str, ...]:
     """Plain sentences, the general ones first; of an engine, which none of transformers' kernels runs, its own."""
     if plan.page_size is not None:
-        return (*_of_gpu(gpu), *_of_length(architecture, workload), CACHE_NOTES[None])
+        kernel = plan.quantisation.format.kernel if plan.quantisation else None
+        of_weights = (KERNEL_NOTES[kernel],) if kernel else ()
+        return (*_of_gpu(gpu), *_of_length(architecture, workload), CACHE_NOTES[None], *of_weights)
     return (
         *GENERAL,
         *_of_family(architecture),
@@ -313,6 +316,21 @@ def _of_weights(plan: Plan) -> Iterator[str]:
 
 
 KERNEL_NOTES = {
+    Kernel.MARLIN: (
+        "Quantised weights as vLLM 0.27.1's Marlin keeps them: repacked, scales in the precision's type, those of fp8 "
+        "for each row; GPTQ's zero points and g_idx are dropped. Each product has a buffer for its sums. From the "
+        "source; not measured."
+    ),
+    Kernel.MACHETE: (
+        "Quantised weights as vLLM 0.27.1 keeps them for Machete, its kernel on Hopper, and assumed where no GPU is "
+        "named: repacked, scales in the precision's type, AWQ's zero points too; GPTQ's zero points and g_idx stay. "
+        "From the source; not measured. Left out: the workspace of its products."
+    ),
+    Kernel.FP8: (
+        "fp8 weights with fp32 scales of blocks, as vLLM 0.27.1 keeps them where the GPU multiplies fp8; products take "
+        "their input in fp8 with an fp32 scale for 128 elements. From the source; not measured. Left out: how DeepGEMM "
+        "packs scales on Blackwell, what kernels keep for themselves."
+    ),
     "bitsandbytes": (
         "4-bit weights follow the source of bitsandbytes 0.50.2 (gemm_4bit) and an emulation written after it; not "
         "measured. For up to 4 tokens at once a fused kernel reads them as they are; for more, each product is taken "

@@ -2,6 +2,7 @@
 says of them, filled in and checked."""
 
 from collections.abc import Mapping
+from enum import StrEnum
 from fractions import Fraction
 from typing import Any, NamedTuple
 
@@ -20,6 +21,18 @@ LARGE_GPU_BYTES = 70 * 2**30
 LARGE_GPU_DEFAULTS = {"max_num_batched_tokens": 8192, "max_num_seqs": 1024}
 DEFAULTS = {"max_num_batched_tokens": 2048, "max_num_seqs": 256}
 """EngineArgs.get_batch_defaults, of the server: an A100 counts as small, whatever its memory."""
+
+
+ASSUMED_SMS = 132
+"""Multiprocessors of an H100, where no GPU is named: kernels have a buffer for each."""
+
+
+class Kernel(StrEnum):
+    """Of vLLM's products with quantised weights."""
+
+    MARLIN = "Marlin"
+    MACHETE = "Machete"
+    FP8 = "fp8 in vLLM"
 
 
 class CacheType(NamedTuple):

@@ -12,7 +12,7 @@ from calc.dtype import DType
 from calc.errors import ConfigError
 from calc.families.fields import Fields
 
-from . import forward
+from . import forward, vllm
 from .formats import (
     CompressedWeights,
     Format,
@@ -86,10 +86,13 @@ def _gptq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
         return matrix.module != SHARED_EXPERT_GATE and (not names or matrix.module in names)
 
     bits, size = _bits(fields, 2, 3, 4, 8), _group_size(fields)
+    reordered, symmetric = fields.flag("desc_act", default=False), fields.flag("sym", default=True)
+    in_vllm = bits in MARLIN_BITS and size in vllm.GROUP_SIZES and symmetric and not (reordered or head)
     stored = gptq(bits, size, always_biased=not by_gptqmodel)
     kept = Format(
         stored=stored,
         forward=forward.as_stored(stored) if bits in MARLIN_BITS else None,
+        in_vllm=vllm.gptq(bits, size) if in_vllm else None,
         kernel="gptqmodel",
         dtypes=(DType.BF16, DType.FP16),
         group=(1, max(1, size)),
@@ -145,11 +148,12 @@ def _awq(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     def converts(matrix: Matrix, module: str) -> bool:
         return matrix.in_layer and matrix.module != SHARED_EXPERT_GATE and named(matrix, module)
 
-    size = _group_size(fields)
-    stored = awq(_bits(fields, 4), size)
+    bits, size = _bits(fields, 4), _group_size(fields)
+    stored = awq(bits, size)
     kept = Format(
         stored=stored,
         forward=forward.as_stored(stored),
+        in_vllm=vllm.awq(bits, size) if size in vllm.GROUP_SIZES else None,
         kernel="gptqmodel",
         dtypes=(DType.FP16,),  # AwqQuantizer.update_dtype: its kernels take no bf16
         not_of=WITH_CONV1D | WITH_SCALED_ACTIVATIONS,
@@ -207,6 +211,7 @@ def _fp8(fields: Fields, model_type: str | None) -> tuple[Format, Converts]:
     kept = Format(
         stored=stored,
         forward=runs,
+        in_vllm=None if in_kernel else vllm.fp8_blocks(FP8_BLOCK),
         kernel="fp8",
         dtypes=(DType.BF16, DType.FP16),
         multiplies_in=DType.FP8,

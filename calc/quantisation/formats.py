@@ -5,6 +5,7 @@ Left out: what a file holds beside tensors, and bitsandbytes' `quant_state`, som
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from calc.adapters.modules import LinearModule
 from calc.adapters.quantised import WEIGHTS_PER_SCALE, quant_state
@@ -13,6 +14,9 @@ from calc.dtype import DType
 from calc.ledger import Dimension, Kind, Product, Row, Shape, Tensor
 from calc.operators import Numerics
 from calc.scenario import WeightDType
+
+if TYPE_CHECKING:
+    from .vllm import Device
 
 WORD_BITS = 32
 """Of the integers that weights are packed into."""
@@ -68,6 +72,8 @@ class Format:
     """None: its generation is not written down."""
     of_experts: Callable[[list[Row]], list[Row]] | None = None
     """The rows of a mixture's experts whose weights are stored so, in place of their own."""
+    in_vllm: "Callable[[Device], Format] | None" = None
+    """As vLLM keeps it on a device; None: its engine is not written down."""
     kernel: str = ""
     """Whose products these are; notes.py says what is assumed of them."""
     dtypes: tuple[DType, ...] = (DType.BF16, DType.FP16, DType.FP32)
@@ -127,7 +133,7 @@ def matrix_of_experts(tensor: Tensor, product: Product) -> Matrix:
     )
 
 
-def _packed(bits: int, dimensions: Shape) -> Dimension:
+def packed(bits: int, dimensions: Shape) -> Dimension:
     """The words that hold `bits` for each of `dimensions`' elements."""
     return Blocks((bits, *dimensions), WORD_BITS)
 
@@ -138,8 +144,8 @@ def gptq(bits: int, group_size: int, *, always_biased: bool) -> Stored:
 
     def stored(matrix: Matrix) -> Iterator[Tensor]:
         groups = matrix.groups(group_size)
-        yield matrix.weights("qweight", (_packed(bits, matrix.columns), *matrix.rows), DType.INT32)
-        yield matrix.tensor("qzeros", (groups, _packed(bits, matrix.rows)), DType.INT32)
+        yield matrix.weights("qweight", (packed(bits, matrix.columns), *matrix.rows), DType.INT32)
+        yield matrix.tensor("qzeros", (groups, packed(bits, matrix.rows)), DType.INT32)
         yield matrix.tensor("scales", (groups, *matrix.rows), DType.FP16)
         yield matrix.tensor("g_idx", matrix.columns, DType.INT32)
         if always_biased and not matrix.has_bias:
@@ -152,9 +158,9 @@ def awq(bits: int, group_size: int) -> Stored:
     """WQLinear_GEMM (autoawq 0.2.9, modules/linear/gemm.py)."""
 
     def stored(matrix: Matrix) -> Iterator[Tensor]:
-        groups, packed = matrix.groups(group_size), _packed(bits, matrix.rows)
-        yield matrix.weights("qweight", (*matrix.columns, packed), DType.INT32)
-        yield matrix.tensor("qzeros", (groups, packed), DType.INT32)
+        groups, words = matrix.groups(group_size), packed(bits, matrix.rows)
+        yield matrix.weights("qweight", (*matrix.columns, words), DType.INT32)
+        yield matrix.tensor("qzeros", (groups, words), DType.INT32)
         yield matrix.tensor("scales", (groups, *matrix.rows), DType.FP16)
 
     return stored
@@ -237,11 +243,11 @@ def compressed_tensors(scheme: CompressedWeights) -> Stored:
         if bits is None:
             yield matrix.weights("weight", (*matrix.rows, *matrix.columns), scheme.element)
         else:
-            yield matrix.weights("weight_packed", (*matrix.rows, _packed(bits, matrix.columns)), DType.INT32)
+            yield matrix.weights("weight_packed", (*matrix.rows, packed(bits, matrix.columns)), DType.INT32)
             yield matrix.tensor("weight_shape", (2,), DType.INT64)
         yield matrix.tensor("weight_scale", scales, matrix.dtype)
         if not scheme.symmetric:
-            zero_points = scales if bits is None else (_packed(bits, scales[:-1]), scales[-1])
+            zero_points = scales if bits is None else (packed(bits, scales[:-1]), scales[-1])
             yield matrix.tensor("weight_zero_point", zero_points, scheme.element if bits is None else DType.INT32)
         if scheme.reordered:
             yield matrix.tensor("weight_g_idx", matrix.columns, DType.INT32)

@@ -161,7 +161,11 @@ def test_qwens_mlp_holds_gate_and_up_longer() -> None:
         (LLAMA, {"shared_prefix_length": 1001}, "shared_prefix_length", "should be at most prompt_length = 1000"),
         (LLAMA, {"page_size": None, "max_num_seqs": 4}, "max_num_seqs", "is read with page_size only"),
         (LLAMA, {"page_size": None, "kv_cache_dtype": "fp8"}, "kv_cache_dtype", "are a paged engine's"),
-        (LLAMA, {"weight_dtype": "nf4"}, "page_size", "not supported yet with quantised weights"),
+        (LLAMA, {"weight_dtype": "nf4"}, "weight_dtype", "not supported yet with page_size; supported: GPTQ"),
+        (LLAMA, {"weight_dtype": "q4_0"}, "weight_dtype", "not supported yet with page_size"),
+        (LLAMA, {"weight_dtype": "fp8", "gpu": "t4"}, "gpu", "compute capability 8.0 or more with page_size"),
+        (LLAMA, {"weight_dtype": "fp8", "gpu": "mi300x-192gb"}, "gpu", "compute capability 8.0"),
+        (WINDOWED, {"weight_dtype": "gptq-int4"}, "weight_dtype", "no multiples of 128"),
         (LLAMA, {"page_size": 0}, "page_size", "greater than or equal to 1"),
         (LLAMA, {"gpu_memory_utilization": 1.5}, "gpu_memory_utilization", "less than or equal to 1"),
     ],
@@ -188,3 +192,102 @@ def test_its_notes_assume_one_context() -> None:
     said = [note for note in served(gpu="h100-sxm-80gb").notes if "Assumed" in note]
     assert len(said) == 1
     assert "0.11 GiB outside" in said[0]
+
+
+QUANTISED_LINEARS = 80 * (2 * 8192 * 8192 + 2 * 8192 * 1024 + 3 * 8192 * 28672)
+"""Elements of Llama-3.1-70B's matrices in its layers."""
+MERGED_LINEARS, COLUMNS_OF_MERGED = 80 * 4, 80 * (3 * 8192 + 28672)
+
+
+def weights(answer: Estimate) -> int:
+    persistent = answer.memory.persistent_bytes
+    return persistent["parameters"] + persistent["buffers"]
+
+
+@pytest.mark.parametrize(
+    ("weight_dtype", "gpu", "bits", "beside_bytes"),
+    [
+        ("gptq-int4", "a100-sxm-80gb", 4 + 16 / 128, MERGED_LINEARS * 512),
+        ("gptq-int4", "h100-sxm-80gb", 4 + 16 / 128 + 4 / 128, 4 * COLUMNS_OF_MERGED),
+        ("awq-int4", "a100-sxm-80gb", 4 + 16 / 128 + 4 / 128, MERGED_LINEARS * 512),
+        ("awq-int4", "h100-sxm-80gb", 4 + 16 / 128 + 16 / 128, 0),
+        ("awq-int4", "b200-sxm-180gb", 4 + 16 / 128 + 4 / 128, MERGED_LINEARS * 1024),
+        ("fp8", "a100-sxm-80gb", 8 + 16 / 128, MERGED_LINEARS * 512),
+        ("fp8", "l40s", 8 + 32 / 128**2, 0),
+        ("fp8", "h100-sxm-80gb", 8 + 32 / 128**2, 0),
+    ],
+)
+def test_quantised_weights_as_vllm_keeps_them(weight_dtype: str, gpu: str, bits: float, beside_bytes: int) -> None:
+    """Exactly: codes, scales and zero points by element; what each merged matrix has besides: 108 locks of Marlin on an
+    A100, 148 on a B200, each tensor in units of 512 bytes; g_idx that Machete leaves."""
+    quantised = served("llama-3.1-70b", weight_dtype=weight_dtype, gpu=gpu)
+    unquantised = served("llama-3.1-70b", gpu=gpu)
+    saved = weights(unquantised) - weights(quantised)
+    assert saved == QUANTISED_LINEARS * (16 - bits) / 8 - beside_bytes
+
+
+def peak(family: str, *, intermediate_size: int, **fields: Any) -> int:
+    """Where the layers decide, not the sampler."""
+    config = {key: value for key, value in WINDOWED.items() if key != "sliding_window"}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 128}
+    sizes = {"model_type": family, "hidden_size": 512, "intermediate_size": intermediate_size}
+    asked = {"max_num_batched_tokens": 4096, "max_num_seqs": 4} | fields
+    return pages(served(config | heads | sizes, **asked))["activation_peak_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("weight_dtype", "gpu", "product_bytes"),
+    [
+        ("bf16", "h100-sxm-80gb", 0),
+        ("gptq-int4", "h100-sxm-80gb", 0),
+        ("gptq-int4", "a100-sxm-80gb", 108 * 64 * 256 * 4),
+        ("fp8", "a100-sxm-80gb", 108 * 64 * 256 * 4),
+        ("fp8", "h100-sxm-80gb", 4096 * 1024 * (1 + 4 / 128)),
+    ],
+)
+def test_what_a_quantised_product_makes_for_a_moment(weight_dtype: str, gpu: str, product_bytes: int) -> None:
+    """Qwen2's down_proj, at the peak: Marlin's sums of 64 tokens by 256 for each multiprocessor; an input in fp8."""
+    found = peak("qwen2", intermediate_size=1024, weight_dtype=weight_dtype, gpu=gpu)
+    assert found == 2 * 4096 * (4 * 512 + 3 * 1024) + product_bytes
+
+
+def test_fp8_adds_a_bias_into_a_new_tensor() -> None:
+    """With a narrow MLP attention is the peak: Qwen2's where q, k and v get their bias, Llama's at o_proj."""
+    stream, in_fp8 = 2 * 4096 * 512, 4096 * 512 * (1 + 4 / 128)
+    asked: dict[str, Any] = {"intermediate_size": 128, "weight_dtype": "fp8", "gpu": "h100-sxm-80gb"}
+    assert peak("qwen2", **asked) == (2 + 3 + 3) * stream + in_fp8
+    assert peak("llama", **asked) == (2 + 3 + 1 + 1) * stream + in_fp8
+
+
+def test_a_few_tokens_need_less_room_for_marlins_sums() -> None:
+    """A pass of 20 tokens: 32 of 64."""
+    few = {"max_num_batched_tokens": 20, "weight_dtype": "gptq-int4", "gpu": "a100-sxm-80gb"}
+    assert peak("qwen2", intermediate_size=1024, **few) == 2 * 20 * (4 * 512 + 3 * 1024) + 108 * 32 * 256 * 4
+
+
+@pytest.mark.parametrize("weight_dtype", ["gptq-int4", "awq-int4", "fp8"])
+def test_the_smallest_gpu_and_the_most_sequences_with_quantised_weights(weight_dtype: str) -> None:
+    asked: dict[str, Any] = {"page_size": 16, "prompt_length": 1000, "output_length": 24, "weight_dtype": weight_dtype}
+    scenario = Scenario(model="llama-3.1-70b", task=Task.INFERENCE, batch_size=4, **asked)
+    smallest = calc.solve(scenario, minimise="gpu")
+    assert smallest.estimate.memory.fits
+    assert smallest.value == {"fp8": "h100-pcie-80gb"}.get(weight_dtype, "a40")
+    most = calc.solve(scenario.model_copy(update={"gpu": smallest.value}), maximise="batch_size")
+    assert most.value == pages(most.estimate)["most_sequences"]
+    most.estimate.to_dict(reserved=True)
+
+
+def test_a_configs_own_quantisation() -> None:
+    """Qwen3-32B-AWQ: 64 layers, whose matrices are as large as its shapes say; reordered GPTQ is refused."""
+    linears = 64 * (2 * 5120 * 8192 + 2 * 5120 * 1024 + 3 * 5120 * 25600)
+    own, plain = served("Qwen/Qwen3-32B-AWQ", gpu="rtx-4090"), served("qwen3-32b", gpu="rtx-4090")
+    workspaces = 64 * 4 * 512
+    assert weights(plain) - weights(own) == linears * (16 - 4 - 20 / 128) / 8 - workspaces
+    assert any("Marlin" in note for note in own.notes)
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    for refused in ({"desc_act": True}, {"sym": False}, {"group_size": 32}, {"lm_head": True}):
+        with pytest.raises(ConfigError, match="not supported yet with page_size"):
+            served({"model_type": "llama", "quantization_config": gptq | refused})
+    kept = {"modules_in_block_to_quantize": [["mlp.up_proj"]]}
+    with pytest.raises(ConfigError, match="where a linear module is left as it is"):
+        served({"model_type": "llama", "quantization_config": gptq | kept})
