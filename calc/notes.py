@@ -27,6 +27,8 @@ from .scenario import (
 GENERAL = (
     "Modelled: torch 2.13.0, transformers 5.23.0, peft 0.21.2, eager PyTorch on one GPU.",
     "fits counts tensors, workspaces and context: what the allocator only caches it gives back when it runs out.",
+)
+OF_TRAINING = (
     "peak_reserved_bytes and device_bytes, computed when asked for, count its cache too: simulated, not measured yet.",
     (
         "torch.compile is not modelled: it computes pointwise results of norms, activations and the loss again, "
@@ -47,6 +49,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         return (*_of_gpu(gpu), *_of_length(architecture, workload), CACHE_NOTES[None], *of_weights)
     return (
         *GENERAL,
+        *(OF_TRAINING if plan.task is Task.TRAINING else ()),
         *_of_family(architecture),
         *_of_verdict(gpu),
         *_of_gpu(gpu),

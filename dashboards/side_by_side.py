@@ -92,7 +92,7 @@ def _remedies(column: Column) -> list[Pairs]:
     if column.scenario is None or column.estimate is None:
         return []
     rows = {row.key: row for row in alternatives(column.scenario, column.estimate)}
-    usual = [rows[key].scenario for key in BESIDE if not rows[key].is_current]
+    usual = [rows[key].scenario for key in BESIDE if key in rows and not rows[key].is_current]
     return [query_pairs(scenario) for scenario in usual[:NUM_BESIDE]]
 
 

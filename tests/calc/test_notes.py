@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from calc import Scenario, estimate
+from calc.scenario import Task
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 96}
 MIXED = LLAMA | {
@@ -36,3 +37,11 @@ def test_what_is_said_of_the_kernels(model: dict[str, Any], choices: dict[str, A
     text = notes(model, **choices)
     assert said in text
     assert unsaid not in text
+
+
+def test_a_generation_is_told_nothing_of_backward_and_nothing_twice() -> None:
+    of_training = estimate(Scenario(model=LLAMA, sequence_length=16)).notes
+    of_generation = estimate(Scenario(model=LLAMA, task=Task.INFERENCE, prompt_length=16)).notes
+    assert any("peak_reserved_bytes" in note for note in of_training)
+    assert not any(word in note for note in of_generation for word in ("backward", "the loss", "peak_reserved_bytes"))
+    assert len(set(of_generation)) == len(of_generation)

@@ -53,6 +53,18 @@ def test_a_single_scenario_stands_beside_two_remedies():
     assert columns_of([])[0].scenario == EXAMPLE
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        [("model", "llama-3.1-8b"), ("task", "inference")],
+        [("model", "mixtral-8x7b"), ("experts_implementation", "eager")],  # PEFT knows no default of its LoRA
+    ],
+)
+def test_a_scenario_without_such_remedies_stands_alone_or_beside_others(client, asked):
+    assert columns_of(asked)[0].estimate is not None
+    assert client.get("/compare", params=asked).status_code == 200
+
+
 def test_every_column_is_answered_as_it_would_be_alone():
     shown = view(GPT2, [*GPT2, ("micro_batch_size", "2")])
     alone = [calc.estimate(scenario_from_query([*GPT2, *more])) for more in ([], [("micro_batch_size", "2")])]
