@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from calc import ConfigError, Scenario, estimate
+from calc.float8_choices import WITHOUT
 from calc.scenario import AdapterKind, Float8Recipe, Optimizer, Recompute
 from tests.validation.families import FAMILIES, config_of
 from tests.validation.random_steps import OPTIMIZERS, PRECISIONS, SLOW, TIMES, llama_like_configs, recomputations
@@ -91,7 +92,7 @@ def steps(draw: st.DrawFn) -> Scenario:
         config,
         micro_batch_size=draw(st.integers(1, 4)),
         sequence_length=16 * draw(st.integers(1, 7)),
-        precision=draw(st.sampled_from(PRECISIONS)),
+        precision=draw(st.sampled_from([each for each in PRECISIONS if each not in WITHOUT["precision"]])),
         attention=draw(st.sampled_from(("auto", "eager", "math"))),
         optimizer=draw(st.sampled_from([each for each in OPTIMIZERS if each is not Optimizer.MUON])),
         max_grad_norm=draw(st.sampled_from((None, 1.0))),
