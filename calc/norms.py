@@ -51,22 +51,8 @@ def _renamed(rows: list[Row], old: Tensor, new: Tensor) -> list[Row]:
 
 def t5_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: Numerics) -> tuple[list[Row], Tensor]:
     """T5LayerNorm.forward: the same, but x itself is multiplied, and rounded to the weight's type."""
-    statistics: Shape = x.shape[: -len(dims)]
-    casts, x32 = _in_fp32(x, f"{name}.x in fp32")
-    squares = like(x32, f"{name}.squares")
-    variance, shifted, rstd = (
-        like(x32, f"{name}.{part}", shape=statistics) for part in ("variance", "variance + eps", "rstd")
-    )
-    normed = like(x32, f"{name}.normalised")
+    rows, normed, variance = _over_root_mean_square(name, x, dims, of_given=True)
     weight = parameter(f"{name}.weight", dims, numerics)
-    rows = [
-        *casts,
-        power(x32, squares),
-        scale(squares, variance, name="mean"),
-        shift(variance, shifted),
-        _rsqrt(shifted, rstd),
-        multiply(x, rstd, normed),
-    ]
     rounded = normed
     if weight.dtype is not DType.FP32:
         rounded = like(normed, f"{name}.normalised, rounded", dtype=weight.dtype)
@@ -95,8 +81,10 @@ def gemma_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: N
     return stamped(rows, Component.NORM, name), out
 
 
-def _over_root_mean_square(name: str, x: Tensor, dims: Shape) -> tuple[list[Row], Tensor, Tensor]:
-    """x·rsqrt(mean(x²) + ε) in fp32: the rows, the result and the mean square."""
+def _over_root_mean_square(
+    name: str, x: Tensor, dims: Shape, *, of_given: bool = False
+) -> tuple[list[Row], Tensor, Tensor]:
+    """x·rsqrt(mean(x²) + ε) in fp32: the rows, the result and the mean square. With `of_given` x itself is multiplied, else its cast."""
     statistics: Shape = x.shape[: -len(dims)]
     casts, x32 = _in_fp32(x, f"{name}.x in fp32")
     squares = like(x32, f"{name}.squares")
@@ -110,7 +98,7 @@ def _over_root_mean_square(name: str, x: Tensor, dims: Shape) -> tuple[list[Row]
         scale(squares, variance, name="mean"),
         shift(variance, shifted),
         _rsqrt(shifted, rstd),
-        multiply(x32, rstd, normed),
+        multiply(x if of_given else x32, rstd, normed),
     ]
     return rows, normed, variance
 
