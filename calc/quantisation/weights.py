@@ -121,6 +121,7 @@ def with_kept_modules(architecture: Architecture, quantisation: Quantisation) ->
     return architecture.with_kept_modules(by_layer)
 
 
+@lru_cache(maxsize=KEPT_ARCHITECTURES)
 def shares_whole_groups(architecture: Architecture, quantisation: Quantisation) -> bool:
     """Whether a rank's `architecture` has whole groups of what shares a scale."""
     each_rows, each_columns = quantisation.format.group
