@@ -84,7 +84,8 @@ def gemma_rms_norm(name: str, x: Tensor, out_name: str, dims: Shape, numerics: N
 def _over_root_mean_square(
     name: str, x: Tensor, dims: Shape, *, of_given: bool = False
 ) -> tuple[list[Row], Tensor, Tensor]:
-    """x·rsqrt(mean(x²) + ε) in fp32: the rows, the result and the mean square. With `of_given` x itself is multiplied, else its cast."""
+    """x·rsqrt(mean(x²) + ε) in fp32: the rows, the result and the mean square. With `of_given` x itself is multiplied,
+    else its cast."""
     statistics: Shape = x.shape[: -len(dims)]
     casts, x32 = _in_fp32(x, f"{name}.x in fp32")
     squares = like(x32, f"{name}.squares")
