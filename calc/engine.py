@@ -95,10 +95,12 @@ class Engine:
         return min(whole, -(-held // self.page_size) + 1)
 
     def shared_pages_of(self, layer: Layer) -> int:
-        """Of a prefix that all sequences have: full pages alone are found again; windows are counted without."""
+        """Of a prefix that all sequences have: full pages alone are found again, without the prompt's last token, whose
+        logits are wanted (KVCacheManager.get_computed_blocks); windows are counted without."""
         if layer.sliding_window is not None and not self.plan.disable_hybrid_kv_cache_manager:
             return 0
-        return (self.plan.shared_prefix_length or 0) // self.page_size
+        found = min(self.plan.shared_prefix_length or 0, self.prefill.workload.sequence_length - 1)
+        return found // self.page_size
 
     def page_bytes_of(self, layer: Layer) -> int:
         """Keys and values of a page's tokens."""

@@ -98,7 +98,7 @@ def _check_contiguous(scenario: Scenario, architecture: Architecture, weights: s
     if scenario.cache_implementation is CacheImplementation.QUANTIZED:
         _check_quantised(scenario, architecture)
     elif scenario.kv_cache_dtype not in {None, weights}:
-        problem = f"should be {weights}, the weights' type, without page_size: other types are a paged engine's"
+        problem = f"should be {weights}, the weights' type: others need page_size, or cache_implementation = quantized"
         raise ConfigError("kv_cache_dtype", scenario.kv_cache_dtype, problem)
 
 

@@ -66,6 +66,13 @@ def test_full_pages_of_a_common_prefix_are_there_once() -> None:
     assert shared["wasted_bytes"] == 0
 
 
+def test_of_a_prompt_that_all_share_the_last_token_runs_again() -> None:
+    """Its page is each sequence's own: there is no sequence without one."""
+    found = pages(served(prompt_length=32, output_length=0, shared_prefix_length=32, gpu="rtx-4090"))
+    assert found["shared_bytes"] == found["sequence_bytes"] == found["page_bytes"]
+    assert found["most_sequences"] > 0
+
+
 @pytest.mark.parametrize(
     ("kv_cache_dtype", "bytes_per_head"),
     [
@@ -160,7 +167,7 @@ def test_qwens_mlp_holds_gate_and_up_longer() -> None:
         (LLAMA, {"batch_size": 300}, "batch_size", "should be at most max_num_seqs = 256"),
         (LLAMA, {"shared_prefix_length": 1001}, "shared_prefix_length", "should be at most prompt_length = 1000"),
         (LLAMA, {"page_size": None, "max_num_seqs": 4}, "max_num_seqs", "is read with page_size only"),
-        (LLAMA, {"page_size": None, "kv_cache_dtype": "fp8"}, "kv_cache_dtype", "are a paged engine's"),
+        (LLAMA, {"page_size": None, "kv_cache_dtype": "fp8"}, "kv_cache_dtype", "others need page_size"),
         (LLAMA, {"weight_dtype": "nf4"}, "weight_dtype", "not supported yet with page_size; supported: GPTQ"),
         (LLAMA, {"weight_dtype": "q4_0"}, "weight_dtype", "not supported yet with page_size"),
         (LLAMA, {"weight_dtype": "fp8", "gpu": "t4"}, "gpu", "compute capability 8.0 or more with page_size"),
