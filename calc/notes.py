@@ -148,7 +148,7 @@ def _of_experts(architecture: Architecture, plan: Plan) -> Iterator[str]:
             "Experts run as batched_mm: each token is multiplied by copies of its experts' weights, which backward "
             "keeps, whatever the load."
         )
-    elif mixtures:
+    elif mixtures and not (plan.quantisation and plan.quantisation.format.of_experts):
         yield (
             "Experts run as grouped_mm, transformers' default, in which no tensor's size depends on where tokens go. "
             "Left out: the temporaries of its sorts, a few indices per token and expert."

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from calc import Scenario, estimate
-from calc.scenario import Task
+from calc.scenario import Task, WeightDType
 
 LLAMA = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 4, "vocab_size": 96}
 MIXED = LLAMA | {
@@ -45,3 +45,13 @@ def test_a_generation_is_told_nothing_of_backward_and_nothing_twice() -> None:
     assert any("peak_reserved_bytes" in note for note in of_training)
     assert not any(word in note for note in of_generation for word in ("backward", "the loss", "peak_reserved_bytes"))
     assert len(set(of_generation)) == len(of_generation)
+
+
+def test_quantised_experts_are_not_said_to_run_as_a_grouped_product() -> None:
+    asked = Scenario(model="gpt-oss-20b", task=Task.INFERENCE)
+    as_it_is, quantised = (
+        estimate(asked.model_copy(update={"weight_dtype": of})).notes for of in (None, WeightDType.MXFP4)
+    )
+    assert any("grouped_mm" in note for note in as_it_is)
+    assert any("matmul_ogs" in note for note in quantised)
+    assert not any("grouped_mm" in note for note in quantised)
