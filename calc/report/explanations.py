@@ -171,7 +171,7 @@ def _seconds(seconds: float | None) -> str:
 
 def print_advice(advice: Iterable[Advice]) -> None:
     """One line per change, what saves most first."""
-    rows = (
+    rows = [
         (
             words(each.key),
             format_bytes(each.saved_bytes),
@@ -181,7 +181,10 @@ def print_advice(advice: Iterable[Advice]) -> None:
             fits(each.estimate),
         )
         for each in advice
-    )
+    ]
+    if not rows:
+        Console(highlight=False).print("None of the changes that are known lowers the peak.")
+        return
     columns = ("change", "saves", "peak", "FLOPs", "training", "fits")
     Console(highlight=False).print(table("What would lower the peak", columns, rows))
 

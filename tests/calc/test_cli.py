@@ -291,6 +291,11 @@ def test_serve_runs_the_application(monkeypatch: pytest.MonkeyPatch):
     assert callable(getattr(importlib.import_module(module), factory))
 
 
+def test_where_no_advice_is_known_it_says_so(capsys: pytest.CaptureFixture[str]):
+    assert main(["explain", "advice", "gpt2", "--task", "inference"]) == 0
+    assert capsys.readouterr().out == "None of the changes that are known lowers the peak.\n"
+
+
 @pytest.mark.parametrize(
     ("topic", "keys"),
     [
