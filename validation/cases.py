@@ -54,6 +54,7 @@ STEP: dict[str, Any] = {
     "output_length": None,
     "weight_dtype": None,
     "cache_implementation": None,
+    "kv_cache_dtype": None,
 }
 ADAPTER: dict[str, Any] = {
     "kind": "lora",

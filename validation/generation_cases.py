@@ -51,6 +51,13 @@ TRACED = [
     generating(cut("falcon-7b", 2), 4, 300, 25),
     generating(cut("llama-3.2-1b", 3), 4, 500, 40, cache_implementation="static"),
     generating(SHORT_WINDOW, 2, 200, 100, cache_implementation="static", attention="eager"),
+    # Weights in other types, a cache in another, beams.
+    *(
+        generating(cut("llama-3.2-1b", 3), 4, 300, 20, weight_dtype=dtype)
+        for dtype in ("nf4", "nf4-double", "int8", "fp8")
+    ),
+    generating(cut("qwen2.5-0.5b", 4), 2, 500, 30, cache_implementation="quantized", kv_cache_dtype="fp8"),
+    generating(cut("llama-3.2-1b", 3), 2, 200, 30, num_beams=4),
     # Held out: chosen before any of these was traced.
     generating("smollm2-360m", 5, 777, 33, holdout=True),
     generating(cut("olmo-2-7b", 3), 2, 1025, 11, precision="fp32", holdout=True),
@@ -58,6 +65,8 @@ TRACED = [
     generating(cut("starcoderbase-1b", 5), 7, 123, 45, precision="fp16", attention="eager", holdout=True),
     generating(cut("glm-4.5", 2), 1, 600, 6, holdout=True),
     generating(MIXED_WINDOWS, 3, 555, 22, cache_implementation="static", holdout=True),
+    generating(cut("qwen3-0.6b", 3), 3, 444, 16, weight_dtype="nf4", holdout=True),
+    generating(cut("mistral-7b-v0.3", 1), 2, 333, 12, weight_dtype="int8", num_beams=2, holdout=True),
 ]
 
 SIZES = (
