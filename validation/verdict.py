@@ -51,6 +51,7 @@ KNOBS: dict[str, Callable[[Comparison], str]] = {
     "dropout": lambda each: "on" if any(astuple(each.answer.architecture.dropouts)) else "off",
     "accumulation": lambda each: str(each.answer.scenario.gradient_accumulation_steps),
     **{name: lambda each, name=name: _in_words(getattr(each.answer.step.plan, name)) for name in FIELDS},
+    "weight_dtype": lambda each: _in_words(each.answer.scenario.weight_dtype),
 }
 """What the cases are told apart by."""
 

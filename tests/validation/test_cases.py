@@ -21,7 +21,7 @@ from validation.models import build_job
 NOT_OF_THE_JOB = {
     *("model", "gpu", "num_gpus", "parallel", "torch_compile"),
     *PAGED_FIELDS,
-}
+} - {"kv_cache_dtype"}
 """Read by no real model's run: what it runs on, what is only estimated, types that a case says as its precision."""
 
 
