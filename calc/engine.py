@@ -19,7 +19,7 @@ from .architecture import Architecture, Layer
 from .dimensions import Blocks
 from .dtype import DType
 from .hardware import Gpu
-from .kernels import round_up
+from .kernels import FP8_INPUTS_PER_SCALE, round_up
 from .ledger import Kind, Shape, Tensor
 from .lifetimes import Event
 from .memory import StepMemory
@@ -45,7 +45,6 @@ ROTARY = "rotary_emb."
 """How the names of transformers' rotary buffers begin."""
 SUMS_TOKENS, SUMS_STEP, SUMS_ROWS = 64, 16, 256
 """Of Marlin's c_tmp: at most as many tokens, in multiples of 16, by max_thread_n, for each multiprocessor."""
-FP8_INPUTS_PER_SCALE = 128
 
 TOKENS = "M"
 STREAM: Shape = (TOKENS, "H")

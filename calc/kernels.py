@@ -198,3 +198,7 @@ def _blocks(size: int, block: int) -> int:
 def round_up(size: int, multiple: int) -> int:
     """The next multiple."""
     return _blocks(size, multiple) * multiple
+
+
+FP8_INPUTS_PER_SCALE = 128
+"""Of a row, where DeepGEMM and vLLM's blocks of fp8 cast the input of a product."""

@@ -24,7 +24,7 @@ def generating(
     return Case(id=case_id(scenario), scenario=scenario, holdout=holdout)
 
 
-SHORT_WINDOW = cut("mistral-7b-v0.1", 3) | {
+WINDOWED = cut("mistral-7b-v0.1", 3) | {
     "sliding_window": 256,
     "_name_or_path": "mistral-7b-v0.1-3-layers-window-256",
 }
@@ -38,8 +38,8 @@ TRACED = [
     generating("qwen2.5-0.5b", 16, 300, 100, attention="eager"),
     generating("qwen3-8b", 1, 30000, 1),
     # Caches of other kinds: windows, all or some layers; a latent; experts behind them.
-    generating(SHORT_WINDOW, 2, 100, 200),
-    generating(SHORT_WINDOW, 2, 700, 5, attention="math"),
+    generating(WINDOWED, 2, 100, 200),
+    generating(WINDOWED, 2, 700, 5, attention="math"),
     generating(cut("mistral-7b-v0.1", 2), 1, 6000, 3),
     generating(MIXED_WINDOWS, 3, 900, 50),
     generating(cut("gemma-2-2b", 4), 2, 5000, 9),
@@ -50,7 +50,7 @@ TRACED = [
     generating(cut("bloom-560m", 4), 3, 200, 20, precision="fp32"),
     generating(cut("falcon-7b", 2), 4, 300, 25),
     generating(cut("llama-3.2-1b", 3), 4, 500, 40, cache_implementation="static"),
-    generating(SHORT_WINDOW, 2, 200, 100, cache_implementation="static", attention="eager"),
+    generating(WINDOWED, 2, 200, 100, cache_implementation="static", attention="eager"),
     # Weights in other types, a cache in another, beams.
     *(
         generating(cut("llama-3.2-1b", 3), 4, 300, 20, weight_dtype=dtype)
@@ -98,9 +98,9 @@ MEASURED = [
     *(generating(model, 8, 900, 12) for model in FAMILIES),
     # Windows, latents, experts.
     generating("mistral-7b-v0.1", 2, 6000, 8),
-    generating(SHORT_WINDOW, 8, 200, 100),
-    generating(SHORT_WINDOW, 8, 2000, 8),
-    generating(SHORT_WINDOW, 8, 200, 100, cache_implementation="static"),
+    generating(WINDOWED, 8, 200, 100),
+    generating(WINDOWED, 8, 2000, 8),
+    generating(WINDOWED, 8, 200, 100, cache_implementation="static"),
     generating("gemma-3-1b", 4, 1500, 12, cache_implementation="static"),
     generating(cut("deepseek-v2-lite", 4), 8, 1024, 12),
     generating(cut("gpt-oss-20b", 4), 4, 700, 12),

@@ -8,6 +8,7 @@ from typing import Any
 
 from validation import generation_cases
 from validation.cases import Case, case, config_of, cut, retied
+from validation.generation_cases import WINDOWED
 from validation.pairwise import Choice, all_pairs
 
 LORA = {"kind": "lora", "rank": 16}
@@ -24,7 +25,6 @@ BIASED = cut("llama-3.2-1b", 2) | {
     "_name_or_path": "llama-3.2-1b-2-of-16-layers-biased-untied",
 }
 
-WINDOWED = cut("mistral-7b-v0.1", 3) | {"sliding_window": 256, "_name_or_path": "mistral-7b-v0.1-3-layers-window-256"}
 ALTERNATING = cut("qwen2.5-0.5b", 4) | {
     "use_sliding_window": True,
     "sliding_window": 128,

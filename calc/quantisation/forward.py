@@ -13,6 +13,7 @@ from calc.blocks.experts import EXPERTS
 from calc.blocks.facts import LayerFacts
 from calc.dimensions import Blocks
 from calc.dtype import DType
+from calc.kernels import FP8_INPUTS_PER_SCALE
 from calc.ledger import Kind, Row, Section, Tensor
 from calc.operators import Numerics
 from calc.primitives import frame, like
@@ -60,9 +61,6 @@ def _with_weights(row: Row, module: LinearModule, weights: tuple[Tensor, ...]) -
         return row
     reads = (each for tensor in row.reads for each in (weights if tensor == module.weight else (tensor,)))
     return replace(row, reads=tuple(reads), gradients=(), saves=())
-
-
-FP8_INPUTS_PER_SCALE = 128
 
 
 def fp8_blocks(stored: Stored) -> Forward:

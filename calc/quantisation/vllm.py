@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from calc.dimensions import Blocks
 from calc.dtype import DType
 from calc.errors import ConfigError
-from calc.ledger import Tensor
+from calc.ledger import Dimension, Tensor
 from calc.paging import ASSUMED_SMS, Kernel
 
 from . import forward
@@ -74,8 +74,7 @@ def gptq(bits: int, group_size: int) -> InVllm:
 
         def stored(matrix: Matrix) -> Iterator[Tensor]:
             groups = matrix.groups(group_size)
-            yield matrix.weights("qweight", (packed(bits, matrix.columns), *matrix.rows), DType.INT32)
-            yield matrix.tensor("scales", (groups, *matrix.rows), matrix.dtype)
+            yield from _codes_and_scales(matrix, bits, groups)
             if has_machete:
                 yield matrix.tensor("qzeros", (groups, packed(bits, matrix.rows)), DType.INT32)
             if has_machete and _begins(matrix):
@@ -96,8 +95,7 @@ def awq(bits: int, group_size: int) -> InVllm:
 
         def stored(matrix: Matrix) -> Iterator[Tensor]:
             groups = matrix.groups(group_size)
-            yield matrix.weights("qweight", (packed(bits, matrix.columns), *matrix.rows), DType.INT32)
-            yield matrix.tensor("scales", (groups, *matrix.rows), matrix.dtype)
+            yield from _codes_and_scales(matrix, bits, groups)
             if has_machete:
                 yield matrix.tensor("qzeros", (groups, *matrix.rows), matrix.dtype)
             else:
@@ -126,6 +124,11 @@ def fp8_blocks(block: tuple[int, int]) -> InVllm:
         return _format(as_loaded, Kernel.FP8)
 
     return on
+
+
+def _codes_and_scales(matrix: Matrix, bits: int, groups: Dimension) -> Iterator[Tensor]:
+    yield matrix.weights("qweight", (packed(bits, matrix.columns), *matrix.rows), DType.INT32)
+    yield matrix.tensor("scales", (groups, *matrix.rows), matrix.dtype)
 
 
 def _begins(matrix: Matrix) -> bool:
