@@ -17,6 +17,8 @@ HEAD_MULTIPLE = 8
 """scaled_dot_product_attention pads other head sizes for flash (pad_last_dim in attention.cpp)."""
 EFFICIENT_HEAD_MULTIPLES = {DType.FP32: 4, DType.BF16: HEAD_MULTIPLE, DType.FP16: HEAD_MULTIPLE}
 """minimum_gemm_alignment: 16 bytes."""
+FP8_INPUTS_PER_SCALE = 128
+"""Of a row, where DeepGEMM and vLLM's blocks of fp8 cast the input of a product."""
 MASK_MULTIPLE = 8
 """preprocess_mask in attention.cpp pads an additive mask's rows to it."""
 BIAS_GRADIENT_MULTIPLE = 16
@@ -198,7 +200,3 @@ def _blocks(size: int, block: int) -> int:
 def round_up(size: int, multiple: int) -> int:
     """The next multiple."""
     return _blocks(size, multiple) * multiple
-
-
-FP8_INPUTS_PER_SCALE = 128
-"""Of a row, where DeepGEMM and vLLM's blocks of fp8 cast the input of a product."""
