@@ -114,6 +114,8 @@ TEMPLATES.filters |= {
     "gib": lambda num_bytes: units.format_gib(num_bytes).replace("-", "\N{MINUS SIGN}"),
     "flops": units.format_flops,
     "count": units.format_count,
+    "seconds": units.format_seconds,
+    "rate": units.format_rate,
     "said_in": in_language,
     "complaint": complaint,
 }

@@ -4,20 +4,23 @@ The address holds the contract's dotted fields behind the column's letter: `a.mo
 Fields without a letter are one scenario; two usual remedies then stand beside it.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlencode
 
 import calc
-from calc.comparison import MOST_SCENARIOS, Comparison, compared
+from calc.comparison import AT_PEAK, MOST_SCENARIOS, MOST_SEQUENCES, Comparison, Number, compared, unit_of
 from calc.scenario import Task
+from calc.timeline import Phase
 
 from . import figures
 from .address import CONFIG, query_pairs, scenario_from_query
 from .comparison import alternatives, lora_rank
 from .example import EXAMPLE
 from .form import CHOICES, written
+from .views import PHASE_KEYS
 
 LETTERS = "abcd"[:MOST_SCENARIOS]
 
@@ -33,6 +36,8 @@ ASKED: dict[str, tuple[str, ...]] = {
         "output_length",
         "weight_dtype",
         "cache_implementation",
+        "kv_cache_dtype",
+        "page_size",
         "attention",
     ),
 }
@@ -43,6 +48,7 @@ LENGTHS = ("sequence_length", "prompt_length", "output_length")
 BESIDE = ("full", "lora", "full_training")
 """The alternatives that stand beside a single scenario, as many of them as there are, up to NUM_BESIDE."""
 NUM_BESIDE = 2
+PHASE_PEAK = re.compile(r"memory\.phases\.(\w+)\.peak_allocated_bytes")
 
 Pairs = list[tuple[str, str]]
 
@@ -57,9 +63,13 @@ class Column:
     wrong: calc.ConfigError | None = None
 
     @property
+    def task(self) -> str:
+        return dict(self.pairs).get("task", Task.TRAINING)
+
+    @property
     def asked(self) -> tuple[str, ...]:
         """The fields it shows beside model and GPU."""
-        return ASKED.get(dict(self.pairs).get("task", Task.TRAINING), ())
+        return ASKED.get(self.task, ())
 
 
 def columns_of(items: Iterable[tuple[str, str]]) -> list[Column]:
@@ -117,7 +127,9 @@ def compare_view(items: Iterable[tuple[str, str]], words: Mapping[str, str]) -> 
         "asked_fields": asked,
         "other_fields": _other_fields(comparison, answered, len(columns), asked),
         "quantities": _quantities(comparison, answered, len(columns)),
+        "rows": _rows(comparison, words),
         "overlay": figures.overlay(memories) if memories else None,
+        "overlay_title": words[f"curve_title.{columns[answered[0]].task if answered else Task.TRAINING}"],
         "drawn_letters": [LETTERS[index] for index in answered],
         "additions": _additions(columns, words),
         "choices": CHOICES,
@@ -135,6 +147,7 @@ def _column_view(columns: Sequence[Column], index: int, bar: dict[str, Any] | No
     return {
         "letter": LETTERS[index],
         "values": values,
+        "task": column.task,
         "asked": column.asked,
         "kept": [(name, text) for name, text in column.pairs if name not in shown],
         "open": urlencode(column.pairs),
@@ -179,16 +192,13 @@ def _other_fields(
 
 def _quantities(
     comparison: Comparison | None, answered: Sequence[int], num_columns: int
-) -> dict[str, list[tuple[int, int] | None]]:
+) -> dict[str, list[tuple[Number, Number] | None]]:
     """Per quantity and column: its value, and how much more it is than the first answered column's; None where the
     column has no such quantity."""
     if comparison is None:
         return {}
-    quantities: dict[str, Sequence[int | None]] = dict(comparison.quantities)
-    for name in dict.fromkeys(phase.name for answer in comparison.estimates for phase in answer.memory.phases):
-        quantities[f"phase.{name}"] = [_phase_peak(answer, name) for answer in comparison.estimates]
     columns = {}
-    for name, values in quantities.items():
+    for name, values in comparison.quantities.items():
         by_column = {
             index: (value, 0 if values[0] is None else value - values[0])
             for index, value in zip(answered, values, strict=True)
@@ -198,9 +208,25 @@ def _quantities(
     return columns
 
 
-def _phase_peak(answer: calc.Estimate, name: str) -> int | None:
-    """None where the answer has no such phase."""
-    return next((phase.peak_allocated_bytes for phase in answer.memory.phases if phase.name == name), None)
+def _rows(comparison: Comparison | None, words: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The quantities that have a row, the parts of the peak first: its name, what it is called and counted in. What is
+    zero in all columns has none."""
+    if comparison is None:
+        return []
+    shown = [name for name, values in comparison.quantities.items() if any(values) or name == MOST_SEQUENCES]
+    shown.sort(key=lambda name: not name.startswith(AT_PEAK))
+    return [{"name": name, "unit": unit_of(name).name, **_called(name, words)} for name in shown]
+
+
+def _called(name: str, words: Mapping[str, str]) -> dict[str, str]:
+    """A quantity in words; a part of the peak with its swatch."""
+    if name.startswith(AT_PEAK):
+        part = name.removeprefix(AT_PEAK)
+        return {"label": words[f"part.{part}"], "part": part}
+    phase = PHASE_PEAK.fullmatch(name)
+    if phase is None:
+        return {"label": words[f"compared.{name}"], "part": ""}
+    return {"label": words["compare_phase"].format(phase=words[PHASE_KEYS.get(Phase(phase[1]), phase[1])]), "part": ""}
 
 
 def _additions(columns: Sequence[Column], words: Mapping[str, str]) -> list[dict[str, str]]:

@@ -1,19 +1,20 @@
 """An estimate, and what solve and compare make of several."""
 
 import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from calc.comparison import Comparison
+from calc.comparison import AT_PEAK, MOST_SEQUENCES, Comparison, Unit, unit_of
 from calc.engine import Engine
 from calc.estimation import Estimate
 from calc.scenario import Task
 from calc.solution import Minimise, Solution
 from calc.timeline import Phase
-from calc.units import GIB, format_bytes, format_count, format_flops, format_gib
+from calc.units import GIB, format_bytes, format_count, format_flops, format_gib, format_rate, format_seconds
 
 from .tables import print_notes, table, way, words
 from .times import time_tables
@@ -24,14 +25,32 @@ COMPARED = {
     "parameters.total": "parameters",
     "parameters.trainable": "trained parameters",
     "memory.peak_allocated_bytes": "peak",
-    "memory.saved_activation_bytes": "kept for backward",
+    **{f"memory.phases.{phase}.peak_allocated_bytes": f"peak in {phase}" for phase in Phase},
     "memory.first_step_peak_allocated_bytes": "first step's peak",
-    "flops.total": "FLOPs of one step",
+    "memory.saved_activation_bytes": "kept for backward",
+    "memory.kv_cache_bytes": "key/value cache at the end",
+    MOST_SEQUENCES: "sequences at most",
+    "time.prefill_seconds": "prompt (prefill)",
+    "time.seconds_per_output_token": "a token of the output",
+    "time.output_tokens_per_second": "output tokens a second",
+    "time.total_seconds": "prompt and output",
+    "time.joules_per_output_token": "energy a token, at most",
+    "flops.total": "FLOPs",
+    "flops.prefill": "FLOPs of the prompt",
+    "flops.decode": "FLOPs of the last token",
     "flops.recompute": "recomputed FLOPs",
     "flops.model_flops_per_token": "FLOPs per token",
 }
 """What a comparison calls its quantities, beside the parts of the peak."""
-AT_PEAK = "memory.at_peak."
+COMPARED_AS: Mapping[Unit, Callable[[Any], str]] = {
+    Unit.PARAMETERS: format_count,
+    Unit.BYTES: format_bytes,
+    Unit.FLOPS: format_flops,
+    Unit.SECONDS: format_seconds,
+    Unit.TOKENS_PER_SECOND: format_rate,
+    Unit.JOULES: lambda joules: f"{joules:.3g} J",
+    Unit.SEQUENCES: lambda count: f"{count:,}",
+}
 
 
 def verdict(estimate: Estimate) -> str:
@@ -171,7 +190,9 @@ def print_comparison(comparison: Comparison) -> None:
     columns = ("", *(model if isinstance(model, str) else "own config" for model in models))
     asked = [(name, *map(_field, values)) for name, values in comparison.fields.items()]
     asked.append(("verdict", *map(verdict, answers)))
-    quantities = [(word, *_compared(comparison, name)) for name, word in COMPARED.items()]
+    quantities = [
+        (word, *_compared(comparison, name)) for name, word in COMPARED.items() if name in comparison.quantities
+    ]
     at_peak = [
         (words(name.removeprefix(AT_PEAK)), *_compared(comparison, name))
         for name, values in comparison.quantities.items()
@@ -190,7 +211,14 @@ def _field(value: Any) -> str:
 
 
 def _compared(comparison: Comparison, name: str) -> list[str]:
-    """Each scenario's value and, below it, how much more or less it is than the first's."""
-    unit = {"memory": format_bytes, "flops": format_flops, "parameters": format_count}[name.partition(".")[0]]
+    """Each scenario's value and, below it, how much more or less it is than the first's; empty where it has none."""
+    form = COMPARED_AS[unit_of(name)]
     pairs = zip(comparison.quantities[name], comparison.differences[name], strict=True)
-    return [f"{unit(value)}\n{'+' * (change > 0)}{unit(change)}" if change else unit(value) for value, change in pairs]
+    return [
+        "" if value is None else form(value) + (f"\n{_signed(change, form)}" if change else "")
+        for value, change in pairs
+    ]
+
+
+def _signed(change: float, form: Callable[[Any], str]) -> str:
+    return ("+" if change > 0 else "-") + form(abs(change))

@@ -4,7 +4,7 @@ import pytest
 
 import calc
 from calc import ConfigError, Scenario
-from calc.comparison import QUANTITIES, scenarios_from_objects
+from calc.comparison import MOST_SEQUENCES, QUANTITIES, Comparison, scenarios_from_objects
 
 SMALL = {"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 2, "vocab_size": 97}
 
@@ -24,16 +24,49 @@ def test_answers_stand_side_by_side_with_their_differences() -> None:
     assert comparison.differences["parameters.total"] == (0, 0, 0)
     for index, answer in enumerate(comparison.estimates):
         parts = [name for name in comparison.quantities if name.startswith("memory.at_peak.")]
-        assert sum(comparison.quantities[part][index] for part in parts) == answer.memory.peak_allocated_bytes
+        assert sum(comparison.quantities[part][index] or 0 for part in parts) == answer.memory.peak_allocated_bytes
 
 
 def test_every_quantity_is_the_answers_own_of_that_name() -> None:
     comparison = calc.compare([asked(recompute="full", adapter={"rank": 4})])
-    answer = comparison.estimates[0].to_dict()
-    for name in QUANTITIES:
-        group, field = name.split(".")
-        assert comparison.quantities[name] == (answer[group][field],)
     assert comparison.fields == {}
+    check_names(comparison)
+    assert "time.prefill_seconds" not in comparison.quantities
+
+
+def check_names(comparison: Comparison) -> None:
+    """Its quantities are those of the first answer's JSON, by name."""
+    answer = comparison.estimates[0].to_dict()
+    peaks = {phase["name"]: phase["peak_allocated_bytes"] for phase in answer["memory"]["phases"]}
+    for name in comparison.quantities.keys() - {MOST_SEQUENCES}:
+        group, *fields = name.split(".")
+        of_phase = fields[0] == "phases"
+        value = peaks.get(fields[1]) if of_phase else answer[group][fields[0]]
+        assert comparison.quantities[name][0] == (
+            answer["memory"]["at_peak"][fields[1]] if fields[0] == "at_peak" else value
+        ), name
+
+
+def test_generations_are_compared_by_what_they_have() -> None:
+    common = {"task": "inference", "gpu": "rtx-4090", "prompt_length": 64, "output_length": 8}
+    comparison = calc.compare([asked(**common), asked(**common, weight_dtype="int8")])
+    check_names(comparison)
+    of_time = {name for name in comparison.quantities if name.startswith("time.")}
+    assert of_time == {name for name in QUANTITIES if name.startswith("time.")}
+    assert (
+        not {"memory.saved_activation_bytes", "flops.recompute", "parameters.trainable"} & comparison.quantities.keys()
+    )
+    scenario = asked(**common)
+    assert comparison.quantities[MOST_SEQUENCES][0] == calc.solve(scenario, maximise="batch_size").value
+    seconds = comparison.quantities["time.seconds_per_output_token"]
+    assert comparison.differences["time.seconds_per_output_token"] == (0, (seconds[1] or 0) - (seconds[0] or 0))
+
+
+def test_what_one_scenario_has_not_differs_by_nothing() -> None:
+    comparison = calc.compare([asked(), asked(task="inference", gpu="rtx-4090")])
+    assert comparison.quantities["time.total_seconds"][0] is None
+    assert comparison.differences["time.total_seconds"] == (None, None)
+    assert comparison.differences["memory.saved_activation_bytes"] == (0, None)
 
 
 def differing(*questions: dict[str, Any]) -> dict[str, tuple[Any, ...]]:

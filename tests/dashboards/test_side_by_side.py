@@ -71,7 +71,10 @@ def test_every_column_is_answered_as_it_would_be_alone():
     first, second = (answer.memory.peak_allocated_bytes for answer in alone)
     assert shown["quantities"]["memory.peak_allocated_bytes"] == [(first, 0), (second, second - first)]
     assert [column["memory"] for column in shown["columns"]] == [answer.memory for answer in alone]
-    phases = [shown["quantities"][f"phase.{name}"] for name in ("forward", "backward", "optimizer")]
+    phases = [
+        shown["quantities"][f"memory.phases.{name}.peak_allocated_bytes"]
+        for name in ("forward", "backward", "optimizer")
+    ]
     assert max(phase[1][0] for phase in phases) == second
 
 
@@ -113,8 +116,8 @@ def test_each_column_shows_the_fields_and_phases_of_its_own_task():
     assert set(shown["asked_fields"]) == of_inference | of_training
     assert shown["columns"][0]["kept"] == [("task", "inference")]
     assert shown["columns"][0]["lengths"]["prompt_length"] == 1023
-    assert [each is None for each in shown["quantities"]["phase.prefill"]] == [False, True]
-    none, (peak, more) = shown["quantities"]["phase.backward"]
+    assert [each is None for each in shown["quantities"]["memory.phases.prefill.peak_allocated_bytes"]] == [False, True]
+    none, (peak, more) = shown["quantities"]["memory.phases.backward.peak_allocated_bytes"]
     assert none is None
     assert peak > more == 0
 
@@ -193,3 +196,15 @@ def test_the_other_pages_are_asked_about_the_first_column(client):
 def test_query_pairs_of_a_column_are_the_scenarios_own():
     column = columns_of(lettered(query_pairs(EXAMPLE)))[0]
     assert column.scenario == EXAMPLE
+
+
+def test_a_generations_rows_are_its_own():
+    generates = [("model", "gpt2"), ("gpu", "rtx-4090"), ("task", "inference"), ("prompt_length", "64")]
+    shown = view(generates, [*generates, ("weight_dtype", "int8")])
+    rows = {row["name"]: row for row in shown["rows"]}
+    assert rows["time.seconds_per_output_token"]["label"] == WORDS_EN["compared.time.seconds_per_output_token"]
+    assert rows["memory.at_peak.kv_cache"]["part"] == "kv_cache"
+    assert rows["memory.phases.prefill.peak_allocated_bytes"]["label"] == "peak in prefill"
+    assert not {"memory.saved_activation_bytes", "flops.recompute", "parameters.trainable"} & rows.keys()
+    (first, none), (second, more) = shown["quantities"]["capacity.most_sequences"]
+    assert none == 0 != more == second - first
