@@ -23,12 +23,13 @@ help:
 serve: .venv/serve.stamp
 	$(BIN)/gpucalc serve
 
-# pyright has one thread, so the tests run beside it; these in their order, in which no long file comes last.
+# pyright has one thread, so the tests run beside it.
 test: lint chromium
 	@$(MAKE) --no-print-directory --jobs 2 types tests
 
+# Three workers keep two cores busy: the tests of the page wait for their browser. tests/conftest.py orders the files.
 tests: .venv/test.stamp
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # The random comparisons of ledger and trace with eight times as many examples.
 test-full: .venv/test.stamp
@@ -61,7 +62,7 @@ chromium:
 	@touch $@
 
 .venv/test.stamp: .venv/made.stamp pyproject.toml constraints.txt
-	$(PIP_INSTALL) --editable '.[test]'
+	$(PIP_INSTALL) --no-compile --editable '.[test]'
 	@touch $@
 
 .venv/made.stamp:

@@ -19,6 +19,23 @@ PROFILE = "new" if os.environ.get("TEST_FULL") else "fixed"
 hypothesis.settings.load_profile(PROFILE)
 
 
+# A worker that gets one of these last would leave the others idle.
+LONGEST_FILES = (
+    "test_ledger_against_trace.py",
+    "test_ledger_against_trace_of_llamas.py",
+    "test_browser.py",
+    "test_random_families.py",
+    "test_float8.py",
+    "test_measure.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Longest files first."""
+    ranks = {name: rank for rank, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(ranks)))
+
+
 def pytest_report_header() -> str:
     seed = "random, printed with a failure" if PROFILE == "new" else "fixed by each test's source"
     return f"hypothesis: profile {PROFILE}, seed {seed}"
