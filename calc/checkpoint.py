@@ -45,7 +45,7 @@ def _held(step: StepMemory) -> Iterator[tuple[tuple[Kind, bool], Iterable[tuple[
     for name, counts in step.outline.checkpointed.items():
         yield name, counts.items()
     for name, counts in checkpointed(step.buffers).items():
-        yield name, (((0, key), times) for key, times in zip(*counts, strict=True))
+        yield name, (((0, key), times) for key, times in counts.items())
 
 
 def _counts_on_host(step: StepMemory) -> int:

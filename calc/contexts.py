@@ -74,6 +74,19 @@ class Context:
     """The input of the checkpointed region, as it is called outside, where this section frees it: it is the first of
     the region that saves any tensor, though not its first, or, where none does, its last."""
 
+    @property
+    def for_retention(self) -> "Context":
+        """Without what does not matter to who keeps what: few layers differ in the rest."""
+        return Context(
+            input_required=self.input_required,
+            leaves=self.leaves,
+            released=self.released,
+            exported=self.exported,
+            given=self.given,
+            cache_end=self.cache_end,
+            runs_again=self.runs_again,
+        )
+
 
 class Needs(NamedTuple):
     """What the contexts of a section's neighbours depend on."""

@@ -44,7 +44,7 @@ def _points(span: Span) -> list[Point]:
             "layer": None if first_layer is None else first_layer + part * layer_step,
             "allocated_bytes": span.start_bytes + part * net_bytes + above_bytes,
         }
-        for part in (_sampled(stretch.count) if has_summit else (stretch.count - 1,))
+        for part in (_sampled(stretch.times) if has_summit else (stretch.times - 1,))
         for above_bytes in seen_bytes
     ]
 

@@ -1,12 +1,12 @@
 """FLOPs of one optimizer step, read off the ledger's matrix products."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from .ledger import Component, Product, Row, Shape
+from .ledger import Component, Product, Row
 from .lifetimes import Lifetimes
-from .sizes import Counts, Table, Total, counted, weighted
+from .sizes import Counts, Table, Total, number_of
 
 FLOPS_PER_PRODUCT = 2
 """A multiplication and an addition, of each of batch·m·n·k."""
@@ -16,7 +16,7 @@ SOFTMAX_FLOPS = 3
 
 
 class Products(NamedTuple):
-    """What one part of the model computes for one micro-batch. A product's shape is batch, m, n, k."""
+    """What one part of the model computes for one micro-batch: shapes of products, which are batch, m, n, k."""
 
     forward: Counts
     backward: Counts
@@ -36,7 +36,7 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
     forward = Counter(product for row in rows for product in row.products)
     backward: Counter[Product] = Counter()
     rerun: Counter[Product] = Counter()
-    elementwise: Counter[Shape] = Counter()
+    elementwise: Counter[int] = Counter()
     for row in rows:
         wanted = [gradient for gradient in row.gradients if gradient.of in life.required]
         for gradient in wanted:
@@ -45,7 +45,7 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
             backward.update((*row.backward_products, *row.backward_rerun))
             rerun.update(row.backward_rerun)
         if row.elementwise_flops:
-            elementwise[row.elementwise_shape or row.writes[0].shape] += row.elementwise_flops
+            elementwise[number_of(row.elementwise_shape or row.writes[0].shape)] += row.elementwise_flops
     needed = forward + backward - rerun
     return Products(
         forward=_counts(forward),
@@ -53,12 +53,15 @@ def products(rows: Iterable[Row], life: Lifetimes) -> Products:
         recompute=_counts(Counter(product for row in life.rows_run_again for product in row.products)),
         needed=_counts({product: count for product, count in needed.items() if not product.causal}),
         needed_causal=_counts({product: count for product, count in needed.items() if product.causal}),
-        elementwise=weighted(elementwise),
+        elementwise=elementwise,
     )
 
 
-def _counts(times: dict[Product, int]) -> Counts:
-    return counted(product.shape for product, count in times.items() for _ in range(count))
+def _counts(times: Mapping[Product, int]) -> Counts:
+    counts: Counter[int] = Counter()
+    for product, count in times.items():
+        counts[number_of(product.shape)] += count
+    return counts
 
 
 def causal_flops(core_flops: int, length: int, num_prefix_tokens: int = 0, num_empty: int = 0) -> int:
@@ -102,14 +105,14 @@ def attention_products(rows: Iterable[Row], group: int) -> AttentionProducts:
     return AttentionProducts(
         qkv_projection=_total(before, group),
         scores=_total(core[:1], group),
-        elements=Total({(group, (*core[0].batch, *core[0].m, *core[0].n)): 1}),
+        elements=Total({(group, number_of((*core[0].batch, *core[0].m, *core[0].n))): 1}),
         values=_total(core[1:], group),
         output_projection=_total(after, group),
     )
 
 
 def _total(products: Iterable[Product], group: int) -> Total:
-    return Total(Counter((group, product.shape) for product in products))
+    return Total(Counter((group, number_of(product.shape)) for product in products))
 
 
 def attention_flops(parts: AttentionProducts, tables: Sequence[Table]) -> AttentionFlops:

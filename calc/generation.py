@@ -119,7 +119,7 @@ def _course(prefill: Outline, decode: Outline | None = None) -> tuple[Course, li
     of the last token's."""
     stretches, num_sizes = [*prefill.course.stretches], prefill.num_sizes
     if decode is not None:
-        last = [replace(each, group=num_sizes + each.group) for each in decode.forward(Phase.DECODE)]
+        last = [each._replace(group=num_sizes + each.group) for each in decode.forward(Phase.DECODE)]
         stretches += [*_tokens_between(prefill, decode), *_reordering(decode, num_sizes), *last]
         num_sizes += decode.num_sizes
     course = Course(tuple(stretches))
@@ -162,5 +162,5 @@ def of_sequences(layer: Section) -> list[Tensor]:
 
 def _between(program: Program, group: int, count: int = 1) -> Stretch:
     return Stretch(
-        phase=Phase.DECODE, label="tokens between", program=program, group=group, count=count, is_drawn=False
+        phase=Phase.DECODE, label="tokens between", program=program, group=group, times=count, is_drawn=False
     )

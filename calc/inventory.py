@@ -182,7 +182,7 @@ def _kept(memory: StepMemory | Generation | Engine) -> Iterator[Surplus]:
     for stretch in memory.timeline.course.stretches:
         if stretch.phase not in {Phase.FORWARD, Phase.PREFILL, Phase.DECODE}:
             return
-        yield stretch.group, stretch.program.net, stretch.count
+        yield stretch.group, stretch.program.net, stretch.times
 
 
 def _described(tensor: Tensor, library: str, place: str | None) -> Description:

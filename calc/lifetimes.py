@@ -8,14 +8,14 @@ stays.
 What nodes and checkpoints keep, retention.py says.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from .contexts import HIDDEN_STATES, NEXT, CacheEnd, Context, Event, Lifetimes, Needs
 from .gradients import gradient_of, made_in_forward, summed_in_fp32
 from .ledger import Gradient, Kind, Row, Section, Tensor
-from .retention import WITH_THE_GRAPH, Retention, by_name
+from .retention import WITH_THE_GRAPH, Retention, by_name, retention
 
 KEPT_NEEDS = 1024
 """Of how many sections they are kept."""
@@ -26,7 +26,7 @@ KEPT_NAMES = 4096
 @lru_cache(maxsize=KEPT_NEEDS)
 def needs(section: Section, context: Context) -> Needs:
     """What others need to know of `section`."""
-    return Retention(section, context).needs()
+    return retention(section, context).needs()
 
 
 def sent_back(section: Section, context: Context) -> dict[Tensor, bool]:
@@ -79,7 +79,7 @@ class _Builder:
     """Parameters of which a gradient waits for an earlier section's."""
 
     def __post_init__(self) -> None:
-        self.retained = Retention(self.section, self.context)
+        self.retained = retention(self.section, self.context)
         self.local = self.retained.local
         self.alias = self._names()
 
@@ -91,7 +91,7 @@ class _Builder:
 
     def build(self) -> Lifetimes:
         section = self.section
-        forward_end = [(each, False) for each in by_name(_cached(section.rows) - self.retained.needed.keys())]
+        forward_end = [(each, False) for each in by_name(self.retained.casts - self.retained.needed.keys())]
         cache_end = [(tensor, False) for tensor in self.retained.lasting]
         with_forward = self.context.cache_end is CacheEnd.FORWARD
         forward = self._forward()
@@ -144,19 +144,20 @@ class _Builder:
         self.events = []
         held = {self.section.input} if self.section.input and self.context.held_input else set[Tensor]()
         rows = tuple(self.retained.without_graph(index) for index in range(len(self.section.rows)))
-        self._run(rows, keep=self.retained.needed.keys() | _cached(self.section.rows) | held)
+        self._run(rows, keep=self.retained.needed.keys() | self.retained.casts | held)
         if self.context.region_input is not None and not self.retained.saving:
             self._free([self.context.region_input])
         self._free(self.context.returned_before)
         return tuple(self.events)
 
-    def _run(self, rows: tuple[Row, ...], keep: Iterable[Tensor], taken: Collection[Tensor] = ()) -> None:
+    def _run(self, rows: tuple[Row, ...], keep: Container[Tensor], taken: frozenset[Tensor] = frozenset()) -> None:
         """Allocate what `rows` write, unless it is `taken` from what was stored; free what no later row of them reads
         and `keep` does not hold."""
+        base, graph = self.retained.base, self.retained.graph
         last_use: dict[Tensor, int] = {}
         for index, row in enumerate(rows):
-            for tensor in (*row.writes, *row.reads, *self.retained.graph(row)):
-                last_use[self.retained.storage(tensor)] = index
+            for tensor in (*row.writes, *row.reads, *graph(row)):
+                last_use[base.get(tensor, tensor)] = index
         dying: dict[int, list[Tensor]] = {}
         for tensor, index in last_use.items():
             if tensor in self.local and tensor not in keep:
@@ -164,8 +165,8 @@ class _Builder:
         for index, row in enumerate(rows):
             if row.renames:
                 self._free(dying.pop(index, ()))
-            if not any(tensor in taken for tensor in row.writes):
-                self._allocate(tensor for tensor in row.writes if self.retained.storage(tensor) is tensor)
+            if not taken or taken.isdisjoint(row.writes):
+                self._allocate([tensor for tensor in row.writes if tensor not in base])
                 self._allocate(self.retained.made(row))
                 self._moment(row.temporaries)
             self._free(dying.get(index, ()))
@@ -195,7 +196,7 @@ class _Builder:
         wanted: dict[Tensor, int] = {}
         for index in reversed(self.retained.saving):
             wanted.update((tensor, index) for tensor in self.retained.saved[index] if tensor not in outside)
-        cached = _cached(again)
+        cached = self.retained.casts.intersection(tensor for row in again for tensor in row.writes)
         left = self.section.rows[self.retained.inside.start + len(again) : self.retained.inside.stop]
         unread = {self.retained.storage(tensor) for row in left for tensor in (*row.reads, *self.retained.graph(row))}
         local, self.local = self.local, self._made_again(again)
@@ -271,10 +272,11 @@ class _Builder:
 
     def _node(self, row: Row, buffers: dict[Tensor, _Pending], saved: Iterable[Tensor], *, checkpointed: bool) -> None:
         """Run one autograd node."""
-        written = [
-            (index, tensor) for index, tensor in enumerate(row.writes) if tensor not in self.retained.later_leaves
-        ]
-        received = {index: buffers.pop(tensor).storage for index, tensor in written if tensor in buffers}
+        received = {
+            index: buffers.pop(tensor).storage
+            for index, tensor in enumerate(row.writes)
+            if tensor in buffers and tensor not in self.retained.later_leaves
+        }
         if row.overwrites_saved or not received:
             self._free(saved)
             saved = ()
@@ -354,13 +356,14 @@ class _Builder:
             self._free([storage.tensor])
 
     def _allocate(self, tensors: Iterable[Tensor]) -> None:
-        self.events.extend((self.alias.get(tensor, tensor), True) for tensor in tensors)
+        for tensor in tensors:
+            self.events.append((self.alias.get(tensor, tensor), True))
 
     def _free(self, tensors: Iterable[Tensor]) -> None:
-        self.events.extend((self.alias.get(tensor, tensor), False) for tensor in tensors)
+        for tensor in tensors:
+            self.events.append((self.alias.get(tensor, tensor), False))
 
-    def _moment(self, temporaries: Iterable[Tensor]) -> None:
-        temporaries = tuple(temporaries)
+    def _moment(self, temporaries: tuple[Tensor, ...]) -> None:
         self._allocate(temporaries)
         self._free(temporaries)
 
@@ -385,8 +388,3 @@ def _as_temporary(tensor: Tensor) -> Tensor:
 
 def _from_host(tensor: Tensor) -> Tensor:
     return replace(tensor, name=f"{tensor.name} from the host")
-
-
-def _cached(rows: Iterable[Row]) -> set[Tensor]:
-    """Casts of weights that autocast's cache holds."""
-    return {tensor for row in rows for tensor in row.writes if tensor.kind is Kind.AUTOCAST_WEIGHTS}

@@ -17,15 +17,20 @@ from .ledger import Kind, Tensor
 from .lifetimes import Event
 from .optimizer_loops import LOOPS, Update, temporary
 from .optimizers import QUANTISATION_MAPS, gradients_persist, optimizer_of, states
+from .parts import Owned
 from .plan import BITSANDBYTES, Plan
 from .recipes import State
 from .scenario import Optimizer
 from .timeline import Program
 
-Part = Sequence[tuple[tuple[Tensor, ...], int]]
-"""Parameters of layers that follow each other, each so many times."""
+Share = tuple[tuple[Owned, int], ...]
+"""What one part of the model owns: that of layers that follow each other, each so many times."""
+Part = tuple[tuple[tuple[Tensor, ...], int], ...]
+"""Parameters of the same."""
 Parts = Sequence[Part]
 """Parameters by the part of the model they belong to, in its order."""
+KEPT_PHASES = 256
+"""How many optimizer phases are kept."""
 KEPT_PROGRAMS = 1024
 """How many programs of one layer's parameters are kept."""
 
@@ -80,8 +85,11 @@ class OptimizerStep(NamedTuple):
         return (*self.clipping, *self.update, *self.ending)
 
 
-def optimizer_step(trained: Parts, in_layers: Sequence[bool], plan: Plan) -> OptimizerStep:
-    """The optimizer phase of `plan` on the parameters `trained`; `in_layers` tells which parts are layers."""
+@lru_cache(maxsize=KEPT_PHASES)
+def optimizer_step(owned: tuple[Share, ...], in_layers: tuple[bool, ...], plan: Plan) -> OptimizerStep:
+    """The optimizer phase of `plan`, one for all ways of recomputation, on what each part of the model owns;
+    `in_layers` tells which of them are layers."""
+    trained = [tuple((each.trained, times) for each, times in part) for part in owned]
     shares = dict(_shares(trained, in_layers, plan))
     return OptimizerStep(
         clipping=tuple(_useful(_clipping(trained, shares, plan))),
@@ -96,10 +104,10 @@ def _shares(trained: Parts, in_layers: Sequence[bool], plan: Plan) -> Iterator[t
     """Each optimizer that has anything to do, and its parameters. AdamW takes what Muon leaves."""
     for optimizer in dict.fromkeys((plan.optimizer, Optimizer.ADAMW)):
         parts = [
-            [
+            tuple(
                 (tuple(each for each in tensors if optimizer_of(each, plan, in_layer=in_layer) is optimizer), times)
                 for tensors, times in part
-            ]
+            )
             for part, in_layer in zip(trained, in_layers, strict=True)
         ]
         if any(map(_tensors, parts)):
@@ -154,7 +162,9 @@ def _nothing(_: Tensor) -> list[Event]:
 def _step(optimizer: Optimizer, parts: Parts, plan: Plan, *, is_first: bool) -> Iterator[Pass]:
     """`step()` of one optimizer. SGD, the fused and the 8-bit AdamW make nothing for a moment."""
 
-    written = [[(tuple(_written(each, plan) for each in tensors), times) for tensors, times in part] for part in parts]
+    written = [
+        tuple((tuple(_written(each, plan) for each in tensors), times) for tensors, times in part) for part in parts
+    ]
     if optimizer is Optimizer.LION:  # which makes each state when its turn comes
         yield _loop(LOOPS[optimizer], written, partial(states, optimizer=optimizer) if is_first else _no_states)
         return
@@ -270,8 +280,11 @@ def _loop(update: Update, parts: Parts, made: Callable[[Tensor], Iterable[Tensor
 
 def _every(parts: Parts, events: Callable[..., list[Event]], *of: Any) -> Pass:
     """The same events for each parameter, whichever layer it belongs to."""
-    programs = (Program.in_a_row((_of_each(tensors, events, *of), times) for tensors, times in part) for part in parts)
-    return Pass(tuple((program, program) for program in programs))
+    programs = {
+        part: Program.in_a_row((_of_each(tensors, events, *of), times) for tensors, times in part)
+        for part in dict.fromkeys(parts)
+    }
+    return Pass(tuple((programs[part], programs[part]) for part in parts))
 
 
 @lru_cache(maxsize=KEPT_PROGRAMS)

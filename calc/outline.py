@@ -17,9 +17,9 @@ from .evaluation import Batches
 from .flops import AttentionProducts, attention_products
 from .optimizer_step import Pass
 from .optimizers import gradients_persist
-from .parts import Part, Sum
+from .parts import Owned, Part, Piece, Sum
 from .scenario import Task
-from .sizes import Measures, Total, storage_class
+from .sizes import Measures, Total, number_of, storage_class
 from .step import KEPT_STRUCTURES, Step
 from .timeline import Course, Phase, Program, Stretch, Surplus
 
@@ -79,28 +79,28 @@ class Outline:
         summed = (which for which in Sum if which is not Sum.CHECKPOINTED)
         return {which: {name: Total(each) for name, each in self._counts(which).items()} for which in summed}
 
-    @cached_property
-    def _num_parts(self) -> Counter[tuple[Part, int]]:
-        """How often each part is there with one of the different sizes."""
-        found: Counter[tuple[Part, int]] = Counter()
-        for place in self.places:
-            found[place.part, place.group] += place.count
-        return found
-
     def _counts(self, which: Sum) -> Mapping[Any, Counter[tuple[int, Any]]]:
         """How often each key is summed with one of the different sizes, by what the sum is told apart by."""
         sums: defaultdict[Any, Counter[tuple[int, Any]]] = defaultdict(Counter)
-        for (part, group), num_parts in self._num_parts.items():
-            for name, counts, times in part.counts(which):
+        for (counted, group), times in self._times(which).items():
+            for name, counts in counted.counts[which].items():
                 whole = sums[name]  # there, if of nothing
-                for key, count in zip(*counts, strict=True):
-                    whole[group, key] += count * times * num_parts
+                for key, count in counts.items():
+                    whole[group, key] += count * times
         if which is Sum.PERSISTENT:
             for tensor in (*self.step.buffers, *self.step.inputs):
-                sums[tensor.kind][0, storage_class(tensor)] += 1
+                sums[tensor.kind][0, number_of(storage_class(tensor))] += 1
         if which is Sum.SAVED:
-            sums[None].update((0, storage) for storage in self.step.saved_by_several)
+            sums[None].update((0, number_of(storage)) for storage in self.step.saved_by_several)
         return sums
+
+    def _times(self, which: Sum) -> Mapping[tuple[Piece | Owned, int], int]:
+        """How often what adds to a sum is there with one of the different sizes."""
+        found: Counter[tuple[Piece | Owned, int]] = Counter()
+        for place in self.places:
+            for each, times in place.part.counted(which):
+                found[each, place.group] += place.count * times
+        return found
 
     @cached_property
     def checkpointed(self) -> Mapping[Any, Mapping[tuple[int, Any], int]]:
@@ -260,7 +260,7 @@ def _stretch(phase: Phase, place: Place, program: Program) -> Stretch:
         label=place.part.section.name,
         program=program,
         group=place.group,
-        count=place.count,
+        times=place.count,
         first_layer=first,
         num_layers=place.part.num_layers,
     )

@@ -1,16 +1,17 @@
 """The parts of a step: sections where they stand, alone or several layers in a row, and what each adds to its sums."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any
 
+from .dtype import DType
 from .flops import products
 from .ledger import Component, Kind, Section, Shape, Tensor
 from .lifetimes import Context, Lifetimes, lifetimes
-from .sizes import Counts, counted, storage_class
+from .sizes import Counts, number_of, storage_class
 from .timeline import Program
 
 OF_EXPERTS = ".experts."
@@ -142,7 +143,7 @@ class Owned:
         return tuple(tensor for tensor, _ in self.parameters if tensor.trainable)
 
     @cached_property
-    def counts(self) -> Mapping[Sum, Mapping[Any, Counts]]:
+    def counts(self) -> Mapping[Sum, Mapping[Any, Mapping[Any, int]]]:
         """What it adds to sums over the step."""
         return {
             Sum.PARAMETERS: _counts((component, tensor.elements) for tensor, component in self.parameters),
@@ -220,11 +221,9 @@ class Part:
     def trained(self) -> list[Tensor]:
         return [tensor for each, times in self.owned for tensor in each.trained * times]
 
-    def counts(self, which: Sum) -> Iterator[tuple[Any, Counts, int]]:
-        """What it adds to one sum over the step, and how many times."""
-        counted = self.owned if which in OF_OWNED else (*self.pieces, *self.regularisation)
-        for each, times in counted:
-            yield from ((name, counts, times) for name, counts in each.counts[which].items())
+    def counted(self, which: Sum) -> "tuple[tuple[Piece | Owned, int], ...]":
+        """What adds to one sum over the step, each so many times."""
+        return self.owned if which in OF_OWNED else (*self.pieces, *self.regularisation)
 
 
 @lru_cache(maxsize=KEPT_PIECES)
@@ -240,13 +239,17 @@ def _met_by_a_token(parameter: Tensor) -> Shape:
 
 def _counts(items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Counts]:
     """For each first of `items` how often there is each second."""
-    found: dict[Any, list[Any]] = defaultdict(list)
+    return _told_apart((name, number_of(key)) for name, key in items)
+
+
+def _told_apart(items: Iterable[tuple[Any, Any]]) -> Mapping[Any, Counter[Any]]:
+    found: defaultdict[Any, Counter[Any]] = defaultdict(Counter)
     for name, key in items:
-        found[name].append(key)
-    return {name: counted(keys) for name, keys in found.items()}
+        found[name][key] += 1
+    return found
 
 
-def checkpointed(tensors: Iterable[Tensor]) -> Mapping[Any, Counts]:
+def checkpointed(tensors: Iterable[Tensor]) -> Mapping[Any, Mapping[tuple[Shape, DType], int]]:
     """What a checkpoint holds of `tensors`: by kind and whether trained, shapes and types."""
     held = (tensor for tensor in tensors if tensor.kind in (Kind.PARAMETERS, Kind.OPTIMIZER_STATES))
-    return _counts(((tensor.kind, tensor.trainable), (tensor.shape, tensor.dtype)) for tensor in held)
+    return _told_apart(((tensor.kind, tensor.trainable), (tensor.shape, tensor.dtype)) for tensor in held)

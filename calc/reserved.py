@@ -123,7 +123,7 @@ class _Process:
     def _run(self, stretches: Iterable[Stretch]) -> None:
         for stretch in stretches:
             operations = self._operations(stretch.program, stretch.group)
-            count = stretch.count
+            count = stretch.times
             if stretch.phase in self.workspaces and (first := _first_product(stretch.program, self.step.step.parts)):
                 self._apply(operations[:first])
                 self.allocator.malloc(self.workspaces.pop(stretch.phase))

@@ -7,6 +7,7 @@ over several sections; each has its share of it.
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from .contexts import OWNED, CacheEnd, Context, Needs
 from .gradients import made_in_forward
@@ -14,6 +15,13 @@ from .ledger import Gradient, Kind, Lent, Row, Section, Tensor, requires_gradien
 
 WITH_THE_GRAPH = -1
 """In place of a row: no node frees it."""
+KEPT_RETENTIONS = 64
+"""How many are kept, while the steps are built that need them."""
+
+
+def retention(section: Section, context: Context) -> "Retention":
+    """That of `section` where it stands; not to be changed."""
+    return _retention(section, context.for_retention)
 
 
 @dataclass(slots=True)
@@ -32,6 +40,8 @@ class Retention:
     written: set[Tensor] = field(init=False)
     local: set[Tensor] = field(init=False)
     """Storages this section allocates and frees."""
+    casts: set[Tensor] = field(init=False)
+    """Casts of weights that autocast's cache holds."""
     keeping: list[tuple[Tensor, ...]] = field(init=False)
     """Per row what its node saves."""
     saved: list[list[Tensor]] = field(init=False)
@@ -58,6 +68,7 @@ class Retention:
         roots = {section.input} if section.input and context.input_required else set()
         own = {tensor for row in section.rows for tensor in row.writes}
         self.borrowed = [each for each in section.lent if each.tensor not in own]
+        self.casts = {tensor for tensor in own if tensor.kind is Kind.AUTOCAST_WEIGHTS}
         borrowed = {each.tensor for each in self.borrowed}
         self.required = requires_gradient(section.rows, roots | context.leaves | context.given | borrowed)
         self.base = _bases(section.rows)
@@ -110,7 +121,7 @@ class Retention:
 
     def made(self, row: Row) -> list[Tensor]:
         """Gradients that `row` makes in forward already."""
-        return [made_in_forward(gradient.of) for gradient in self.wanted(row) if gradient.in_forward]
+        return [made_in_forward(each.of) for each in row.gradients if each.in_forward and each.of in self.required]
 
     def wanted(self, row: Row) -> list[Gradient]:
         return [gradient for gradient in row.gradients if gradient.of in self.required]
@@ -188,7 +199,10 @@ class Retention:
 
     def graph(self, row: Row) -> tuple[Tensor, ...]:
         """What nodes no backward reaches keep until `row`, if there are any: where its gradient might be wanted."""
-        return row.graph if not row.gradients or self.wanted(row) else ()
+        return row.graph if row.graph and (not row.gradients or self.wanted(row)) else ()
+
+
+_retention = lru_cache(maxsize=KEPT_RETENTIONS)(Retention)
 
 
 def _bases(rows: Iterable[Row]) -> dict[Tensor, Tensor]:

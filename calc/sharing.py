@@ -1,11 +1,12 @@
 """What the sections of a step share: who needs gradients, and which section frees what several of them use."""
 
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 
 from .blocks.facts import ModelFacts
 from .ledger import Section, Tensor, requires_gradient, saved_for_backward
-from .lifetimes import CacheEnd, Context, Needs, needs, sent_back
+from .lifetimes import KEPT_NEEDS, CacheEnd, Context, Needs, needs, sent_back
 from .plan import Plan
 from .recomputation import Repeated, makes_leaves
 
@@ -13,6 +14,7 @@ Unit = list[Repeated]
 """The sections of one part."""
 
 
+@lru_cache(maxsize=KEPT_NEEDS)
 def trained_in(section: Section) -> frozenset[Tensor]:
     return frozenset(tensor for tensor, _ in section.parameters() if tensor.trainable)
 
@@ -76,10 +78,10 @@ def _contexts_of_stack(units: list[Unit], before: list[Context], model: ModelFac
         exported=logits_of_head(last),
     )
     sections = [section for unit in layers for section, _ in unit]
-    contexts = [
-        replace(context, freed_in_backward=last, exported=context.exported | of_layers.intersection(section.offered))
-        for section, context, last in zip(sections, contexts, freed, strict=True)
-    ]
+    for index, (section, last) in enumerate(zip(sections, freed, strict=True)):
+        exported = of_layers.intersection(section.offered)
+        if last or exported:
+            contexts[index] = replace(contexts[index], freed_in_backward=last, exported=exported)
     return _with_gradients_sent_back([embedding, *sections], [first, *contexts, final])
 
 
@@ -89,8 +91,9 @@ def _with_gradients_sent_back(sections: list[Section], contexts: list[Context]) 
     there: dict[Tensor, bool] = {}
     for index in reversed(range(len(sections))):
         mine = {tensor: there[tensor] for tensor in sections[index].offered if tensor in there}
-        known = there.keys() & contexts[index].given
-        contexts[index] = replace(contexts[index], sent_back={**mine, **{tensor: there[tensor] for tensor in known}})
+        known = {tensor: there[tensor] for tensor in there.keys() & contexts[index].given}
+        if mine or known:
+            contexts[index] = replace(contexts[index], sent_back=mine | known)
         if contexts[index].given:
             there |= sent_back(sections[index], contexts[index])
     return contexts

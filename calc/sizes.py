@@ -1,13 +1,12 @@
 """What the ledger's symbols stand for in one step."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fractions import Fraction
 from functools import cache
 from itertools import count
 from math import prod
 from operator import itemgetter, neg
-from typing import Any, NamedTuple
+from typing import Any
 
 from .dimensions import Derived
 from .ledger import Shape, Tensor
@@ -43,22 +42,6 @@ def _allocated(nbytes: int | Fraction) -> int:
     return -(-nbytes // ALLOCATION_UNIT_BYTES) * ALLOCATION_UNIT_BYTES
 
 
-class Counts(NamedTuple):
-    """Shapes or storage classes, and how often each counts."""
-
-    keys: tuple[Any, ...]
-    times: tuple[int, ...]
-
-
-def counted(keys: Iterable[Any]) -> Counts:
-    """Each of `keys` as often as it is there."""
-    return weighted(Counter(keys))
-
-
-def weighted(counts: Mapping[Any, int]) -> Counts:
-    return Counts(tuple(counts), tuple(counts.values()))
-
-
 def storage_class(tensor: Tensor) -> StorageClass:
     """What the size of `tensor`'s storage depends on."""
     return tensor.shape, tensor.dtype.itemsize
@@ -85,6 +68,10 @@ def number_of(key: Shape | StorageClass) -> int:
     number = next(_NUMBERS)
     _KEYS[number] = key
     return number
+
+
+Counts = Mapping[int, int]
+"""Of shapes or storage classes, by their numbers, how often each counts."""
 
 
 def picker(keys: Sequence[Any]) -> Callable[[Mapping[Any, int]], tuple[int, ...]]:
@@ -115,11 +102,11 @@ class Measures:
 
 
 class Total:
-    """A sum over shapes or storage classes, prepared for being computed with many sizes. `counts` tells of each, with
-    one of a step's different sizes, how often it counts."""
+    """A sum over shapes or storage classes, prepared for being computed with many sizes. `counts` tells of each one's
+    number, with one of a step's different sizes, how often it counts."""
 
-    def __init__(self, counts: Mapping[tuple[int, Any], int]) -> None:
-        self.terms = [(group, number_of(key), times) for (group, key), times in counts.items()]
+    def __init__(self, counts: Mapping[tuple[int, int], int]) -> None:
+        self.terms = [(group, number, times) for (group, number), times in counts.items()]
 
     def of(self, tables: Sequence[Table]) -> int:
         """The elements of all shapes, or the bytes of all storages."""

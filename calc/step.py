@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
 from .adapters.freezing import frozen_section, with_frozen
@@ -85,7 +85,8 @@ class Step:
         return tuple(dict.fromkeys(reads))
 
     def _rows(self) -> Iterator[Row]:
-        return (row for part in self.parts for each, _ in part.pieces for row in each.section.rows)
+        sections = dict.fromkeys(each.section for part in self.parts for each, _ in part.pieces)
+        return (row for section in sections for row in section.rows)
 
     @cached_property
     def origins(self) -> dict[str, str]:
@@ -111,7 +112,7 @@ def step(facts: StepFacts) -> Step:
         for unit in units
     ]
     parts = tuple(_parts(placed, facts))
-    pieces = [each for unit in placed for each, _ in unit]
+    pieces = list(dict.fromkeys(each for unit in placed for each, _ in unit))
     between, begin, finish = _around_backward(pieces[-1].section, of_outputs, facts)
     outside = frozenset[Tensor]().union(*(each.life.saved_from_outside for each in pieces))
     shared = outside.difference(*(each.life.saved for each in pieces)) if outside else outside
@@ -126,9 +127,7 @@ def step(facts: StepFacts) -> Step:
         regularisation=_around_regularisation(facts, pieces),
         finish=finish,
         optimizer=optimizer_step(
-            [[(each.trained, times) for each, times in part.owned] for part in parts],
-            [part.in_layer for part in parts],
-            facts.plan,
+            tuple(part.owned for part in parts), tuple(part.in_layer for part in parts), _not_recomputed(facts.plan)
         ),
         batches=_batches(pieces[-1].section, facts.plan) if facts.plan.task is Task.EVALUATION else None,
         saved_by_several=tuple(map(storage_class, shared)),
@@ -342,13 +341,19 @@ _evaluated = lru_cache(maxsize=KEPT_STRUCTURES)(without_gradients)
 def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
     embedding, last = placed[0][0][0], placed[-1][0][0]
     tied = frozenset(tensor for tensor, _ in embedding.parameters)
-    plan = replace(facts.plan, **NOT_RECOMPUTED)
+    plan = _not_recomputed(facts.plan)
+    in_layers = {
+        each: not (each is embedding or each is last or each.section.is_bridge)
+        for pieces in placed
+        for each, _ in pieces
+    }
+    owned = {
+        each: _owned(each, frozenset() if each is embedding else tied, plan, in_layer=in_layer)
+        for each, in_layer in in_layers.items()
+    }
     for pieces in placed:
-        is_end = pieces[0][0] is embedding or pieces[0][0] is last
-        in_layer = not (is_end or pieces[0][0].section.is_bridge)
-        elsewhere = frozenset[Tensor]() if pieces[0][0] is embedding else tied
-        owned = tuple((_owned(each, elsewhere, plan, in_layer=in_layer), times) for each, times in pieces)
-        yield part(pieces, owned, tuple(_regularisations(pieces, facts)), in_layer=in_layer)
+        of_pieces = tuple((owned[each], times) for each, times in pieces)
+        yield part(pieces, of_pieces, tuple(_regularisations(pieces, facts)), in_layer=in_layers[pieces[0][0]])
 
 
 def _persistent(parameters: Iterable[Tensor], plan: Plan, *, in_layer: bool) -> Iterator[Tensor]:
@@ -362,13 +367,16 @@ def _persistent(parameters: Iterable[Tensor], plan: Plan, *, in_layer: bool) -> 
         yield from map(averaged, parameters)
 
 
-NOT_RECOMPUTED: dict[str, Any] = {
-    "recompute": Recompute.NONE,
-    "recompute_saved_operators": frozenset(),
-    "recompute_interval": 1,
-    "recompute_group_size": 1,
-    "recompute_offload": False,
-}
+def _not_recomputed(plan: Plan) -> Plan:
+    """What is there between steps, and the optimizer's phase, are one for all ways of recomputation."""
+    return replace(
+        plan,
+        recompute=Recompute.NONE,
+        recompute_saved_operators=frozenset(),
+        recompute_interval=1,
+        recompute_group_size=1,
+        recompute_offload=False,
+    )
 
 
 def _owned(of: Piece, elsewhere: frozenset[Tensor], plan: Plan, *, in_layer: bool) -> Owned:
@@ -381,6 +389,5 @@ def _owned(of: Piece, elsewhere: frozenset[Tensor], plan: Plan, *, in_layer: boo
 def _between_steps(
     parameters: tuple[tuple[Tensor, Component], ...], buffers: tuple[Tensor, ...], plan: Plan, *, in_layer: bool
 ) -> Owned:
-    """Pieces that differ in what is recomputed alone own the same."""
     persistent = [*_persistent((tensor for tensor, _ in parameters), plan, in_layer=in_layer), *buffers]
     return Owned(parameters, (*persistent, *(map(averaged, buffers) if plan.weight_ema else ())))

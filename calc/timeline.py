@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 from .ledger import Kind, Tensor
@@ -50,17 +50,22 @@ class Program:
         whole = cls(())
         net: defaultdict[Tensor, int] = defaultdict(int)
         for program, times in programs:
-            whole.steps += program.steps * times
-            whole.tensors += program.tensors * times
             for tensor, count in program.net.items():
                 net[tensor] += count * times
         whole.net = {tensor: count for tensor, count in net.items() if count}
+        whole.steps = tuple(chain.from_iterable(program.steps * times for program, times in programs))
+        whole.tensors = tuple(chain.from_iterable(program.tensors * times for program, times in programs))
         return whole
 
     @cached_property
     def net(self) -> dict[Tensor, int]:
         """What it leaves behind: how many more times each tensor was allocated than freed."""
         return _surplus(self.tensors, self.steps)
+
+    @cached_property
+    def net_by_kind(self) -> Counter[tuple[Kind, int]]:
+        """The same by kind and the number of the storage class."""
+        return _by_kind(self.net)
 
     @cached_property
     def numbers(self) -> frozenset[int]:
@@ -77,6 +82,13 @@ class Program:
         return list(accumulate(self.changes(table))) or [0]
 
 
+def _by_kind(surplus: Mapping[Tensor, int]) -> Counter[tuple[Kind, int]]:
+    counts: Counter[tuple[Kind, int]] = Counter()
+    for tensor, count in surplus.items():
+        counts[tensor.kind, number_of(storage_class(tensor))] += count
+    return counts
+
+
 def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, int]:
     """How many more times each tensor was allocated than freed."""
     surplus: defaultdict[Tensor, int] = defaultdict(int)
@@ -85,16 +97,15 @@ def _surplus(tensors: Sequence[Tensor], steps: Sequence[int]) -> dict[Tensor, in
     return {tensor: count for tensor, count in surplus.items() if count}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Stretch:
-    """`count` equal programs, one after another, of one phase."""
+class Stretch(NamedTuple):
+    """`times` equal programs, one after another, of one phase."""
 
     phase: Phase
     label: str
     program: Program
     group: int = 0
     """Which of the step's different sizes its tensors have."""
-    count: int = 1
+    times: int = 1
     first_layer: int | None = None
     """The index of the layer its first program belongs to, or begins with."""
     num_layers: int = 1
@@ -132,34 +143,57 @@ class Course:
 
     def numbers(self, group: int) -> frozenset[int]:
         """Those of the storage classes of all tensors with one of the sizes."""
-        return frozenset[int]().union(*(each.program.numbers for each in self.stretches if each.group == group))
+        return frozenset[int]().union(*(program.numbers for other, program in self.distinct if other == group))
+
+    @cached_property
+    def distinct(self) -> Mapping[tuple[int, Program], int]:
+        """Which of the step's different sizes and what happens with them, each once, with its place among these."""
+        keys = dict.fromkeys((each.group, each.program) for each in self.stretches)
+        return {key: place for place, key in enumerate(keys)}
+
+    @cached_property
+    def places(self) -> Sequence[int]:
+        """Of each stretch the place among those."""
+        return [self.distinct[each.group, each.program] for each in self.stretches]
 
     def alive(self, moment: Moment) -> Iterator[Surplus]:
         """What has been allocated by `moment` and not freed."""
+        for (group, program), times in self._run_by(moment).items():
+            yield group, program.net, times
+        yield self.stretches[moment.stretches].group, self._begun_by(moment), 1
+
+    def _run_by(self, moment: Moment) -> Mapping[tuple[int, Program], int]:
+        """How often what has been run as a whole."""
+        times: Counter[tuple[int, Program]] = Counter()
         for stretch in self.stretches[: moment.stretches]:
-            yield stretch.group, stretch.program.net, stretch.count
+            times[stretch.group, stretch.program] += stretch.times
         last = self.stretches[moment.stretches]
-        tensors, steps = last.program.tensors[: moment.events], last.program.steps[: moment.events]
-        yield last.group, last.program.net, moment.parts
-        yield last.group, _surplus(tensors, steps), 1
+        times[last.group, last.program] += moment.parts
+        return times
+
+    def _begun_by(self, moment: Moment) -> dict[Tensor, int]:
+        """What the part that is running has left so far."""
+        program = self.stretches[moment.stretches].program
+        return _surplus(program.tensors[: moment.events], program.steps[: moment.events])
 
     def alive_by_kind(self, moment: Moment) -> Mapping[Kind, Total]:
         """The storages of the same; it depends on no size, and the peaks of most sizes are at one moment."""
         if moment not in self._known:
-            self._known[moment] = _by_kind(self.alive(moment))
+            self._known[moment] = self._alive_by_kind(moment)
         return self._known[moment]
+
+    def _alive_by_kind(self, moment: Moment) -> Mapping[Kind, Total]:
+        counts: defaultdict[Kind, Counter[tuple[int, int]]] = defaultdict(Counter)
+        run = [(group, program.net_by_kind, times) for (group, program), times in self._run_by(moment).items()]
+        begun = self.stretches[moment.stretches].group, _by_kind(self._begun_by(moment)), 1
+        for group, left, times in (*run, begun):
+            for (kind, number), count in left.items():
+                counts[kind][group, number] += count * times
+        return {kind: Total(each) for kind, each in counts.items()}
 
     @cached_property
     def _known(self) -> dict[Moment, Mapping[Kind, Total]]:
         return {}
-
-
-def _by_kind(surpluses: Iterable[Surplus]) -> Mapping[Kind, Total]:
-    counts: dict[Kind, Counter] = {}
-    for group, surplus, times in surpluses:
-        for tensor, count in surplus.items():
-            counts.setdefault(tensor.kind, Counter())[group, storage_class(tensor)] += count * times
-    return {kind: Total(each) for kind, each in counts.items()}
 
 
 class Span(NamedTuple):
@@ -179,12 +213,12 @@ class Span(NamedTuple):
 
     @property
     def end_bytes(self) -> int:
-        return self.start_bytes + self.stretch.count * self.net_bytes
+        return self.start_bytes + self.stretch.times * self.net_bytes
 
     @property
     def peak_part(self) -> int:
         """Which part has the highest point: the last, where parts add up."""
-        return self.stretch.count - 1 if self.net_bytes > 0 else 0
+        return self.stretch.times - 1 if self.net_bytes > 0 else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -253,11 +287,16 @@ def timeline(base_bytes: int, course: Course, tables: Sequence[Table]) -> Timeli
     """Sum the stretches in their order, from `base_bytes` on."""
     spans, peaks = [], []
     level = base_bytes
-    for stretch in course.stretches:
-        running = stretch.program.running_bytes(tables[stretch.group])
-        net, highest = running[-1], max(0, max(running))
+    summed = [_summed(program.running_bytes(tables[group])) for group, program in course.distinct]
+    for stretch, place in zip(course.stretches, course.places, strict=True):
+        net, highest = summed[place]
         spans.append(Span(stretch, level, net, highest))
-        grown = stretch.count * net
+        grown = stretch.times * net
         peaks.append(level + highest + (grown - net if net > 0 else 0) if stretch.is_drawn else 0)
         level += grown
     return Timeline(course, tables, base_bytes, tuple(spans), peaks)
+
+
+def _summed(running_bytes: list[int]) -> tuple[int, int]:
+    """What is left in the end, and how far it rises above the start."""
+    return running_bytes[-1], max(0, max(running_bytes))

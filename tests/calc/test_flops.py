@@ -6,7 +6,7 @@ from calc.flops import FLOPS_PER_PRODUCT, causal_flops, products
 from calc.ledger import Kind, Product, Region, Row, Section, Tensor
 from calc.lifetimes import Context, lifetimes
 from calc.primitives import matmul, scale, softmax
-from calc.sizes import Counts, Sizes, counted
+from calc.sizes import Counts, Measures, Sizes, number_of
 
 SIZES = Sizes(B=3, S=5, H=7, F=11, N=2, D=13)
 PRODUCT = Product((), ("B", "S"), ("F",), ("H",))
@@ -16,7 +16,8 @@ W = Tensor("w", ("F", "H"), DType.FP32, Kind.PARAMETERS, trainable=True)
 
 
 def summed(counts: Counts) -> int:
-    return sum(times * SIZES[shape] for shape, times in zip(*counts, strict=True))
+    elements = Measures(counts).table(SIZES)
+    return sum(times * elements[number] for number, times in counts.items())
 
 
 def flops_of(*rows: Row, input_required: bool = True, checkpointed: bool = False) -> dict[str, int]:
@@ -67,6 +68,6 @@ def test_elementwise_operations() -> None:
 
 
 def test_half_of_a_causal_core() -> None:
-    core = FLOPS_PER_PRODUCT * summed(counted([SCORES_PRODUCT.shape, VALUES_PRODUCT.shape]))
+    core = FLOPS_PER_PRODUCT * summed({number_of(product.shape): 1 for product in (SCORES_PRODUCT, VALUES_PRODUCT)})
     attended = 5 * (5 + 1) // 2  # token i attends to i tokens
     assert causal_flops(core, 5) == 2 * (2 * 3 * 2 * attended * 13)

@@ -28,7 +28,7 @@ def freed(*tensors: Tensor) -> list[Event]:
 
 
 def stretch(events: list[Event], count: int = 1, phase: Phase = Phase.FORWARD) -> Stretch:
-    return Stretch(phase=phase, label="part", program=Program(events), count=count)
+    return Stretch(phase=phase, label="part", program=Program(events), times=count)
 
 
 def summed(*stretches: Stretch, base_bytes: int = 0) -> Timeline:
