@@ -47,6 +47,15 @@ SCENARIOS = {
     "additionalProperties": False,
 }
 EXAMPLE = {"model": "llama-3.1-8b", "gpu": "h100-sxm-80gb", "precision": "bf16", "recompute": "full"}
+GENERATION = {
+    "model": "llama-3.1-8b",
+    "gpu": "h100-sxm-80gb",
+    "task": "inference",
+    "batch_size": 16,
+    "prompt_length": 2048,
+    "output_length": 512,
+}
+SERVERS = GENERATION | {"model": "llama-3.1-70b", "num_gpus": 8}
 
 
 RESERVED = "reserved"
@@ -59,9 +68,14 @@ RESERVED_PARAMETER = {
 """The one parameter that is no field of the Scenario."""
 
 
-def scenario_body() -> dict[str, Any]:
+def estimate_body() -> dict[str, Any]:
+    """The request body that is a Scenario, with the parameter beside it."""
+    return scenario_body(EXAMPLE) | {"parameters": [RESERVED_PARAMETER]}
+
+
+def scenario_body(example: dict[str, Any]) -> dict[str, Any]:
     """The request body that is a Scenario."""
-    return _body("Scenario", EXAMPLE) | {"parameters": [RESERVED_PARAMETER]}
+    return _body("Scenario", example)
 
 
 def search_body() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The service's own addresses: /v1/… for programs, /livez and /readyz for those who run it."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Annotated, Any, cast
 
@@ -16,13 +16,17 @@ from calc.catalogue import find_model, unknown_model
 from calc.comparison import scenarios_from_objects
 from calc.listing import GpuListing, ModelListing, list_gpus, list_models, listing_from_strings
 from calc.quantisation import checkpoints_of
+from calc.speculation import speculations
 from dashboards.address import answerable, scenario_from_query
 from dashboards.example import EXAMPLE
 
 from .documentation import (
+    GENERATION,
     GPU_LISTING,
     MODEL_LISTING,
     RESERVED,
+    SERVERS,
+    estimate_body,
     listing_query,
     scenario_body,
     scenario_query,
@@ -47,7 +51,7 @@ def settings_of(request: Request) -> Settings:
 ServiceSettings = Annotated[Settings, Depends(settings_of)]
 
 
-@router.post("/v1/estimate", openapi_extra=scenario_body(), summary="Estimate one training step")
+@router.post("/v1/estimate", openapi_extra=estimate_body(), summary="Estimate one training step")
 async def post_estimate(request: Request) -> Response:
     reserved, others = asks_for_reserved(request)
     if others:
@@ -88,6 +92,32 @@ async def post_compare(request: Request) -> Response:
         raise calc.ConfigError("scenarios", objects, "should be a list of scenarios")
     scenarios = [answerable(scenario) for scenario in scenarios_from_objects(objects)]
     return await run_in_threadpool(lambda: json_response(calc.compare(scenarios).to_dict()))
+
+
+@router.post("/v1/advice", openapi_extra=scenario_body(GENERATION), summary="What would lower the peak, and its cost")
+async def post_advice(request: Request) -> Response:
+    """Each change of one thing that saves memory, what saves most first: the scenario with it, the bytes it saves, the
+    FLOPs and, of inference on a GPU, the seconds it adds."""
+    return await each_of(calc.advise, request)
+
+
+@router.post("/v1/deployments", openapi_extra=scenario_body(SERVERS), summary="Several GPUs for one model")
+async def post_deployments(request: Request) -> Response:
+    """The scenario's GPUs (eight where it says one) as one tensor-parallel model, as a copy on each, or in between:
+    memory of each GPU, the most sequences, seconds, tokens a second."""
+    return await each_of(calc.deployments, request)
+
+
+@router.post("/v1/speculations", openapi_extra=scenario_body(GENERATION), summary="Several tokens a pass")
+async def post_speculations(request: Request) -> Response:
+    """Tokens a pass and seconds a token when a draft proposes several, for usual drafts and acceptances."""
+    return await each_of(speculations, request)
+
+
+async def each_of(answer: Callable[[calc.Scenario], Iterable[Any]], request: Request) -> Response:
+    """What `answer` gives for the Scenario in the body, as a list. Beside the event loop: it takes many estimates."""
+    scenario = scenario_from_body(await request.body())
+    return await run_in_threadpool(lambda: json_response([each.to_dict() for each in answer(scenario)]))
 
 
 @router.get("/v1/models", openapi_extra=listing_query(MODEL_LISTING), summary="The models of the catalogue")

@@ -79,7 +79,8 @@ class Deployment:
 
 def deployments(scenario: Scenario) -> tuple[Deployment, ...]:
     """Every way to give the scenario's GPUs (eight where it says one) to its `batch_size` sequences, from a copy on
-    each GPU to one model over all of them. Raises ConfigError for what cannot be answered."""
+    each GPU to one model over all of them, or over the eight that share a machine's links. Raises ConfigError for what
+    cannot be answered."""
     if scenario.task is not Task.INFERENCE:
         raise ConfigError("task", scenario.task.value, "should be inference")
     for name in ONE_GPU_ALONE:
@@ -90,16 +91,12 @@ def deployments(scenario: Scenario) -> tuple[Deployment, ...]:
     gpu, num_gpus = gpu_named(scenario.gpu), scenario.num_gpus if scenario.num_gpus > 1 else GPUS_OF_A_MACHINE
     one = scenario.model_copy(update={"num_gpus": 1})
     architecture, workload, plan = resolve_inference(one, *load_to_run(scenario.model))
-    found = tuple(_ways(architecture, workload, plan, gpu, num_gpus))
-    if not found:
-        heads = architecture.layers[0][0].num_attention_heads
-        raise ConfigError("num_gpus", num_gpus, f"should have a divisor that divides the model's {heads} heads")
-    return found
+    return tuple(_ways(architecture, workload, plan, gpu, num_gpus))
 
 
 def _ways(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu, num_gpus: int) -> Iterator[Deployment]:
     total = workload.micro_batch_size
-    for ranks in (size for size in range(1, num_gpus + 1) if num_gpus % size == 0):
+    for ranks in (size for size in range(1, GPUS_OF_A_MACHINE + 1) if num_gpus % size == 0):
         rank = rank_of(architecture, ranks)
         if rank is None or (ranks > 1 and not _shares_weights(rank, plan)):
             continue

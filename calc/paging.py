@@ -15,6 +15,8 @@ from .scenario import CacheImplementation, Scenario
 MODELS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
 """Those whose passes are written down."""
 
+USUAL_PAGE_SIZE = 16
+"""CacheConfig.DEFAULT_BLOCK_SIZE: tokens."""
 GPU_MEMORY_UTILIZATION = 0.92
 """CacheConfig.gpu_memory_utilization; earlier versions took 0.9."""
 LARGE_GPU_BYTES = 70 * 2**30

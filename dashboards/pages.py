@@ -2,7 +2,7 @@
 `/docs`.
 
 `/` asks `/answer` after every change, then `/answer/remedies` and `/answer/tradeoff`; `/serve` asks `/answer/serving`,
-then `/answer/throughput` and `/answer/capacity`.
+then `/answer/remedies`, `/answer/throughput` and `/answer/capacity`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -54,7 +54,7 @@ class Stage(StrEnum):
 
 STAGES_OF = {
     "fit": (Stage.ANSWER, Stage.REMEDIES, Stage.TRADEOFF),
-    "serve": (Stage.SERVING, Stage.THROUGHPUT, Stage.CAPACITY),
+    "serve": (Stage.SERVING, Stage.REMEDIES, Stage.THROUGHPUT, Stage.CAPACITY),
 }
 """Of each page that asks, in order."""
 FIRST = frozenset(stages[0] for stages in STAGES_OF.values())

@@ -9,7 +9,7 @@ import calc
 from calc.advice import Advice, Effect, advice_beside
 from calc.scenario import Task
 from calc.solution import Maximise, Minimise
-from calc.units import GIB
+from calc.units import GIB, format_seconds
 
 from .address import query_pairs
 from .comparison import Alternative, alternatives, lora_rank, needed_bytes
@@ -30,6 +30,12 @@ SOUGHT = {
 }
 """The sizes of which the page shows the largest that fits."""
 
+SIZES = (
+    *("micro_batch_size", "gradient_accumulation_steps", "sequence_length", "recompute_group_size"),
+    *("batch_size", "prompt_length", "output_length", "page_size", "max_num_batched_tokens", "max_num_seqs"),
+)
+"""That the names of changes may say."""
+
 GENTLEST_FIRST = tuple(Effect)
 
 
@@ -41,7 +47,10 @@ def remedies_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
     beside = [_alternative_row(each, current, words) for each in others]
     known = [each.scenario for each in others]
     single = [_advice_row(each, current, words) for each in changes if each.scenario not in known]
+    is_inference = scenario.task is Task.INFERENCE
     return {
+        "is_inference": is_inference,
+        "asking": "/serve" if is_inference else "/",
         "advice": {"advice_beside": beside, "advice_single": [row for row in single if row["saved"]][:MOST_CHANGES]},
         "fits": current.memory.fits,
         "nearest": nearest_that_fits(changes, beside, current, words),
@@ -53,11 +62,11 @@ def remedies_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
 def nearest_that_fits(
     changes: Iterable[Advice], beside: Iterable[Row], current: calc.Estimate, words: Words
 ) -> Row | None:
-    """Of the single changes the gentlest, then the one of fewest FLOPs, that fits; else the first row `beside` that
+    """Of the single changes the gentlest, then the one that costs least, that fits; else the first row `beside` that
     does."""
     fitting = [each for each in changes if each.estimate.memory.fits]
     if fitting:
-        gentlest = min(fitting, key=lambda each: (GENTLEST_FIRST.index(each.effect), each.added_flops))
+        gentlest = min(fitting, key=lambda each: (GENTLEST_FIRST.index(each.effect), each.cost))
         return _advice_row(gentlest, current, words)
     return next((row for row in beside if row["fits"]), None)
 
@@ -72,19 +81,21 @@ def _advice_row(each: Advice, current: calc.Estimate, words: Words) -> Row:
     row = _row(advice_title(each, words), each.scenario, each.estimate, current)
     is_adapter = each.effect is Effect.FEWER_WEIGHTS
     training = _trained(each.estimate, words) if is_adapter else words[f"effect.{each.effect}"]
-    return row | {"training": training, "is_current": False}
+    return row | {"training": training, "is_current": False, "time_change": signed_seconds(each.added_seconds)}
+
+
+def signed_seconds(seconds: float | None) -> str:
+    """`+2.87 s`, `−340 ms`; a dash where it is not known."""
+    if seconds is None:
+        return "–"
+    return ("+" if seconds >= 0 else "\N{MINUS SIGN}") + format_seconds(abs(seconds))
 
 
 def advice_title(advice: Advice, words: Words) -> str:
-    """What the change is, with the value it sets."""
-    scenario = advice.scenario
-    return words[f"advice.{advice.key}"].format(
-        batch=scenario.micro_batch_size,
-        steps=scenario.gradient_accumulation_steps,
-        length=f"{advice.estimate.scenario.sequence_length:,}",
-        group_size=scenario.recompute_group_size,
-        rank=lora_rank(scenario),
-    )
+    """What the change is, with the values it sets."""
+    answered = advice.estimate.scenario
+    sizes = {name: f"{size:,}" for name in SIZES if (size := getattr(answered, name)) is not None}
+    return words[f"advice.{advice.key}"].format(**sizes, dtype=answered.kv_cache_dtype, rank=lora_rank(advice.scenario))
 
 
 def _row(title: str, scenario: calc.Scenario, estimate: calc.Estimate, current: calc.Estimate) -> Row:

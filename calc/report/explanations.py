@@ -173,10 +173,11 @@ def print_advice(advice: Iterable[Advice]) -> None:
     """One line per change, what saves most first."""
     rows = [
         (
-            words(each.key),
+            words(each.key) + _value(each),
             format_bytes(each.saved_bytes),
             format_gib(each.estimate.memory.peak_allocated_bytes),
             f"{each.added_flops / (each.estimate.flops.total - each.added_flops):+.1%}",
+            _added(each.added_seconds),
             words(each.effect),
             fits(each.estimate),
         )
@@ -185,8 +186,17 @@ def print_advice(advice: Iterable[Advice]) -> None:
     if not rows:
         Console(highlight=False).print("None of the changes that are known lowers the peak.")
         return
-    columns = ("change", "saves", "peak", "FLOPs", "training", "fits")
+    columns = ("change", "saves", "peak", "FLOPs", "time", "result", "fits")
     Console(highlight=False).print(table("What would lower the peak", columns, rows))
+
+
+def _value(advice: Advice) -> str:
+    """What tells changes of one name apart: the cache's type."""
+    return f" ({advice.scenario.kv_cache_dtype})" if advice.key == "smaller-cache" else ""
+
+
+def _added(seconds: float | None) -> str:
+    return "" if seconds is None else ("+" if seconds >= 0 else "-") + format_seconds(abs(seconds))
 
 
 def print_lengths(report: LengthReport) -> None:

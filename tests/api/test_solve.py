@@ -5,6 +5,7 @@ import json
 import pytest
 
 import calc
+from calc.speculation import speculations
 
 GPT2 = {"model": "gpt2", "gpu": "rtx-4090"}
 PROBLEM = "application/problem+json"
@@ -26,6 +27,21 @@ def test_that_nothing_fits_is_an_answer(client):
     assert (answer.status_code, answer.json()["value"]) == (200, None)
 
 
+GENERATION = GPT2 | {"task": "inference", "batch_size": 8, "prompt_length": 100, "output_length": 20}
+
+
+@pytest.mark.parametrize(
+    ("path", "answered"),
+    [("advice", calc.advise), ("deployments", calc.deployments), ("speculations", speculations)],
+)
+def test_a_list_gets_what_python_gets(client, path, answered):
+    answer = client.post(f"/v1/{path}", json=GENERATION)
+    assert answer.status_code == 200
+    expected = [each.to_dict() for each in answered(calc.Scenario.model_validate(GENERATION))]
+    assert answer.json() == json.loads(json.dumps(expected))
+    assert expected
+
+
 def test_a_comparison_gets_what_python_gets(client):
     questions = [GPT2, GPT2 | {"recompute": "full"}, {"model": "qwen3-0.6b", "adapter": {"kind": "lora"}}]
     answer = client.post("/v1/compare", json={"scenarios": questions})
@@ -38,6 +54,11 @@ def test_a_comparison_gets_what_python_gets(client):
     ("path", "question", "field", "value"),
     [
         ("solve", GPT2, "maximise", None),
+        ("advice", GPT2 | {"sequence_length": 5000}, "sequence_length", 5000),
+        ("deployments", GPT2, "task", "training"),
+        ("deployments", GENERATION | {"gpu": None}, "gpu", None),
+        ("deployments", GENERATION | {"num_gpus": 0}, "num_gpus", 0),
+        ("speculations", GPT2, "task", "training"),
         ("solve", GPT2 | {"maximise": "num_layers", "minimise": "gpu"}, "maximise", "num_layers"),
         ("solve", GPT2 | {"maximise": "batch"}, "maximise", "batch"),
         ("solve", GPT2 | {"maximise": ["num_layers"]}, "maximise", "['num_layers']"),

@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from calc import Adapter, Scenario, advise, estimate, recompute_tradeoffs
-from calc.advice import CHANGES
+from calc.advice import CHANGES, CHANGES_OF_INFERENCE
 from calc.inventory import largest_at_peak
-from calc.scenario import Recompute
+from calc.scenario import Recompute, WeightDType
 
 LLAMA = {
     "model_type": "llama",
@@ -30,9 +30,15 @@ SCENARIOS = [
     asked(model=LLAMA, sequence_length=64, recompute="full", adapter=Adapter(rank=3), precision="bf16"),
     asked(model=LLAMA, sequence_length=64, optimizer="sgd", precision="fp32", attention="eager"),
 ]
+COMMON: dict[str, Any] = {"model": "llama-3.1-8b", "task": "inference", "gpu": "h100-sxm-80gb", "batch_size": 8}
+GENERATIONS = [
+    asked(**COMMON, prompt_length=2048, output_length=512, attention="eager"),
+    asked(**COMMON, prompt_length=2048, output_length=512, page_size=16),
+    asked(model=LLAMA, task="inference", precision="fp32", prompt_length=100, output_length=9),
+]
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS, ids=str)
+@pytest.mark.parametrize("scenario", [*SCENARIOS, *GENERATIONS], ids=str)
 def test_every_advice_is_a_changed_scenario_that_needs_less(scenario: Scenario) -> None:
     current = estimate(scenario)
     given = advise(scenario)
@@ -41,9 +47,15 @@ def test_every_advice_is_a_changed_scenario_that_needs_less(scenario: Scenario) 
         answer = estimate(each.scenario)
         assert each.scenario != scenario
         assert answer.memory.peak_allocated_bytes == current.memory.peak_allocated_bytes - each.saved_bytes
-        assert answer.flops.total == current.flops.total + each.added_flops
+        rounds = 2 if each.key == "half-sequences" else 1
+        assert rounds * answer.flops.total == current.flops.total + each.added_flops
         assert each.saved_bytes > 0
-        assert each.effect is CHANGES[each.key][0]
+        assert each.effect is (CHANGES_OF_INFERENCE if scenario.task == "inference" else CHANGES)[each.key][0]
+        if current.time is None or answer.time is None:
+            assert each.added_seconds is None
+        else:
+            added = rounds * answer.time.total_seconds - current.time.total_seconds
+            assert each.added_seconds == pytest.approx(added)
     saved = [each.saved_bytes for each in given]
     assert saved == sorted(saved, reverse=True)
 
@@ -52,6 +64,22 @@ def test_half_the_batch_twice_is_the_same_step() -> None:
     (half,) = (each for each in advise(SCENARIOS[0]) if each.key == "half-batch")
     assert (half.scenario.micro_batch_size, half.scenario.gradient_accumulation_steps) == (4, 2)
     assert half.added_flops == 0
+
+
+def test_generations_are_advised_what_they_have() -> None:
+    own, paged, fp32 = ({each.key for each in advise(scenario)} for scenario in GENERATIONS)
+    weights = {"int8-weights", "fp8-weights", "nf4-weights", "awq-weights"}
+    assert own >= weights | {"half-sequences", "flash", "pages", "smaller-cache", "half-prompt"}
+    assert paged >= {"fp8-weights", "awq-weights", "half-sampled", "smaller-cache", "half-output"}
+    assert paged.isdisjoint({"pages", "static-cache", "nf4-weights", "bf16-weights"})
+    assert {"bf16-weights", "half-prompt"} <= fp32
+    assert "half-output" not in fp32
+    half = next(each for each in advise(GENERATIONS[0]) if each.key == "half-sequences")
+    assert half.added_flops == 0
+    assert half.added_seconds is not None
+    assert half.added_seconds > 0
+    quantised = {each.key for each in advise(GENERATIONS[0].model_copy(update={"weight_dtype": WeightDType.NF4}))}
+    assert quantised.isdisjoint({"nf4-weights", "int8-weights"})
 
 
 def test_what_is_done_already_is_not_advised() -> None:

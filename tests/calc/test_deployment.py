@@ -65,6 +65,12 @@ def test_what_does_not_divide_is_left_out() -> None:
     assert sorted(by_ranks(num_gpus=6)) == [1, 2]  # 32 heads
 
 
+def test_a_model_is_split_within_a_machine() -> None:
+    ways = by_ranks(num_gpus=32)
+    assert sorted(ways) == [1, 2, 4, 8]
+    assert [way.num_replicas for way in ways.values()] == [32, 16, 8, 4]
+
+
 def test_all_reduces_take_their_start_and_their_bytes() -> None:
     """Two a layer of 32 and one after the embedding, of a token of each of 16 sequences."""
     moved = 2 * (1 / 2) * (16 * 4096 * 2)

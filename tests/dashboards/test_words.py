@@ -3,7 +3,7 @@ import re
 from pathlib import Path
 
 import dashboards
-from calc.advice import CHANGES, Effect
+from calc.advice import CHANGES, CHANGES_OF_INFERENCE, Effect
 from dashboards.words import WORDS, Language, preferred_language
 
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
@@ -20,7 +20,9 @@ def test_both_languages_say_everything_with_the_same_numbers():
 
 def test_every_change_and_every_effect_has_words():
     for words in WORDS.values():
-        assert {f"advice.{key}" for key in CHANGES} == {key for key in words if key.startswith("advice.")}
+        assert {f"advice.{key}" for key in {*CHANGES, *CHANGES_OF_INFERENCE}} == {
+            key for key in words if key.startswith("advice.")
+        }
         assert {f"effect.{effect}" for effect in Effect} == {key for key in words if key.startswith("effect.")}
 
 
