@@ -36,6 +36,9 @@ WEIGHTS = {
 }
 """The types of weights that are not quantised, and the precision each stands for."""
 
+OUTPUT_SHARE = 8
+"""Of the tokens that a generation is taken to have one in so many is new, where nothing says how many are."""
+
 READ_BY_INFERENCE = frozenset(
     {"model", "gpu", "num_gpus", "task", "implementation", "precision", "attention", "parallel", *INFERENCE_FIELDS}
 )
@@ -244,13 +247,17 @@ def _check_model(architecture: Architecture) -> None:
 
 
 def _context(scenario: Scenario, architecture: Architecture) -> tuple[int, int]:
-    """The tokens of prompt and output: together those a training's sequence has, one of them new, unless given."""
+    """The tokens of prompt and output: together those a training's sequence has, an eighth of them new, unless given."""
     longest = architecture.max_position_embeddings
-    output_length = 1 if scenario.output_length is None else scenario.output_length
-    default = max(1, min(longest, DEFAULT_SEQUENCE_LENGTH) - output_length)
-    prompt_length = scenario.prompt_length or default
-    context = prompt_length + output_length
-    if architecture.kind.learned_positions and context > longest:
+    usual = min(longest, DEFAULT_SEQUENCE_LENGTH)
+    output_length = scenario.output_length
+    if output_length is None:
+        output_length = usual // OUTPUT_SHARE
+        if architecture.kind.learned_positions:
+            output_length = min(output_length, longest - (scenario.prompt_length or 0))
+        output_length = max(1, output_length)
+    prompt_length = scenario.prompt_length or max(1, usual - output_length)
+    if architecture.kind.learned_positions and prompt_length + output_length > longest:
         problem = (
             f"should be at most {longest - output_length}: the model has {longest} positions for prompt and output"
         )

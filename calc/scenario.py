@@ -404,12 +404,12 @@ class Scenario(Question):
     batch_size: Size | None = None
     """Inference: concurrent sequences."""
     prompt_length: Size | None = None
-    """Inference: tokens in the prompt."""
+    """Inference: tokens in the prompt; none = the model's positions, at most 4096, less the output."""
     num_beams: Size | None = None
     """Inference: beams that each sequence is searched with (transformers' GenerationConfig.num_beams), each with a
     cache of its own; none = one, no search."""
     output_length: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] | None = None
-    """Inference: tokens generated."""
+    """Inference: tokens generated; none = an eighth of the model's positions, at most 512."""
     weight_dtype: WeightDType | None = None
     """Inference: type of the weights. int8, nf4 and fp4 are bitsandbytes' (double: their scales are quantised, too),
     fp8 has blocks of 128 by 128, GPTQ and AWQ groups of 128, mxfp4 is gpt-oss' own, q8_0 to q4_0 are llama.cpp's

@@ -89,7 +89,16 @@ def test_an_answer_asked_again_is_the_same() -> None:
     answer = generated(gpu="h100-sxm-80gb", weight_dtype="fp16")
     again = estimate(Scenario(**answer.to_dict()["scenario"]))
     assert again.to_dict() == answer.to_dict()
-    assert (answer.scenario.prompt_length, answer.scenario.output_length) == (4095, 1)
+    assert (answer.scenario.prompt_length, answer.scenario.output_length) == (3584, 512)
+
+
+@pytest.mark.parametrize(
+    ("given", "lengths"),
+    [({}, (896, 128)), ({"prompt_length": 1000}, (1000, 24)), ({"output_length": 24}, (1000, 24))],
+)
+def test_lengths_left_open_fill_the_models_positions(given: dict[str, Any], lengths: tuple[int, int]) -> None:
+    answered = generated("gpt2", **given).scenario
+    assert (answered.prompt_length, answered.output_length) == lengths
 
 
 def test_a_plan_is_answered_as_its_scenario() -> None:

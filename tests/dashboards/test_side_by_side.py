@@ -115,7 +115,7 @@ def test_each_column_shows_the_fields_and_phases_of_its_own_task():
     assert {"micro_batch_size", "precision", "adapter.kind"} <= of_training - of_inference
     assert set(shown["asked_fields"]) == of_inference | of_training
     assert shown["columns"][0]["kept"] == [("task", "inference")]
-    assert shown["columns"][0]["lengths"]["prompt_length"] == 1023
+    assert shown["columns"][0]["lengths"]["prompt_length"] == 896
     assert [each is None for each in shown["quantities"]["memory.phases.prefill.peak_allocated_bytes"]] == [False, True]
     none, (peak, more) = shown["quantities"]["memory.phases.backward.peak_allocated_bytes"]
     assert none is None
