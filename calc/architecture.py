@@ -127,6 +127,11 @@ class Architecture:
         return self.kind.head is Head.SEQ2SEQ_LM
 
     @property
+    def decoder(self) -> "Architecture":
+        """The part that makes tokens: all of it, or of an encoder-decoder what stands behind the encoder."""
+        return replace(self, layers=self.stacks[-1]) if self.is_encoder_decoder else self
+
+    @property
     def head(self) -> Head:
         return self.kind.head if self.num_labels is None else Head.SEQUENCE_CLASSIFICATION
 

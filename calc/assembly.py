@@ -98,12 +98,14 @@ def _layout(built: Step, counts: list[tuple[int, int]]) -> Iterator[tuple[int, i
 
 def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Generation:
     """Prefill and decoding of `workload`'s prompt and output on `architecture`."""
-    prompt, one_token = workload.sequence_length, replace(workload, sequence_length=1)
+    has_encoder = architecture.is_encoder_decoder
+    num_first = workload.target_length if has_encoder else workload.sequence_length
+    one_token = workload if has_encoder else replace(workload, sequence_length=1)
 
     def decode(num_before: int) -> StepMemory:
         return step_memory(with_cache(architecture, workload, plan.cache_implementation, num_before), one_token, plan)
 
-    growths = _growths(architecture, prompt, prompt + workload.output_length)
+    growths = _growths(architecture, num_first, num_first + workload.output_length)
     return Generation(
         prefill=step_memory(with_cache(architecture, workload, plan.cache_implementation), workload, plan),
         growths=tuple(Growth(end - begin, decode(begin), decode(end - 1)) for begin, end in growths),
@@ -294,7 +296,10 @@ def _cross_core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan
     """Of a decoder's attention to the encoder's output."""
     pads_mask = layer.kind.position_bias is not None and workload.sequence_length % MASK_MULTIPLE > 0
     core = _core(layer, dropouts, workload, plan)
-    return replace(core, crosses=True, bidirectional=True, masked=False, pads_mask=pads_mask)
+    cache = core.cache._replace(crosses=True)
+    if cache.use is CacheUse.EXTENDED:
+        cache = cache._replace(use=CacheUse.READ)
+    return replace(core, crosses=True, bidirectional=True, masked=False, pads_mask=pads_mask, cache=cache)
 
 
 def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> AttentionCore:
@@ -335,7 +340,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
 
 
 def _cache(layer: Layer, length: int, plan: Plan) -> Cache:
-    if plan.task is not Task.INFERENCE:
+    if plan.task is not Task.INFERENCE or layer.kind.bidirectional:
         return Cache(CacheUse.PREFIX if layer.num_prefix_tokens else CacheUse.NONE)
     num_stored, num_places = layer.num_stored_tokens, layer.num_places
     return Cache(

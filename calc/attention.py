@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from .cache import NO_CACHE, Cache, CacheUse
+from .cache import NO_CACHE, SOURCE, Cache, CacheUse
 from .dtype import DType
 from .kinds import Softmax
 from .ledger import Dimension, Gradient, Product, Row, Shape, Tensor
@@ -27,8 +27,6 @@ from .primitives import (
 from .scenario import Attention
 
 SLIDING_MASK = "sliding_mask"
-SOURCE = "source S"
-"""The encoder's tokens, where S are the decoder's (decoder.py)."""
 CROSS_WORKSPACE = "Wx"
 HEADS: Shape = ("B", "S", "N", "D")
 KEY_VALUE_HEADS: Shape = ("B", "S", "K", "D")

@@ -12,6 +12,8 @@ from .primitives import cast, cat, frame, like
 
 Pair = tuple[Tensor, Tensor]
 """Keys and values."""
+SOURCE = "source S"
+"""The encoder's tokens, where S are the decoder's (decoder.py)."""
 LATENT: tuple[tuple[str, Shape], ...] = (("latent keys and values", ("Rk",)), ("turned keys", ("Q",)))
 """What latent attention keeps of a token, the same for all heads."""
 
@@ -23,6 +25,7 @@ class CacheUse(Enum):
     PREFIX = "finds the keys and values of a prefix, and lets go of them at the end of forward"
     FILLED = "puts those of the prompt into an empty one"
     EXTENDED = "puts those of one more token behind those of all before it"
+    READ = "finds those of all tokens there will be"
 
 
 class Room(Enum):
@@ -45,6 +48,8 @@ class Cache(NamedTuple):
     """How many keys and values of a token lie in it, where they do."""
     room: Room | None = None
     """Of a static cache, whose places are there from the first token on; none: it grows."""
+    crosses: bool = False
+    """Keys and values are of the encoder's tokens."""
     in_fp8: bool = False
     """Keys and values lie in it in fp8, with a scale for each of the two."""
 
@@ -56,6 +61,8 @@ class Cache(NamedTuple):
     @property
     def keys(self) -> Dimension:
         """How many keys a layer sees, of the cache and of the text."""
+        if self.crosses:
+            return SOURCE
         if self.use is CacheUse.NONE:
             return "S"
         return "S+Tw" if self.windowed else "S+T"
@@ -71,7 +78,8 @@ class Cache(NamedTuple):
         if self.use is CacheUse.PREFIX:
             return self._pair("{} with prefix", self.keys, numerics, Kind.ACTIVATIONS)
         places = "Tk" if self.room and self.windowed else self.keys
-        return self._pair("{} in the cache", places, numerics, Kind.KV_CACHE)
+        name = "{} of the source in the cache" if self.crosses else "{} in the cache"
+        return self._pair(name, places, numerics, Kind.KV_CACHE)
 
     def _pair(self, name: str, tokens: Dimension, numerics: Numerics, kind: Kind) -> Pair:
         of_tokens = LATENT if self.latent else ((what, (self.heads, "D")) for what in ("keys", "values"))
@@ -93,7 +101,7 @@ class Cache(NamedTuple):
 
     def lent(self, numerics: Numerics) -> tuple[Lent, ...]:
         """What a layer finds in it and lets go of."""
-        if self.use is CacheUse.FILLED or self.room:
+        if self.use in {CacheUse.FILLED, CacheUse.READ} or self.room:
             return ()
         pairs = zip(self.found(numerics), self.left(numerics), strict=True)
         return tuple(Lent(tensor=before, known_as=before, gradient=gradient_of(whole)) for before, whole in pairs)
@@ -106,7 +114,7 @@ def updated(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[lis
     """The text's keys and values behind those found, in the wider type as autocast has it; copied also where none are
     found; as they are without a cache. The cache of a layer that slides lets go of the keys it found when it has the
     values, too (DynamicSlidingWindowLayer.update)."""
-    if cache.use is CacheUse.NONE:
+    if cache.use in {CacheUse.NONE, CacheUse.READ}:
         return [], k, v
     if cache.room:
         return _placed(k, v, cache, cache.room, numerics)

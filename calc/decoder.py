@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from functools import lru_cache
 
-from .attention import SOURCE
+from .cache import SOURCE
 from .dimensions import Derived
-from .ledger import Dimension, Product, Row, Section, Shape, Tensor
+from .ledger import Dimension, Lent, Product, Row, Section, Shape, Tensor
 from .renaming import with_other_tensors
 
 KEPT_SECTIONS = 512
@@ -16,6 +16,7 @@ ROUNDED = ("", "⌈8⌉", "⌈16⌉", "⌈32⌉", "⌈128⌉")
 SYMBOLS = {
     **{f"S{rounded}": f"Z{rounded}" for rounded in ROUNDED},
     **{f"{SOURCE}{rounded}": f"S{rounded}" for rounded in ROUNDED},
+    **{f"S+T{rounded}": f"Z+T{rounded}" for rounded in ("", "⌈8⌉", "⌈16⌉")},
 }
 
 
@@ -32,6 +33,8 @@ def of_decoder(section: Section) -> Section:
         returned=_tensors(section.returned),
         held=_tensors(section.held),
         offered=_tensors(section.offered),
+        lent=tuple(map(_lent, section.lent)),
+        cached=_tensors(section.cached),
     )
 
 
@@ -55,6 +58,10 @@ def _tensor(tensor: Tensor) -> Tensor:
 
 def _tensors(tensors: Iterable[Tensor]) -> tuple[Tensor, ...]:
     return tuple(map(_tensor, tensors))
+
+
+def _lent(lent: Lent) -> Lent:
+    return Lent(tensor=_tensor(lent.tensor), known_as=_tensor(lent.known_as), gradient=_tensor(lent.gradient))
 
 
 def _product(product: Product) -> Product:

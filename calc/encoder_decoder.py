@@ -3,12 +3,22 @@
 from typing import Any
 
 from .architecture import Architecture
-from .errors import ConfigError
+from .errors import ConfigError, plain
 from .kinds import Wiring
-from .scenario import Adapter, AdapterKind, Implementation, Loss, Precision, Recompute, Scenario, Task
+from .scenario import (
+    Adapter,
+    AdapterKind,
+    CacheImplementation,
+    Implementation,
+    Loss,
+    Precision,
+    Recompute,
+    Scenario,
+    Task,
+)
 
 ONLY: dict[str, Any] = {
-    "task": {Task.TRAINING},
+    "task": {Task.TRAINING, Task.INFERENCE},
     "implementation": {Implementation.TRANSFORMERS},
     "recompute": {Recompute.NONE, Recompute.FULL},
     "recompute_interval": {1},
@@ -24,6 +34,14 @@ ONLY_OF_ADAPTER: dict[str, Any] = {
     "modules_to_save": {None},
 }
 """The same of an adapter's."""
+ONLY_IN_INFERENCE: dict[str, Any] = {
+    "cache_implementation": {None, CacheImplementation.DYNAMIC},
+    "num_beams": {None},
+    "page_size": {None},
+}
+"""The same of a generation's."""
+START_TOKENS = 1
+"""Of each sequence, with which the decoder begins."""
 SHORTEST = 2
 """Of single tokens other operators run."""
 IN_FP16 = {
@@ -49,6 +67,34 @@ def target_length(scenario: Scenario, architecture: Architecture) -> int:
     return 0
 
 
+def generation_lengths(
+    scenario: Scenario, architecture: Architecture, usual_prompt: int, usual_output: int
+) -> tuple[int, int]:
+    """The tokens of an encoder's prompt and of a decoder's output; each stack has as many positions."""
+    longest = architecture.max_position_embeddings
+    prompt_length = scenario.prompt_length or usual_prompt
+    output_length = usual_output if scenario.output_length is None else scenario.output_length
+    limits = {"prompt_length": (prompt_length, longest), "output_length": (output_length, longest - START_TOKENS)}
+    for field, (length, limit) in limits.items():
+        if architecture.kind.learned_positions and length > limit:
+            raise ConfigError(field, length, f"should be at most {limit}: each stack has {longest} positions")
+    return prompt_length, output_length
+
+
+def check_generation(scenario: Scenario, architecture: Architecture) -> None:
+    """Raise ConfigError for what is not built yet for the generation of an encoder-decoder, whose precision is said."""
+    for field, built in ONLY_IN_INFERENCE.items():
+        value = getattr(scenario, field)
+        if value not in built:
+            raise ConfigError(field, plain(value), NOT_BUILT)
+    _check_precision(scenario, architecture)
+
+
+def _check_precision(scenario: Scenario, architecture: Architecture) -> None:
+    if scenario.precision is Precision.FP16:
+        raise ConfigError("precision", "fp16", f"should be another: {IN_FP16[architecture.wiring]}")
+
+
 def check_encoder_decoder(scenario: Scenario, architecture: Architecture) -> None:
     """Raise ConfigError for what is not built yet for an encoder-decoder."""
     if not architecture.is_encoder_decoder:
@@ -58,8 +104,7 @@ def check_encoder_decoder(scenario: Scenario, architecture: Architecture) -> Non
             raise ConfigError(field, getattr(scenario, field), NOT_BUILT)
     if scenario.adapter is not None:
         _check_adapter(scenario.adapter)
-    if scenario.precision is Precision.FP16:
-        raise ConfigError("precision", "fp16", f"should be another: {IN_FP16[architecture.wiring]}")
+    _check_precision(scenario, architecture)
     for field in ("sequence_length", "target_length"):
         length = getattr(scenario, field)
         if length is not None and length < SHORTEST:

@@ -322,9 +322,10 @@ def _kv_cache(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
     """Of a generation, at its end, where it has no pages."""
     if estimate.generation is None or estimate.engine is not None:
         return
-    tokens = sizes["S"] + estimate.generation.prefill.workload.output_length
+    workload, decoder = estimate.generation.prefill.workload, estimate.architecture.decoder
+    tokens = workload.sequence_length + workload.target_length + workload.output_length
     element_bytes = int(estimate.generation.plan.numerics.weights.itemsize)
-    letters = {**sizes, "L": estimate.architecture.num_layers, "T": tokens, "d": sizes["D"], "b": element_bytes}
+    letters = {**sizes, "L": decoder.num_layers, "T": tokens, "d": sizes["D"], "b": element_bytes}
     yield _formula(
         closed_forms.kv_cache_bytes,
         letters,

@@ -6,6 +6,12 @@
         token = outputs.logits[:, -1:].argmax(-1); del outputs
         outputs = model(token, past_key_values=cache, logits_to_keep=1)       # decode
 
+of an encoder-decoder
+
+    encoded = model.get_encoder()(prompt)
+    outputs = model(decoder_input_ids=start, encoder_outputs=encoded, past_key_values=cache)   # prefill
+    ...
+
 in eval mode under torch.no_grad (transformers 5.23.0, generation/utils.py, _sample). Of the passes that add a token the
 last needs the most, for each only lengthens the cache; the others are left out, and so is what a sampler makes of the
 logits. The first of them may hold more where a window has cut the prompt off, but less than the prefill did.
@@ -36,8 +42,11 @@ BEAMS = Tensor("beam_idx", ("B",), DType.INT64, Kind.INPUTS)
 def with_cache(
     architecture: Architecture, workload: Workload, implementation: CacheImplementation | None, num_before: int = 0
 ) -> Architecture:
-    """`architecture` as a pass finds it that comes after `num_before` tokens; after none it is that of the prompt."""
+    """`architecture` as a pass finds it that comes after `num_before` tokens; after none it is that of the prompt. The
+    encoder of an encoder-decoder takes part in that one alone; its tokens are not among those before."""
     prompt = workload.sequence_length
+    if architecture.is_encoder_decoder:
+        return architecture.decoder.with_cache(num_before, num_before) if num_before else architecture
     if implementation is CacheImplementation.STATIC:
         length = 1 if num_before else prompt
         return architecture.with_static_cache(prompt + workload.output_length, length, num_before)

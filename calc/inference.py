@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .architecture import Architecture
+from .encoder_decoder import START_TOKENS, check_generation, generation_lengths
 from .errors import ConfigError, listed, plain
 from .generation import with_cache
 from .hardware import Gpu, gpu_named
@@ -54,12 +55,15 @@ def resolve_inference(
     scenario = scenario.model_copy(update={"precision": precision})
     _check_generation(scenario, architecture)
     check_experts(scenario, architecture)
+    if architecture.is_encoder_decoder:
+        check_generation(scenario, architecture)
     architecture = with_router_loss(scenario, architecture)
     prompt_length, output_length = _context(scenario, architecture)
     workload = Workload(
         micro_batch_size=(scenario.batch_size or 1) * (scenario.num_beams or 1),
         sequence_length=prompt_length,
         output_length=output_length,
+        target_length=START_TOKENS if architecture.is_encoder_decoder else 0,
     )
     architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
     if quantisation is not None:
@@ -100,7 +104,7 @@ def _kernel(scenario: Scenario, architecture: Architecture, workload: Workload) 
     implementation = scenario.cache_implementation
     kernels = {attention_kernel(scenario, with_cache(architecture, workload, implementation), prompt)}
     if num_tokens:
-        last = with_cache(architecture, workload, implementation, prompt + num_tokens - 1)
+        last = with_cache(architecture, workload, implementation, (workload.target_length or prompt) + num_tokens - 1)
         kernels.add(attention_kernel(scenario, last, 1))
     return kernels.pop() if len(kernels) == 1 else Attention.AUTO
 
@@ -157,7 +161,7 @@ def _quantised(architecture: Architecture, quantisation: "Quantisation") -> "tup
         problem = f"should be at most {MOST_LAYERS} with quantised weights, which are told apart layer by layer"
         raise ConfigError("model.num_hidden_layers", architecture.num_layers, problem)
     field, value = _named(quantisation)
-    if architecture.model_type in quantisation.format.not_of:
+    if architecture.model_type in quantisation.format.not_of or architecture.is_encoder_decoder:
         raise ConfigError(field, value, f"is not supported yet for {architecture.model_type} with task = inference")
     is_mxfp4, is_gpt_oss = quantisation.format.of_experts is not None, architecture.model_type == "gpt_oss"
     if is_mxfp4 and not is_gpt_oss:
@@ -232,9 +236,9 @@ def _check_generation(scenario: Scenario, architecture: Architecture) -> None:
 def _check_model(architecture: Architecture) -> None:
     """It writes, and its cache is written down."""
     chunked = any(layer.kind.chunked for layer, _ in architecture.layers)
-    if chunked or architecture.kind.head is Head.SEQ2SEQ_LM:
+    if chunked:
         raise ConfigError("task", "inference", f"is not supported yet for {architecture.model_type}")
-    if architecture.kind.head is not Head.CAUSAL_LM:
+    if architecture.kind.head not in {Head.CAUSAL_LM, Head.SEQ2SEQ_LM}:
         raise ConfigError(
             "task", "inference", f"needs a model that writes; {architecture.model_type} generates no text"
         )
@@ -247,9 +251,11 @@ def _check_model(architecture: Architecture) -> None:
 
 
 def _context(scenario: Scenario, architecture: Architecture) -> tuple[int, int]:
-    """The tokens of prompt and output: together those a training's sequence has, an eighth of them new, unless given."""
+    """The tokens of prompt and output: unless given, together as many as in training, an eighth of them new."""
     longest = architecture.max_position_embeddings
     usual = min(longest, DEFAULT_SEQUENCE_LENGTH)
+    if architecture.is_encoder_decoder:
+        return generation_lengths(scenario, architecture, usual, max(1, usual // OUTPUT_SHARE))
     output_length = scenario.output_length
     if output_length is None:
         output_length = usual // OUTPUT_SHARE

@@ -56,7 +56,7 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
         *_of_length(architecture, workload),
         *_of_attention(architecture, workload, plan, gpu),
         *_of_head(architecture),
-        *_of_encoder_decoder(architecture),
+        *_of_encoder_decoder(architecture, plan),
         *_of_evaluation(plan),
         *_of_inference(plan),
         *_of_weights(plan),
@@ -102,10 +102,13 @@ def _of_gpu(gpu: Gpu | None) -> Iterator[str]:
 
 def _of_length(architecture: Architecture, workload: Workload) -> Iterator[str]:
     longest = architecture.max_position_embeddings
-    length = workload.sequence_length + workload.output_length
-    if length > longest:
-        name = "prompt_length + output_length" if workload.output_length else "sequence_length"
-        yield f"{name} = {length:,} is beyond max_position_embeddings = {longest:,}."
+    prompt, output = workload.sequence_length, workload.output_length
+    lengths = {"prompt_length + output_length" if output else "sequence_length": prompt + output}
+    if output and architecture.is_encoder_decoder:
+        lengths = {"prompt_length": prompt, "output_length": output}
+    for name, length in lengths.items():
+        if length > longest:
+            yield f"{name} = {length:,} is beyond max_position_embeddings = {longest:,}."
 
 
 def _of_attention(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None) -> Iterator[str]:
@@ -231,18 +234,29 @@ def _of_head(architecture: Architecture) -> Iterator[str]:
         )
 
 
-def _of_encoder_decoder(architecture: Architecture) -> Iterator[str]:
+def _of_encoder_decoder(architecture: Architecture, plan: Plan) -> Iterator[str]:
     if not architecture.is_encoder_decoder:
         return
-    yield (
-        "sequence_length is the encoder's, target_length the decoder's, whose tokens are the labels, one place later; "
-        "without padding no attention mask is made. flops per token are of the tokens of both."
-    )
+    if plan.task is Task.INFERENCE:
+        yield (
+            "prompt_length is the encoder's, output_length the decoder's, which begins with a token of its own. The "
+            "prefill is the encoder's pass and the decoder's first one, which puts the keys and values of the prompt "
+            "into the cache of cross attention; later passes read them, and add to the cache of self attention. The "
+            "encoder's output stays until the end."
+        )
+    else:
+        yield TRAINED_STACKS
     if architecture.wiring is Wiring.T5:
         yield (
             "T5 adds a bias to its scores: of sdpa's kernels only efficient and math take it, flash does not. A config "
             "with tie_word_embeddings = false is read as its checkpoints are: with a head of its own."
         )
+
+
+TRAINED_STACKS = (
+    "sequence_length is the encoder's, target_length the decoder's, whose tokens are the labels, one place later; "
+    "without padding no attention mask is made. flops per token are of the tokens of both."
+)
 
 
 def _of_evaluation(plan: Plan) -> Iterator[str]:

@@ -13,6 +13,7 @@ from .attention import (
     output_heads,
     repeated,
 )
+from .cache import CacheUse
 from .dtype import DType
 from .ledger import Gradient, Product, Row, Shape, Tensor
 from .operators import Numerics, autocast_input
@@ -153,7 +154,7 @@ def position_bias_mask(bias: Tensor, core: AttentionCore) -> tuple[list[Row], Te
     if core.crosses:
         return [], bias
     out = like(bias, "position bias by head")
-    if core.bidirectional:
+    if core.bidirectional or core.one_token:
         return _contiguous(bias, out, core)
     allowed, masked = Tensor("causal mask", ("S", "S"), DType.BOOL), like(bias, "position bias masked")
     positions = tuple(Tensor(f"positions of {name}", ("S",), DType.INT64) for name in ("queries", "keys"))
@@ -176,7 +177,8 @@ def position_bias_mask(bias: Tensor, core: AttentionCore) -> tuple[list[Row], Te
 
 def _contiguous(x: Tensor, out: Tensor, core: AttentionCore) -> tuple[list[Row], Tensor]:
     """[1, N, S, S] stored as [S, S, N] in its own order."""
-    if not core.parts_heads:
+    finds_others = core.cache.use is CacheUse.EXTENDED
+    if core.one_head or (core.one_token and not finds_others):
         return [], x
     return [Row(name="contiguous", reads=(x,), writes=(out,), gradients=(Gradient(of=x, passes=True),))], out
 

@@ -280,10 +280,9 @@ LayerUnits = tuple[tuple[tuple[LayerFacts, int], ...], ...]
 
 def _stacks(facts: StepFacts) -> list[LayerUnits]:
     """The units of layers: all together, or the encoder's and the decoder's."""
-    if parts_of(facts.model.kind.wiring).bridge is None:
-        return [facts.layers]
-    decoder = [index for index, unit in enumerate(facts.layers) if unit[0][0].kind.decodes]
-    return [facts.layers[: decoder[0]], facts.layers[decoder[0] :]]
+    first_of_decoder = next((index for index, unit in enumerate(facts.layers) if unit[0][0].kind.decodes), 0)
+    decoder = facts.layers[first_of_decoder:]
+    return [facts.layers[:first_of_decoder], decoder] if first_of_decoder else [decoder]
 
 
 def _places(facts: StepFacts) -> list[int]:
@@ -305,9 +304,10 @@ def _ends(
     """What is around the stacks of layers: embedding, between encoder and decoder the end of the one and the
     embedding of the other, head. `outside`: what each stack's frame holds beside what was made before its layers."""
     wiring = parts_of(model.kind.wiring)
-    embedding = wiring.embeddings(model, numerics)
+    first_of_decoder = wiring.decoder_embeddings if len(outside) == 1 else None
+    embedding = (first_of_decoder or wiring.embeddings)(model, numerics)
     before = [embedding]
-    if wiring.bridge is not None:
+    if wiring.bridge is not None and first_of_decoder is None:
         before.append(wiring.bridge(model, numerics, (*embedding.held, *outside[0])))
     last = wiring.head(model, wiring.end, numerics_of_head, (*before[-1].held, *outside[-1]))
     if model.frozen_embedding:

@@ -44,7 +44,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         "P": architecture.max_position_embeddings,
         "P+2": architecture.max_position_embeddings + 2,
         "H": architecture.hidden_size,
-        **(_decoder_sizes(length, target_length) if target_length else {}),
+        **(_decoder_sizes(length, target_length, target_length + before) if target_length else {}),
         **({"I": architecture.num_position_buckets} if architecture.num_position_buckets else {}),
         **({"J": architecture.type_vocab_size} if architecture.type_vocab_size else {}),
         **next((_expert_sizes(layer.experts) for layer, _ in architecture.layers if layer.experts), {}),
@@ -70,8 +70,11 @@ def _window_sizes(architecture: Architecture, length: int) -> dict[str, int]:
     }
 
 
-def _decoder_sizes(source_length: int, length: int) -> dict[str, int]:
+def _decoder_sizes(source_length: int, length: int, num_keys: int) -> dict[str, int]:
     return {
+        "Z+T": num_keys,
+        "Z+T⌈8⌉": round_up(num_keys, MASK_MULTIPLE),
+        "Z+T⌈16⌉": round_up(num_keys, BIAS_GRADIENT_MULTIPLE),
         "Z": length,
         "Z-1": length - 1,
         "Z⌈8⌉": round_up(length, MASK_MULTIPLE),

@@ -99,8 +99,8 @@ class Work(NamedTuple):
     dtype: DType
     """Of the first numbers it reads: that of its products."""
     products: tuple[Shape, ...]
-    causal_keys: Dimension | None
-    """Of a fused kernel that leaves out what a causal mask throws away: its keys."""
+    causal: tuple[Dimension, Dimension] | None
+    """Of a fused kernel that leaves out what a causal mask throws away: its queries and keys."""
     moved: tuple[Moved, ...]
 
     def flops(self, sizes: Sizes) -> int:
@@ -153,8 +153,9 @@ def decoding_work(memory: StepMemory) -> list[Done]:
 
 def _done(work: Work, sizes: Sizes, times: int) -> Done:
     flops = done_flops = work.flops(sizes) if work.products else 0
-    if work.causal_keys is not None:
-        done_flops = causal_flops(flops, sizes["S"], sizes[work.causal_keys] - sizes["S"])
+    if work.causal is not None:
+        queries, keys = (sizes[dimension] for dimension in work.causal)
+        done_flops = causal_flops(flops, queries, keys - queries)
     return Done(work, times, flops, done_flops, work.bytes_moved(sizes), sizes)
 
 
@@ -188,7 +189,7 @@ def _work(row: Row, bases: Mapping[Tensor, Tensor]) -> Work:
         module=row.module,
         dtype=next((each.dtype for each in (*row.reads, *row.writes) if each.dtype in MULTIPLIED), DType.FP32),
         products=tuple(product.shape for product in row.products),
-        causal_keys=row.products[0].n[0] if skips else None,
+        causal=(row.products[0].m[0], row.products[0].n[0]) if skips else None,
         moved=tuple(_moved(row, bases)),
     )
 

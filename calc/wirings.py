@@ -23,6 +23,8 @@ class Parts(NamedTuple):
     bridge: Callable[[ModelFacts, Numerics, tuple[Tensor, ...]], Section] | None = None
     """Of an encoder-decoder the end of the encoder and the decoder's embeddings; also of what the encoder's own frame
     holds until its last layer has returned. What it offers is the encoder's output."""
+    decoder_embeddings: Callable[[ModelFacts, Numerics], Section] | None = None
+    """Of an encoder-decoder's pass over one more token, which the encoder takes no part in."""
     buffers: Callable[[ModelFacts], Iterable[Tensor]] = lambda facts: ()
     """What the model owns that no part of it reads."""
 

@@ -58,6 +58,9 @@ TRACED = [
     ),
     generating(cut("qwen2.5-0.5b", 4), 2, 500, 30, cache_implementation="quantized", kv_cache_dtype="fp8"),
     generating(cut("llama-3.2-1b", 3), 2, 200, 30, num_beams=4),
+    # Encoders beside decoders.
+    generating("t5-base", 4, 300, 40),
+    generating("bart-large", 2, 700, 60, attention="eager"),
     # Held out: chosen before any of these was traced.
     generating("smollm2-360m", 5, 777, 33, holdout=True),
     generating(cut("olmo-2-7b", 3), 2, 1025, 11, precision="fp32", holdout=True),
@@ -67,6 +70,7 @@ TRACED = [
     generating(MIXED_WINDOWS, 3, 555, 22, cache_implementation="static", holdout=True),
     generating(cut("qwen3-0.6b", 3), 3, 444, 16, weight_dtype="nf4", holdout=True),
     generating(cut("mistral-7b-v0.3", 1), 2, 333, 12, weight_dtype="int8", num_beams=2, holdout=True),
+    generating("flan-t5-large", 3, 222, 21, precision="fp32", holdout=True),
 ]
 
 SIZES = (
@@ -106,6 +110,8 @@ MEASURED = [
     generating(cut("gpt-oss-20b", 4), 4, 700, 12),
     generating(cut("qwen3-30b-a3b", 4), 8, 900, 12),
     generating(cut("mixtral-8x7b", 3), 8, 900, 12),
+    generating("flan-t5-large", 16, 400, 12),
+    generating("bart-large-cnn", 16, 900, 12),
     # Large: tens of GiB, near 80 GB, near 141 GB.
     generating("llama-3.1-8b", 32, 2048, 8),
     generating("qwen2.5-14b", 4, 4096, 8),

@@ -143,7 +143,7 @@ class Job:
     scaler: torch.amp.GradScaler | None
     input_ids: torch.Tensor
     labels: torch.Tensor
-    """Of a language model the same tensor."""
+    """Of a language model the same tensor; of an encoder-decoder's generation what the decoder starts with."""
     gradient_accumulation_steps: int
     max_grad_norm: float | None
     zero_grad_set_to_none: bool
@@ -216,7 +216,7 @@ def build_job(
             model.requires_grad_(False)
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
         input_ids = torch.zeros(tokens(scenario, hf_config), dtype=torch.int64)
-        labels = labels_of(input_ids, auto_class, hf_config, scenario.target_length)
+        labels = labels_of(input_ids, auto_class, hf_config, scenario.target_length if trains else 1)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
         model=model,

@@ -14,6 +14,7 @@ from transformers.cache_utils import (
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
+    EncoderDecoderCache,
     Fp8QuantizedLayer,
     QuantizedCache,
     StaticCache,
@@ -79,33 +80,31 @@ def generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
     The passes between are left out: the cache gets, layer by layer, the length they would have given it. Each phase
     ends with the outputs still held.
     """
-    options: dict[str, Any] = {"past_key_values": cache_of(job), "use_cache": True, "logits_to_keep": 1}
     with torch.no_grad():
         with during(Phase.PREFILL):
-            outputs = job.model(input_ids=job.input_ids, **options)
+            options, outputs = prefill(job)
         cache = options["past_key_values"]
         del outputs
         if not job.output_length:
             return held(cache)
-        for layer in cache.layers:
+        for layer in growing(cache):
             lengthen(layer, job.output_length - 1)
         token = job.input_ids.new_zeros(job.input_ids.shape[0], 1)
         beams = job.input_ids.new_zeros(job.input_ids.shape[0]) if job.searches_beams else None
         with during(Phase.DECODE):
             if beams is not None:
                 cache.reorder_cache(beams)
-            outputs = job.model(input_ids=token, **options)
+            outputs = decode(job, token, options)
         del outputs
         return held(cache)
 
 
 def whole_generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]) -> list[torch.Tensor]:
     """The same with every pass between, each adding the likeliest token."""
-    cache = cache_of(job)
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
     with torch.no_grad():
         with during(Phase.PREFILL):
-            outputs = job.model(input_ids=job.input_ids, **options)
+            options, outputs = prefill(job)
+        cache = options["past_key_values"]
         for later in reversed(range(job.output_length)):
             token = outputs.logits.argmax(-1)
             del outputs
@@ -113,14 +112,39 @@ def whole_generation(job: Job, during: Callable[[Phase], AbstractContextManager[
             with during(Phase.BETWEEN if later else Phase.DECODE):
                 if beams is not None:
                     cache.reorder_cache(beams)
-                outputs = job.model(input_ids=token, **options)
+                outputs = decode(job, token, options)
         del outputs
         return held(cache)
+
+
+def prefill(job: Job) -> tuple[dict[str, Any], Any]:
+    """What all passes are given, and the outputs of the first; of an encoder-decoder it is the decoder's over its start
+    token, after the encoder's (_prepare_encoder_decoder_kwargs_for_generation)."""
+    options: dict[str, Any] = {"past_key_values": cache_of(job), "use_cache": True}
+    if not decodes_apart(job):
+        options["logits_to_keep"] = 1
+        return options, job.model(input_ids=job.input_ids, **options)
+    encoder: Any = job.model.get_encoder()  # pyright: ignore[reportCallIssue]
+    options["encoder_outputs"] = encoder(input_ids=job.input_ids, return_dict=True)
+    return options, decode(job, job.labels, options)
+
+
+def decode(job: Job, tokens: torch.Tensor, options: dict[str, Any]) -> Any:
+    """One pass over `tokens`, which are behind those in the cache."""
+    return job.model(**{"decoder_input_ids" if decodes_apart(job) else "input_ids": tokens}, **options)
+
+
+def decodes_apart(job: Job) -> bool:
+    """There is an encoder beside the decoder."""
+    config: Any = job.model.config
+    return config.is_encoder_decoder
 
 
 def cache_of(job: Job) -> Cache:
     """The empty cache that `generate` gives the model (_prepare_cache_for_generation)."""
     config: Any = job.model.config
+    if decodes_apart(job):
+        return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
     if job.cache_implementation == "static":
         return StaticCache(config, max_cache_len=job.input_ids.shape[1] + job.output_length)
     if job.cache_implementation == "quantized":
@@ -129,8 +153,14 @@ def cache_of(job: Job) -> Cache:
 
 
 def held(cache: Any) -> list[torch.Tensor]:
-    """What a cache holds."""
-    return [each for layer in cache.layers for each in tensors_of(layer)]
+    """What a cache holds; of an encoder-decoder also that of cross attention."""
+    crossed = cache.cross_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else []
+    return [each for layer in [*growing(cache), *crossed] for each in tensors_of(layer)]
+
+
+def growing(cache: Any) -> list[Any]:
+    """The layers' caches that get keys and values of each token."""
+    return (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).layers
 
 
 def tensors_of(layer: Any) -> tuple[torch.Tensor, ...]:

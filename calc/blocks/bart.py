@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from calc.attention import HEADS, SOURCE, AttentionCore
+from calc.attention import HEADS, AttentionCore
+from calc.cache import SOURCE, CacheUse, updated
 from calc.decoder import of_decoder
 from calc.dtype import DType
 from calc.ledger import Component, Kind, Row, Section, Tensor
@@ -15,7 +16,8 @@ from calc.renaming import prefixed
 from calc.wirings import Parts
 
 from .attention import copies_key_gradient, core_attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .facts import DECODER_INPUT_IDS as START
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 from .head import End
 from .t5 import DECODER_INPUT_IDS, ENCODER_OUTPUT
 
@@ -27,19 +29,14 @@ def _table(numerics: Numerics) -> Tensor:
 
 
 def bart_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
-    """shift_tokens_right of the labels, then BartEncoder.forward up to its first layer."""
-    shifted = Tensor("labels, shifted", ("B", "Z"), DType.INT64)
-    ignored = like(shifted, "ignored labels", dtype=DType.BOOL)
-    before = like(shifted, "labels but the last", shape=("B", "Z-1"))
+    """shift_tokens_right of the labels in training, then BartEncoder.forward up to its first layer."""
     counted = Tensor("positions", ("S",), DType.INT64)
     position_rows = Tensor("rows of the positions", TOKENS, DType.INT64)
     positions = hidden_states(numerics, "embed_pos")
     looking_up, tokens = _looked_up(INPUT_IDS, "inputs_embeds", numerics)
     ending, output = _summed("encoder", tokens, positions, facts, numerics)
     rows = [
-        Row(name="new_zeros", reads=(replace(LABELS, shape=shifted.shape),), writes=(shifted,)),
-        Row(name="clone", reads=(shifted,), temporaries=(before,)),
-        Row(name="eq", reads=(shifted,), temporaries=(ignored,)),
+        *([] if facts.generates else _shifted_right()),
         *looking_up,
         Row(name="arange", reads=(), writes=(counted,)),
         Row(name="add", reads=(counted,), writes=(position_rows,)),
@@ -51,9 +48,22 @@ def bart_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         name="embedding",
         rows=tuple(stamped(rows, Component.EMBEDDING, "encoder")),
         output=output,
-        held=(tokens, positions, shifted),
+        held=(tokens, positions, *(() if facts.generates else (SHIFTED,))),
         leaves=(tokens,),
     )
+
+
+SHIFTED = Tensor("labels, shifted", ("B", "Z"), DType.INT64)
+
+
+def _shifted_right() -> list[Row]:
+    ignored = like(SHIFTED, "ignored labels", dtype=DType.BOOL)
+    before = like(SHIFTED, "labels but the last", shape=("B", "Z-1"))
+    return [
+        Row(name="new_zeros", reads=(replace(LABELS, shape=SHIFTED.shape),), writes=(SHIFTED,)),
+        Row(name="clone", reads=(SHIFTED,), temporaries=(before,)),
+        Row(name="eq", reads=(SHIFTED,), temporaries=(ignored,)),
+    ]
 
 
 def _looked_up(ids: Tensor, name: str, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -82,12 +92,21 @@ def bart_bridge(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ..
     """The encoder's output, which nothing comes behind, and BartDecoder.forward up to its first layer."""
     x = hidden_states(numerics)
     encoded = like(x, ENCODER_OUTPUT)
-    shifted = Tensor("labels, shifted", ("B", "Z"), DType.INT64)
+    kept = tuple(tensor for tensor in outside if tensor != SHIFTED)
+    ids = replace(DECODER_INPUT_IDS, shape=SHIFTED.shape)
+    begun = [renamed(x, encoded), frame(*kept), *([] if facts.generates else [renamed(SHIFTED, ids)])]
+    decoder = bart_decoder_embeddings(facts, numerics)
+    return replace(decoder, rows=(*begun, *decoder.rows), input=x, is_bridge=True, offered=(encoded,))
+
+
+def bart_decoder_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """BartDecoder.forward up to its first layer."""
+    given, keys = (START, "S+T") if facts.generates else (DECODER_INPUT_IDS, "S")
     counted, position_ids = (Tensor(name, ("S",), DType.INT64) for name in ("positions", "position_ids"))
-    ones = Tensor("ones", TOKENS, DType.FP32)
+    ones = Tensor("ones", ("B", keys), DType.FP32)
     position_rows = Tensor("rows of the positions", (1, "S"), DType.INT64)
     positions = Tensor("positions embedded", (1, "S", "H"), numerics.weights)
-    looking_up, tokens = _looked_up(DECODER_INPUT_IDS, "decoder_inputs_embeds", numerics)
+    looking_up, tokens = _looked_up(given, "decoder_inputs_embeds", numerics)
     ending, output = _summed("decoder", tokens, positions, facts, numerics)
     rows = [
         *looking_up,
@@ -100,33 +119,28 @@ def bart_bridge(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ..
         _position_embeddings("decoder", position_rows, positions, numerics),
         *ending,
     ]
-    decoder = of_decoder(
-        Section(
-            name="decoder embedding",
-            rows=tuple(stamped(rows, Component.EMBEDDING, "decoder")),
-            output=output,
-            held=(DECODER_INPUT_IDS, tokens, position_ids, positions, *facts.masks),
-            leaves=(tokens,),
-        )
+    section = Section(
+        name="decoder embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "decoder")),
+        output=output,
+        held=(given, tokens, position_ids, positions, *facts.masks),
+        leaves=(tokens,),
     )
-    ids = replace(DECODER_INPUT_IDS, shape=shifted.shape)
-    kept = tuple(tensor for tensor in outside if tensor != shifted)
-    begun = [renamed(x, encoded), frame(*kept), renamed(shifted, ids)]
-    return replace(decoder, rows=(*begun, *decoder.rows), input=x, is_bridge=True, offered=(encoded,))
+    return of_decoder(section)
 
 
 def bart_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     """BartEncoderLayer, BartDecoderLayer: norms behind attention, cross attention and MLP."""
     x = hidden_states(numerics)
     middle, weights = hidden_states(numerics, "hidden_states after attention"), ()
-    rows, weights = _attention("self_attn", x, None, middle, facts.core, facts, numerics)
+    rows, weights = _attention("self_attn", x, None, middle, (), facts.core, facts, numerics)
     arguments = (facts.core.mask(numerics),) if facts.core.masked else ()
     if facts.cross is not None:
         encoded = Tensor(ENCODER_OUTPUT, ("B", SOURCE, "H"), numerics.weights)
         crossed = hidden_states(numerics, "hidden_states after cross attention")
-        crossing, of_cross = _attention("encoder_attn", middle, encoded, crossed, facts.cross, facts, numerics)
-        rows += [*crossing, frame(middle, *weights)]
-        middle, weights, arguments = crossed, of_cross, (*arguments, encoded)
+        crossing, weights = _attention("encoder_attn", middle, encoded, crossed, weights, facts.cross, facts, numerics)
+        rows += [*crossing, frame(middle)]
+        middle, arguments = crossed, (*arguments, encoded)
     output = hidden_states(numerics, f"{NEXT}hidden_states")
     rows += [*_feed_forward(middle, output, facts, numerics), frame(x, middle, *weights, *arguments[-1:])]
     layer = Section(
@@ -137,6 +151,7 @@ def bart_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         arguments=arguments,
         modules=(*ATTENTION, *(CROSS_ATTENTION if facts.cross else ()), "fc1", "fc2", "final_layer_norm"),
     )
+    layer = with_cache(layer, facts.core, numerics, facts.cross)
     return of_decoder(layer) if facts.cross else layer
 
 
@@ -152,23 +167,26 @@ def _attention(
     x: Tensor,
     encoded: Tensor | None,
     out: Tensor,
+    before: tuple[Tensor, ...],
     core: AttentionCore,
     facts: LayerFacts,
     numerics: Numerics,
 ) -> tuple[list[Row], tuple[Tensor, ...]]:
-    """BartAttention, dropout, what it is added to, the norm: the rows and the probabilities that the layer holds. Keys
-    and values are of `encoded` where there is any."""
+    """BartAttention, dropout, what it is added to, the norm: the rows and the probabilities that the layer holds, in
+    the place of those `before`. Keys and values are of `encoded` where there is any."""
     copies = core.gradients_by_head and not core.one_head
     prefix, given = ("", x) if encoded is None else ("cross ", encoded)
     projecting: list[Row] = []
     heads: list[Tensor] = []
-    for letter, read, copied in (("q", x, copies), ("k", given, copies_key_gradient(core)), ("v", given, copies)):
+    projections = [("q", x, copies), ("k", given, copies_key_gradient(core)), ("v", given, copies)]
+    for letter, read, copied in projections[:1] if core.cache.use is CacheUse.READ else projections:
         shape = (*read.shape[:-1], *HEADS[-2:])
         flat, head = (Tensor(f"{prefix}{name}", shape, numerics.linear) for name in (f"{letter}_proj output", letter))
         projecting += linear(f"{module}.{letter}_proj", read, flat, ("H",), ("N", "D"), numerics, bias=True)
         projecting.append(view(flat, head, copies_gradient=copied))
         heads.append(head)
-    q, k, v = heads
+    q, k, v = (*heads, *core.cache.left(numerics))[:3]
+    caching, k, v = updated(k, v, core.cache, numerics)
     core_rows, attended, held = core_attention(q, k, v, core, numerics)
     core_rows, (attended, *weights) = prefixed(core_rows, prefix, (attended, *held))
     projected = Tensor(f"{module} output", ("B", "S", "H"), numerics.linear)
@@ -177,9 +195,10 @@ def _attention(
     norm, _ = layer_norm(name, total, out.name, ("H",), numerics)
     rows = [
         *projecting,
+        *caching,
         *core_rows,
         *linear(f"{module}.out_proj", attended, projected, ("N", "D"), ("H",), numerics, bias=True),
-        frame(q, k, v),
+        frame(q, k, v, *before),
         *dropping,
         add(x, added, total),
         frame(added),
@@ -214,13 +233,13 @@ def bart_head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Te
     bias = Tensor("final_logits_bias", (1, "V"), numerics.weights, Kind.BUFFERS)
     logits = like(product, "logits", dtype=wider(product.dtype, bias.dtype))
     in_own_type = Numerics(weights=logits.dtype, compute=logits.dtype)
-    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, in_own_type)
+    loss_rows, output = ([], logits) if facts.generates else unshifted_cross_entropy(logits, LABELS, in_own_type)
     head = [
         *linear("lm_head", x, product, ("H",), ("V",), numerics, weight=_table(numerics)),
         add(product, bias, logits),
     ]
     rows = [*stamped(head, Component.HEAD, "lm_head"), *loss_rows, frame(x, DECODER_INPUT_IDS)]
-    section = of_decoder(Section(name="head", rows=tuple(rows), input=x, output=loss))
+    section = of_decoder(Section(name="head", rows=tuple(rows), input=x, output=output))
     return replace(section, rows=(frame(*outside), *section.rows))
 
 
@@ -230,4 +249,5 @@ PARTS = Parts(
     end=End(embedding_weight=SHARED, layers="model.encoder.layers"),
     head=bart_head,
     bridge=bart_bridge,
+    decoder_embeddings=bart_decoder_embeddings,
 )

@@ -63,6 +63,8 @@ class ModelFacts(NamedTuple):
 
 
 INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)
+DECODER_INPUT_IDS = replace(INPUT_IDS, name="decoder_input_ids")
+"""Of a generation; in training they are made of the labels."""
 
 
 def hidden_states(numerics: Numerics, name: str = "hidden_states") -> Tensor:
@@ -81,8 +83,10 @@ def mask_rows(masks: Iterable[Tensor]) -> Iterator[Row]:
         )
 
 
-def with_cache(layer: Section, core: AttentionCore, numerics: Numerics) -> Section:
-    """`layer` with what a cache brings it and takes from it, where there is one."""
+def with_cache(layer: Section, core: AttentionCore, numerics: Numerics, cross: AttentionCore | None = None) -> Section:
+    """`layer` with what a cache brings it and takes from it, where there is one; `cross`: of its attention to the
+    encoder's output."""
     if not core.is_cached:
         return layer
-    return replace(layer, lent=core.cache.lent(numerics), cached=core.cache.held(numerics))
+    of_cross = cross.cache.held(numerics) if cross is not None else ()
+    return replace(layer, lent=core.cache.lent(numerics), cached=(*core.cache.held(numerics), *of_cross))

@@ -1,30 +1,32 @@
 """Which distances of tokens have a bias of their own (T5Attention, transformers 5.23.0, models/t5)."""
 
 from calc.dtype import DType
-from calc.ledger import Row, Tensor
+from calc.ledger import Dimension, Row, Tensor
 from calc.primitives import frame, like
 
-BUCKETS = Tensor("relative_position_bucket", ("S", "S"), DType.INT64)
-"""Of each pair of a query and a key."""
+
+def buckets_of(keys: Dimension) -> Tensor:
+    """The bucket of each pair of a query and a key."""
+    return Tensor("relative_position_bucket", ("S", keys), DType.INT64)
 
 
-def buckets(looking_up: Row, *, bidirectional: bool) -> list[Row]:
-    """compute_bias: positions and distances, held until their bias is looked up, and their buckets."""
+def buckets(found: Tensor, looking_up: Row, *, bidirectional: bool) -> list[Row]:
+    """compute_bias: positions and distances, held until their bias is looked up by the buckets that are `found`."""
     queries = Tensor("context_position", ("S", 1), DType.INT64)
-    first, keys = (Tensor(name, ("S",), DType.INT64) for name in ("positions", "memory_position"))
-    distance = like(BUCKETS, "relative_position")
+    first, keys = Tensor("positions", ("S",), DType.INT64), Tensor("memory_position", found.shape[1:], DType.INT64)
+    distance = like(found, "relative_position")
     return [
         Row(name="arange", reads=(), writes=(first,)),
         Row(name="add", reads=(first,), writes=(queries,)),
         Row(name="arange", reads=(), writes=(keys,)),
         Row(name="sub", reads=(keys, queries), writes=(distance,)),
-        *(_of_both_sides(distance) if bidirectional else _of_those_before(distance)),
+        *(_of_both_sides(distance, found) if bidirectional else _of_those_before(distance, found)),
         looking_up,
         frame(queries, keys, distance),
     ]
 
 
-def _of_both_sides(distance: Tensor) -> list[Row]:
+def _of_both_sides(distance: Tensor, found: Tensor) -> list[Row]:
     """_relative_position_bucket(bidirectional=True): half of the buckets are for keys behind the query."""
     behind, as_number, offset = (
         like(distance, name, dtype=dtype)
@@ -37,16 +39,16 @@ def _of_both_sides(distance: Tensor) -> list[Row]:
         Row(name="gt", reads=(distance,), writes=(behind,)),
         Row(name="to", reads=(behind,), writes=(as_number,)),
         Row(name="mul", reads=(as_number,), writes=(offset,)),
-        Row(name="add", reads=(offset,), writes=(BUCKETS,)),
+        Row(name="add", reads=(offset,), writes=(found,)),
         Row(name="abs", reads=(distance,), writes=(size,)),
         *logarithmic,
-        Row(name="where", reads=(is_small, size, large, BUCKETS), writes=(chosen,)),
+        Row(name="where", reads=(is_small, size, large, found), writes=(chosen,)),
         frame(chosen),
         frame(size, is_small, large),
     ]
 
 
-def _of_those_before(distance: Tensor) -> list[Row]:
+def _of_those_before(distance: Tensor, found: Tensor) -> list[Row]:
     """_relative_position_bucket(bidirectional=False)."""
     zeros, least, size = (like(distance, name) for name in ("zeros", "least", "distance"))
     logarithmic, is_small, large = _logarithmic(size)
@@ -57,7 +59,7 @@ def _of_those_before(distance: Tensor) -> list[Row]:
         Row(name="neg", reads=(least,), writes=(size,)),
         *logarithmic,
         Row(name="where", reads=(is_small, size, large), writes=(chosen,)),
-        Row(name="add", reads=(chosen,), writes=(BUCKETS,)),
+        Row(name="add", reads=(chosen,), writes=(found,)),
         frame(size, is_small, large),
     ]
 

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from calc.attention import HEADS, SOURCE, AttentionCore
+from calc.attention import HEADS, AttentionCore
+from calc.cache import SOURCE, CacheUse, updated
 from calc.decoder import of_decoder
 from calc.dtype import DType
 from calc.kinds import Mlp, PositionBias
@@ -16,15 +17,15 @@ from calc.renaming import prefixed
 from calc.wirings import Parts
 
 from .attention import copies_key_gradient, core_attention
-from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows
+from .facts import DECODER_INPUT_IDS as START
+from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
 from .head import End
-from .position_buckets import BUCKETS, buckets
+from .position_buckets import buckets, buckets_of
 
 SHARED = "shared.weight"
 ENCODER_OUTPUT = "encoder_hidden_states"
 DECODER_INPUT_IDS = Tensor("decoder_input_ids", TOKENS, DType.INT64)
 """The labels, one place later."""
-BIAS_SHAPE: Shape = ("S", "S", "N")
 SOURCE_TOKENS: Shape = ("B", SOURCE)
 
 
@@ -50,29 +51,35 @@ def t5_bridge(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]
     """The end of the encoder's T5Stack.forward, _shift_right, and the decoder's up to its first layer."""
     x = hidden_states(numerics)
     ending, encoded = _final(x, "encoder", ENCODER_OUTPUT, facts, numerics)
+    decoder = t5_decoder_embeddings(facts, numerics)
+    return replace(decoder, rows=(*ending, frame(*outside), *decoder.rows), input=x, is_bridge=True, offered=(encoded,))
+
+
+def t5_decoder_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
+    """T5Stack.forward of the decoder up to its first layer; before it, in training, _shift_right."""
+    given, shifting = (START, []) if facts.generates else (DECODER_INPUT_IDS, _shifted_right())
+    tokens = hidden_states(numerics, "decoder_inputs_embeds")
+    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
+    rows = [*shifting, embedding(_table(numerics), given, tokens), *mask_rows(facts.masks), *dropping]
+    section = Section(
+        name="decoder embedding",
+        rows=tuple(stamped(rows, Component.EMBEDDING, "decoder")),
+        output=output,
+        held=(given, tokens, *facts.masks),
+        leaves=(tokens,),
+    )
+    return of_decoder(section)
+
+
+def _shifted_right() -> list[Row]:
     shifted = DECODER_INPUT_IDS
     ignored = like(shifted, "ignored labels", dtype=DType.BOOL)
     before = like(shifted, "labels but the last", shape=("B", "Z-1"))
-    tokens = hidden_states(numerics, "decoder_inputs_embeds")
-    dropping, output = dropped(tokens, f"{NEXT}hidden_states", on=facts.embedding_dropout)
-    rows = [
+    return [
         Row(name="new_zeros", reads=(LABELS,), writes=(shifted,)),
         Row(name="clone", reads=(LABELS, shifted), temporaries=(before,)),
         Row(name="eq", reads=(shifted,), temporaries=(ignored,)),
-        embedding(_table(numerics), shifted, tokens),
-        *mask_rows(facts.masks),
-        *dropping,
     ]
-    decoder = of_decoder(
-        Section(
-            name="decoder embedding",
-            rows=tuple(stamped(rows, Component.EMBEDDING, "decoder")),
-            output=output,
-            held=(shifted, tokens, *facts.masks),
-            leaves=(tokens,),
-        )
-    )
-    return replace(decoder, rows=(*ending, frame(*outside), *decoder.rows), input=x, is_bridge=True, offered=(encoded,))
 
 
 def _final(x: Tensor, stack: str, name: str, facts: ModelFacts, numerics: Numerics) -> tuple[list[Row], Tensor]:
@@ -86,7 +93,7 @@ def _final(x: Tensor, stack: str, name: str, facts: ModelFacts, numerics: Numeri
 def t5_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     """T5Block; of the decoder with cross attention."""
     x = hidden_states(numerics)
-    bias = Tensor("position_bias", BIAS_SHAPE, numerics.weights)
+    bias = Tensor("position_bias", ("S", facts.core.keys, "N"), numerics.weights)
     making, offered = [], ()
     if facts.kind.position_bias is PositionBias.MADE:
         making, offered = _position_bias(bias, facts, numerics), (bias,)
@@ -112,6 +119,7 @@ def t5_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         leaves=offered[1:],
         offered=offered,
     )
+    layer = with_cache(layer, facts.core, numerics, facts.cross)
     return of_decoder(layer) if facts.cross else layer
 
 
@@ -119,11 +127,12 @@ def _position_bias(bias: Tensor, facts: LayerFacts, numerics: Numerics) -> list[
     """compute_bias: a number for each head and pair of tokens. The gradient of the table wants pairs in a row; they
     come head by head."""
     table = parameter("layer.0.SelfAttention.relative_attention_bias.weight", ("I", "N"), numerics, num_columns=1)
-    looking_up = embedding(table, BUCKETS, bias)
+    found = buckets_of(facts.core.keys)
+    looking_up = embedding(table, found, bias)
     if facts.core.parts_heads:
         by_token = like(bias, "∂position_bias by token")
         looking_up = replace(looking_up, backward_temporaries=(by_token, *looking_up.backward_temporaries))
-    return buckets(looking_up, bidirectional=facts.core.bidirectional)
+    return buckets(found, looking_up, bidirectional=facts.core.bidirectional)
 
 
 def _self_attention(
@@ -164,8 +173,8 @@ def _attention(
     prefix, given = ("", normed) if encoded is None else ("cross ", encoded)
     rows: list[Row] = []
     heads: list[Tensor] = []
-    projections = (("q", normed, copies), ("k", given, copies_key_gradient(core)), ("v", given, copies))
-    for letter, read, copied in projections:
+    projections = [("q", normed, copies), ("k", given, copies_key_gradient(core)), ("v", given, copies)]
+    for letter, read, copied in projections[:1] if core.cache.use is CacheUse.READ else projections:
         shape = (*read.shape[:-1], *HEADS[-2:])
         flat, head = (Tensor(f"{prefix}{each}", shape, numerics.linear) for each in (f"{letter} output", letter))
         rows += [
@@ -173,7 +182,9 @@ def _attention(
             view(flat, head, copies_gradient=copied),
         ]
         heads.append(head)
-    q, k, v = heads
+    q, k, v = (*heads, *core.cache.left(numerics))[:3]
+    caching, k, v = updated(k, v, core.cache, numerics)
+    rows += caching
     core_rows, attended, held = core_attention(q, k, v, core, numerics, bias)
     core_rows, (attended, *weights) = prefixed(core_rows, prefix, (attended, *held))
     projected = Tensor(f"{module} output", ("B", "S", "H"), numerics.linear)
@@ -238,9 +249,11 @@ def t5_head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tens
     )
     logits = Tensor("logits", (*TOKENS, "V"), numerics.compute)
     rows += linear("lm_head", read, logits, ("H",), ("V",), numerics, weight=weight)
-    loss_rows, loss = unshifted_cross_entropy(logits, LABELS, numerics)
+    output, loss_rows = logits, []
+    if not facts.generates:
+        loss_rows, output = unshifted_cross_entropy(logits, LABELS, numerics)
     head = [*ending, *stamped(rows, Component.HEAD, "lm_head"), *loss_rows, frame(normed, read, DECODER_INPUT_IDS)]
-    section = of_decoder(Section(name="head", rows=tuple(head), input=x, output=loss))
+    section = of_decoder(Section(name="head", rows=tuple(head), input=x, output=output))
     end_of_stack = len(ending)
     return replace(section, rows=(*section.rows[:end_of_stack], frame(*outside), *section.rows[end_of_stack:]))
 
@@ -251,4 +264,5 @@ PARTS = Parts(
     end=End(embedding_weight=SHARED, layers="encoder.block"),
     head=t5_head,
     bridge=t5_bridge,
+    decoder_embeddings=t5_decoder_embeddings,
 )

@@ -176,6 +176,48 @@ def test_latent_attention_keeps_its_latent() -> None:
     assert memory.kv_cache_bytes == layers * tokens * (rank + turned) * itemsize
 
 
+T5 = {
+    "model_type": "t5",
+    "d_model": 64,
+    "d_kv": 16,
+    "num_heads": 4,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
+    "d_ff": 104,
+    "vocab_size": 199,
+}
+
+
+def test_cross_attention_keeps_the_prompt_and_self_attention_the_output() -> None:
+    """The latter with the token that the decoder begins with; the encoder's output stays beside them."""
+    asked: dict[str, Any] = {"batch_size": 4, "prompt_length": 100}
+    first, later = (generated(T5, **asked, output_length=output) for output in (0, 1000))
+    token = 2 * 3 * 4 * 4 * 16 * 2  # keys and values, layers, sequences, heads, head size, bytes
+    assert first.memory.kv_cache_bytes == (100 + 1) * token
+    assert later.memory.kv_cache_bytes == (100 + 1 + 1000) * token
+    assert [each.count_at_peak for each in later.tensors if each.name == "encoder_hidden_states"] == [1]
+    assert later.flops.prefill == first.flops.total
+    again = estimate(Scenario(**later.to_dict()["scenario"]))
+    assert again.to_dict() == later.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"cache_implementation": "static"}, "cache_implementation"),
+        ({"num_beams": 2}, "num_beams"),
+        ({"weight_dtype": "fp16"}, "precision"),
+        ({"weight_dtype": "nf4"}, "weight_dtype"),
+        ({"model": "bart-large", "prompt_length": 1025}, "prompt_length"),
+        ({"model": "bart-large", "output_length": 1024}, "output_length"),
+    ],
+)
+def test_what_an_encoder_decoder_does_not_take(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError) as refusal:
+        generated(**({"model": T5} | fields))
+    assert refusal.value.field == field
+
+
 def test_a_static_cache_has_room_for_all_tokens_from_the_first_on() -> None:
     """Each output token attends to all of it, and neither pass copies it."""
     asked: dict[str, Any] = {"batch_size": 2, "prompt_length": 100, "output_length": 28}
