@@ -65,6 +65,21 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Images:
+    """What a model that sees images is given, and the patches they are cut into: heights and widths in pixels."""
+
+    num_channels: int
+    image_size: tuple[int, int]
+    patch_size: tuple[int, int]
+
+    @property
+    def num_patches(self) -> int:
+        """Of one image; what is left over at its edges is in none."""
+        (height, width), (patch_height, patch_width) = self.image_size, self.patch_size
+        return (height // patch_height) * (width // patch_width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dropouts:
     """Dropout probabilities; none where the family has no such dropout."""
 
@@ -89,6 +104,7 @@ class Architecture:
     model_type: str
     kind: ModelKind
     vocab_size: int
+    """0: there is none."""
     hidden_size: int
     max_position_embeddings: int
     tied_embeddings: bool
@@ -101,6 +117,8 @@ class Architecture:
     """Distances of tokens that have a bias of their own."""
     num_labels: int | None = None
     """Of a classification head; none = a language-model head."""
+    images: Images | None = None
+    """It sees images, whose patches and one more token are its sequence."""
     part_of: str | None = None
     """The type of the model that sees images, too, whose text part it is."""
     step_of: str | None = None
@@ -132,8 +150,15 @@ class Architecture:
         return replace(self, layers=self.stacks[-1]) if self.is_encoder_decoder else self
 
     @property
+    def input_length(self) -> int | None:
+        """Tokens of what it is given, where the config says it."""
+        return self.images.num_patches + 1 if self.images else None
+
+    @property
     def head(self) -> Head:
-        return self.kind.head if self.num_labels is None else Head.SEQUENCE_CLASSIFICATION
+        if self.num_labels is None or self.images is not None:
+            return self.kind.head
+        return Head.SEQUENCE_CLASSIFICATION
 
     @property
     def problem(self) -> ProblemType | None:

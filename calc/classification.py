@@ -24,6 +24,7 @@ CLASSIFIERS = {
     **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), (SCORE,)),
     "bert": ("classifier",),
     **dict.fromkeys(("roberta", "xlm-roberta"), ("classifier.dense", "classifier.out_proj")),
+    "vit": ("classifier",),
 }
 """The model types whose head is built, and its linear modules."""
 LABELS = Tensor("labels", ("B",), DType.INT64, Kind.INPUTS)

@@ -14,13 +14,14 @@ KEPT_GRADIENTS = 4096
 def gradient_of(tensor: Tensor) -> Tensor:
     """The gradient autograd makes of `tensor`: its shape, its type."""
     kind = Kind.GRADIENTS if tensor.kind is Kind.PARAMETERS else Kind.TEMPORARIES
-    return replace(tensor, name=f"∂{tensor.name}", kind=kind, trainable=False)
+    shape = tensor.gradient_shape or tensor.shape
+    return replace(tensor, name=f"∂{tensor.name}", shape=shape, kind=kind, trainable=False, gradient_shape=())
 
 
 def summed_in_fp32(parameter: Tensor) -> Tensor:
     """The `main_grad` of a parameter in half precision."""
     gradient = gradient_of(parameter)
-    return replace(gradient, name=f"{gradient.name} in fp32", dtype=DType.FP32)
+    return replace(gradient, name=f"{gradient.name} in fp32", shape=parameter.shape, dtype=DType.FP32)
 
 
 @lru_cache(maxsize=KEPT_GRADIENTS)

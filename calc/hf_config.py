@@ -16,8 +16,6 @@ from .scenario import ProblemType
 BITSANDBYTES = "bitsandbytes"
 CAUSAL_LMS = (Head.CAUSAL_LM, "LMHeadModel", "ChatGLMModel", "ChatGLMForConditionalGeneration")
 """How the classes of causal language models end; ChatGLM's files name theirs so."""
-DEFAULT_LABELS = 2
-"""PreTrainedConfig's."""
 NEAREST = 3
 """How many of the families most alike an unknown type are named first."""
 
@@ -38,14 +36,14 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     _check_not_quantised(config.get("quantization_config"))
     read = family(model_type)(Fields(config))
     own = CAUSAL_LMS if read.head is Head.CAUSAL_LM else (read.head,)
+    known = (read.head,) if read.images else (read.head, Head.SEQUENCE_CLASSIFICATION)
     for head in heads or ():
-        if not head.endswith((*own, Head.SEQUENCE_CLASSIFICATION)):
-            known = f"{read.head}, {Head.SEQUENCE_CLASSIFICATION}"
-            raise ConfigError("model.architectures", head, f"is not supported yet; supported: {known}")
+        if not head.endswith((*own, *known)):
+            raise ConfigError("model.architectures", head, f"is not supported yet; supported: {', '.join(known)}")
     read = replace(read, problem_type=_problem_type(config.get("problem_type")))
     if not any(head.endswith(Head.SEQUENCE_CLASSIFICATION) for head in heads or ()):
         return read
-    return with_classifier(read, _num_labels(config), "model.num_labels")
+    return with_classifier(read, Fields(config).num_labels(), "model.num_labels")
 
 
 def _unknown(model_type: Any) -> ConfigError:
@@ -118,10 +116,3 @@ def _check_not_quantised(quantisation: Any) -> None:
         "quantised weights are not trained; leave quantization_config out to train them unquantised. "
         "`gpucalc explain weights` says what they take",
     )
-
-
-def _num_labels(config: Mapping[str, Any]) -> int:
-    """`num_labels`, or as many as have a name in `id2label`: two where nothing is said."""
-    names = config.get("id2label")
-    default = len(names) if isinstance(names, dict) and names else DEFAULT_LABELS
-    return Fields(config).size("num_labels", default=default)

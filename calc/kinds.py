@@ -25,6 +25,7 @@ class Wiring(StrEnum):
     OPT = "opt"
     PHI = "phi"
     T5 = "t5"
+    VIT = "vit"
     MEGATRON = "megatron"
     """The fused GPT block of Megatron-LM, as the paper counts it."""
 
@@ -37,6 +38,7 @@ class Head(StrEnum):
     SEQ2SEQ_LM = "ForConditionalGeneration"
     """Of an encoder-decoder."""
     SEQUENCE_CLASSIFICATION = "ForSequenceClassification"
+    IMAGE_CLASSIFICATION = "ForImageClassification"
 
 
 class Activation(StrEnum):

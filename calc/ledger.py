@@ -63,6 +63,12 @@ SYMBOLS = {
     "C2": "tokens of the second chunk",
     "Z": "target_length, of an encoder-decoder; of inference one token",
     "S+1": "sequence_length + 1",
+    "S-1": "patches of an image",
+    "Ci": "num_channels of an image",
+    "Hi": "height of an image, in pixels",
+    "Wi": "width of an image",
+    "Hp": "height of a patch, in pixels",
+    "Wp": "width of a patch",
     "S+T": "keys of the text and of what is before it",
     "S+T+1": "one more",
     "Tk": "tokens before, in the memory of the cache of a layer with a window",
@@ -141,6 +147,8 @@ class Tensor:
     """How many of the last dimensions are a matrix parameter's columns; its rows are the others. 0: a vector."""
     packs: Shape = ()
     """Of weights in another layout: the shape of the matrix whose elements it holds."""
+    gradient_shape: Shape = ()
+    """Of a parameter whose gradient is a view of a larger tensor: the shape of that, which it keeps."""
     _hash: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

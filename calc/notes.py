@@ -217,7 +217,14 @@ def _of_plan(plan: Plan) -> Iterator[str]:
 
 def _of_head(architecture: Architecture) -> Iterator[str]:
     is_encoder = architecture.kind.head is Head.MASKED_LM
-    if architecture.num_labels is not None:
+    if architecture.images is not None:
+        yield (
+            f"An image classifier of {architecture.num_labels} labels, problem_type = {architecture.problem}: "
+            "micro_batch_size counts images, which are an fp32 input as an image processor gives them, and tokens are "
+            "their patches and the class token. PEFT has no task for it: an adapter trains the head where "
+            "modules_to_save names it. Left out: cuDNN's workspaces for the convolution, of which no source tells."
+        )
+    elif architecture.num_labels is not None:
         yield (
             f"A classification head of {architecture.num_labels} labels as ForSequenceClassification has it, "
             f"problem_type = {architecture.problem}: an int64 label a sequence, or fp32 numbers. An adapter trains the "

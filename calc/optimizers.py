@@ -102,7 +102,7 @@ def sides(matrix: Tensor) -> tuple[tuple, tuple]:
 def persistent_gradient(parameter: Tensor, plan: Plan) -> tuple[Tensor, ...]:
     """The gradient that lives between steps: of a recipe, or where zero_grad keeps it."""
     if plan.recipe is not None:
-        return (replace(gradient_of(parameter), dtype=plan.recipe.states[State.GRADIENTS]),)
+        return (replace(gradient_of(parameter), shape=parameter.shape, dtype=plan.recipe.states[State.GRADIENTS]),)
     return (gradient_of(parameter),) if gradients_persist(plan) else ()
 
 

@@ -13,6 +13,7 @@ from .dtype import DType
 from .encoder_decoder import check_encoder_decoder, target_length
 from .errors import ConfigError, listed, plain
 from .expert_load import Load, expert_load
+from .fixed_input import check_fixed_input
 from .float8_choices import float8_recipe
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
 from .kinds import Mixture
@@ -176,6 +177,7 @@ def _check(scenario: Scenario, architecture: Architecture) -> None:
     check_experts(scenario, architecture)
     check_autocast(scenario, architecture)
     check_encoder_decoder(scenario, architecture)
+    check_fixed_input(scenario, architecture)
 
 
 def _resolved(scenario: Scenario, architecture: Architecture) -> tuple[Architecture, Workload, Plan]:
@@ -294,6 +296,8 @@ def check_experts(scenario: Scenario, architecture: Architecture) -> None:
 
 
 def _sequence_length(scenario: Scenario, architecture: Architecture) -> int:
+    if architecture.input_length is not None:
+        return architecture.input_length
     longest = architecture.max_position_embeddings - architecture.kind.unused_positions
     learned = architecture.kind.learned_positions
     virtual = num_prompt_tokens(scenario.adapter) + num_prefix_tokens(scenario.adapter)

@@ -1,6 +1,6 @@
 """What the letters of shapes stand for: the numbers of one architecture, workload and plan."""
 
-from .architecture import Architecture, Experts, Latent, Layer
+from .architecture import Architecture, Experts, Images, Latent, Layer
 from .attention import CROSS_WORKSPACE
 from .expert_load import tokens_of, tokens_of_experts
 from .kernels import (
@@ -15,7 +15,7 @@ from .kernels import (
 )
 from .losses import chunk_tokens
 from .plan import Plan, Workload
-from .scenario import PREFIXED, Adapter, ExpertsImplementation, num_prompt_tokens
+from .scenario import PREFIXED, Adapter, ExpertsImplementation, Loss, num_prompt_tokens
 
 
 def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
@@ -25,11 +25,9 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
     keys = length + before
     tokens = workload.micro_batch_size * length
     kept = plan.eval_accumulation_steps
-    chunk = chunk_tokens(plan.loss, tokens, architecture.vocab_size, architecture.hidden_size)
     return {
         "B": workload.micro_batch_size,
-        "C": chunk,
-        "C2": min(chunk, tokens - chunk),
+        **(_chunk_sizes(architecture, tokens, plan.loss) if plan.loss is not Loss.CROSS_ENTROPY else {}),
         "S": length,
         "S+1": length + 1,
         "T": before,
@@ -49,9 +47,26 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         **({"J": architecture.type_vocab_size} if architecture.type_vocab_size else {}),
         **next((_expert_sizes(layer.experts) for layer, _ in architecture.layers if layer.experts), {}),
         **({"U": architecture.num_labels} if architecture.num_labels else {}),
+        **(_image_sizes(architecture.images) if architecture.images else {}),
         **({"A": kept, "A-1": kept - 1} if kept else {}),
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
         **_window_sizes(architecture, length),
+    }
+
+
+def _chunk_sizes(architecture: Architecture, tokens: int, loss: Loss) -> dict[str, int]:
+    chunk = chunk_tokens(loss, tokens, architecture.vocab_size, architecture.hidden_size)
+    return {"C": chunk, "C2": min(chunk, tokens - chunk)}
+
+
+def _image_sizes(images: Images) -> dict[str, int]:
+    return {
+        "Ci": images.num_channels,
+        "Hi": images.image_size[0],
+        "Wi": images.image_size[1],
+        "Hp": images.patch_size[0],
+        "Wp": images.patch_size[1],
+        "S-1": images.num_patches,
     }
 
 

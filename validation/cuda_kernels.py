@@ -326,8 +326,10 @@ READ_IN_ORDER = {
     aten.nll_loss_forward.default: (0, 1),
     aten.nll_loss_backward.default: (1, 2),
     aten.embedding_dense_backward.default: (0, 1),
+    aten.convolution_backward.default: (0,),
 }
-"""Arguments that the kernels make contiguous (layer_norm_kernel.cu, SoftMax.cu, NLLLoss in Loss.cu, Embedding.cu)."""
+"""Arguments that the kernels make contiguous (layer_norm_kernel.cu, SoftMax.cu, NLLLoss in Loss.cu, Embedding.cu,
+cudnn_convolution_backward in ConvShared.cpp)."""
 MULTIPLIED = {
     aten.mm.default: (0, 1),
     aten.addmm.default: (1, 2),

@@ -186,7 +186,7 @@ def taken_apart(job: Job) -> Callable[[], None]:
     weights are random again, and so is the input: equal tokens would make the embedding's backward another one.
     """
     models = [job.model] if job.weight_ema is None else [job.model, job.weight_ema.module]
-    tensors = [*(x for model in models for x in (*model.parameters(), *model.buffers())), job.input_ids]
+    tensors = [*(x for model in models for x in (*model.parameters(), *model.buffers())), job.inputs]
     values = [(x.shape, None if isinstance(x, torch.nn.Parameter) else x.to("cpu", copy=True)) for x in tensors]
     vocabulary = next(job.model.parameters()).shape[0]
     for x in tensors:
@@ -200,7 +200,10 @@ def taken_apart(job: Job) -> Callable[[], None]:
                 x.data.normal_(std=WEIGHTS_DEVIATION)
             else:
                 x.data.copy_(value)
-        job.input_ids.random_(vocabulary)
+        if job.inputs.is_floating_point():
+            job.inputs.normal_()
+        else:
+            job.inputs.random_(vocabulary)
 
     return lay_out
 

@@ -25,6 +25,7 @@ from transformers.integrations.liger import apply_liger_kernel
 from transformers.models.auto.configuration_auto import AutoConfig
 from transformers.models.auto.modeling_auto import (
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -113,8 +114,9 @@ MASKED_LMS = ("bert", "roberta", "xlm-roberta", "modernbert")
 ENCODER_DECODERS = ("t5", "bart")
 OTHERS: dict[str, Any] = dict.fromkeys(MASKED_LMS, AutoModelForMaskedLM)
 OTHERS |= dict.fromkeys(ENCODER_DECODERS, AutoModelForSeq2SeqLM)
-LANGUAGE_MODELS: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, OTHERS)
-"""The class that a family's language models are of."""
+OTHERS |= {"vit": AutoModelForImageClassification}
+MODEL_CLASSES: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, OTHERS)
+"""The class that a family's models are of, where they have no head for sequences."""
 QUANTISED = ("qlora", "lora-int8")
 """Adapters whose base is an emulation."""
 QUANTISED_WEIGHTS: dict[str, Callable[[torch.nn.Module], None]] = {
@@ -141,7 +143,8 @@ class Job:
     optimizers: list[torch.optim.Optimizer]
     autocast: Callable[[], AbstractContextManager[Any]]
     scaler: torch.amp.GradScaler | None
-    input_ids: torch.Tensor
+    inputs: torch.Tensor
+    """Token ids, or images: what the model's main argument is."""
     labels: torch.Tensor
     """Of a language model the same tensor; of an encoder-decoder's generation what the decoder starts with."""
     gradient_accumulation_steps: int
@@ -189,7 +192,7 @@ def build_job(
     hf_config = AutoConfig.for_model(**deepcopy(with_dropout(config, scenario.dropout)))
     choose_for_experts(hf_config, scenario)
     classifies = with_labels(hf_config, scenario)
-    auto_class = AutoModelForSequenceClassification if classifies else LANGUAGE_MODELS[config["model_type"]]
+    auto_class = AutoModelForSequenceClassification if classifies else MODEL_CLASSES[config["model_type"]]
     model_class: Any = auto_class._model_mapping[type(hf_config)]
     if not model_class._supports_sdpa:  # Gemma 2 caps its scores, GPT-J writes its attention out
         kernel = "eager"
@@ -197,6 +200,7 @@ def build_job(
         kernel = checkpointed(kernel, scenario.recompute_interval, checkpoint_options)
     with torch.device(device):
         model = from_config(auto_class, hf_config, dtype=precision, attn_implementation=kernel)
+        number_attentions(model)
         freeze(model, scenario.frozen_layers)
         if scenario.recompute_group_size > 1 and scenario.task == "training":
             group_layers(model, scenario.recompute_group_size, checkpoint_options)
@@ -215,15 +219,15 @@ def build_job(
         if not trains:
             model.requires_grad_(False)
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
-        input_ids = torch.zeros(tokens(scenario, hf_config), dtype=torch.int64)
-        labels = labels_of(input_ids, auto_class, hf_config, scenario.target_length if trains else 1)
+        inputs = inputs_of(scenario, hf_config)
+        labels = labels_of(inputs, auto_class, hf_config, scenario.target_length if trains else 1)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
         model=model,
         optimizers=optimizers(model) if trains else [],
         autocast=partial(torch.autocast, device, autocast_dtype) if autocast_dtype else nullcontext,
         scaler=torch.amp.GradScaler(device) if scenario.precision == "fp16-autocast" else None,
-        input_ids=input_ids,
+        inputs=inputs,
         labels=labels,
         gradient_accumulation_steps=scenario.gradient_accumulation_steps,
         max_grad_norm=scenario.max_grad_norm,
@@ -270,25 +274,31 @@ def sum_in_fp32(model: torch.nn.Module) -> None:
             parameter.register_post_accumulate_grad_hook(move)
 
 
-def labels_of(
-    input_ids: torch.Tensor, auto_class: Any, hf_config: Any, target_length: int | None = None
-) -> torch.Tensor:
+def inputs_of(scenario: Scenario, hf_config: Any) -> torch.Tensor:
+    """Token ids, or images in fp32, as an image processor gives them."""
+    if hf_config.model_type == "vit":
+        return torch.zeros(scenario.micro_batch_size, hf_config.num_channels, *sides(hf_config.image_size))
+    return torch.zeros(tokens(scenario, hf_config), dtype=torch.int64)
+
+
+def sides(size: Any) -> tuple[int, int]:
+    """Height and width; one number stands for both."""
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def labels_of(inputs: torch.Tensor, auto_class: Any, hf_config: Any, target_length: int | None = None) -> torch.Tensor:
     """A causal language model's are its tokens; a masked one's another tensor; an encoder-decoder's those of the
     decoder, `target_length` of them; a classifier's one for each sequence, or numbers for each label."""
     if auto_class is AutoModelForCausalLM:
-        return input_ids
+        return inputs
     if auto_class is AutoModelForSeq2SeqLM:
-        return input_ids.new_zeros(len(input_ids), target_length or input_ids.shape[1])
+        return inputs.new_zeros(len(inputs), target_length or inputs.shape[1])
     if auto_class is AutoModelForMaskedLM:
-        return torch.zeros_like(input_ids)
+        return torch.zeros_like(inputs)
     problem, num_labels = hf_config.problem_type, hf_config.num_labels
     if problem == "single_label_classification" or (problem is None and num_labels > 1):
-        return torch.zeros_like(input_ids[:, 0])
-    shape = (
-        (len(input_ids),)
-        if problem != "multi_label_classification" and num_labels == 1
-        else (len(input_ids), num_labels)
-    )
+        return torch.zeros(len(inputs), dtype=torch.int64)
+    shape = (len(inputs),) if problem != "multi_label_classification" and num_labels == 1 else (len(inputs), num_labels)
     return torch.zeros(shape)
 
 
@@ -320,17 +330,27 @@ def with_dropout(config: dict[str, Any], dropout: float | None) -> dict[str, Any
 
 
 def with_labels(hf_config: Any, scenario: Scenario) -> bool:
-    """Whether the model has a classification head, asked for or named by the config; it then gets its number of labels
-    and a padding token, which such models need."""
-    if scenario.num_labels is None and not any(head.endswith(CLASSIFIER) for head in hf_config.architectures or ()):
-        return False
+    """Whether the model has a classification head for sequences, asked for or named by the config; it then gets a
+    padding token, which such models need. Any classifier gets the number of labels that is asked for."""
     if scenario.num_labels is not None:
         hf_config.num_labels = scenario.num_labels
     if scenario.problem_type is not None:
         hf_config.problem_type = scenario.problem_type
+    if hf_config.model_type == "vit":
+        return False
+    if scenario.num_labels is None and not any(head.endswith(CLASSIFIER) for head in hf_config.architectures or ()):
+        return False
     if hf_config.pad_token_id is None:
         hf_config.pad_token_id = 0
     return True
+
+
+def number_attentions(model: Any) -> None:
+    """ViT's do not know which layer's they are, as others do."""
+    if model.config.model_type == "vit":
+        layers: Any = layers_of(model)[2]
+        for index, layer in enumerate(layers):
+            layer.attention.layer_idx = index
 
 
 def freeze(model: Any, num_layers: int) -> None:

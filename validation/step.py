@@ -89,8 +89,8 @@ def generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
             return held(cache)
         for layer in growing(cache):
             lengthen(layer, job.output_length - 1)
-        token = job.input_ids.new_zeros(job.input_ids.shape[0], 1)
-        beams = job.input_ids.new_zeros(job.input_ids.shape[0]) if job.searches_beams else None
+        token = job.inputs.new_zeros(job.inputs.shape[0], 1)
+        beams = job.inputs.new_zeros(job.inputs.shape[0]) if job.searches_beams else None
         with during(Phase.DECODE):
             if beams is not None:
                 cache.reorder_cache(beams)
@@ -123,9 +123,9 @@ def prefill(job: Job) -> tuple[dict[str, Any], Any]:
     options: dict[str, Any] = {"past_key_values": cache_of(job), "use_cache": True}
     if not decodes_apart(job):
         options["logits_to_keep"] = 1
-        return options, job.model(input_ids=job.input_ids, **options)
+        return options, job.model(input_ids=job.inputs, **options)
     encoder: Any = job.model.get_encoder()  # pyright: ignore[reportCallIssue]
-    options["encoder_outputs"] = encoder(input_ids=job.input_ids, return_dict=True)
+    options["encoder_outputs"] = encoder(input_ids=job.inputs, return_dict=True)
     return options, decode(job, job.labels, options)
 
 
@@ -146,7 +146,7 @@ def cache_of(job: Job) -> Cache:
     if decodes_apart(job):
         return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
     if job.cache_implementation == "static":
-        return StaticCache(config, max_cache_len=job.input_ids.shape[1] + job.output_length)
+        return StaticCache(config, max_cache_len=job.inputs.shape[1] + job.output_length)
     if job.cache_implementation == "quantized":
         return QuantizedCache("fp8", config)
     return DynamicCache(config=config)
@@ -200,7 +200,13 @@ def lengthen(layer: DynamicLayer | StaticLayer, num_tokens: int) -> None:
 def forward(job: Job) -> Any:
     """The model's outputs, loss included, for one micro-batch."""
     with job.autocast():
-        return job.model(input_ids=job.input_ids, labels=job.labels, use_cache=False)
+        return job.model(**{main_input(job): job.inputs}, labels=job.labels, use_cache=False)
+
+
+def main_input(job: Job) -> str:
+    """What the model calls what it is given."""
+    name: Any = job.model.main_input_name
+    return name
 
 
 def hand_over_sums(model: torch.nn.Module) -> None:

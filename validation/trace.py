@@ -71,7 +71,7 @@ def trace(scenario: Scenario, config: dict[str, Any]) -> Trace:
         keep_on_host(getattr(job.model, "prompt_tokens", {}))
         recorder = StepRecorder()
         recorder.hold(
-            [*job.model.parameters(), *job.model.buffers(), *averaged(job), job.input_ids, job.labels], "persistent"
+            [*job.model.parameters(), *job.model.buffers(), *averaged(job), job.inputs, job.labels], "persistent"
         )
         for module in job.model.modules():
             if isinstance(module, Linear4bit | Fp8Linear):
@@ -125,7 +125,7 @@ def memory(job: Job, recorder: StepRecorder, loaded: int) -> dict[str, Any]:
             "buffers": storage_bytes(job.model.buffers()) + scaler,
             "weight_ema": storage_bytes(averaged(job)),
             "gradients": gradients,
-            "inputs": storage_bytes([job.input_ids, job.labels]),
+            "inputs": storage_bytes([job.inputs, job.labels]),
         },
         "phases": [asdict(phase) for phase in phases],
         "first_step_peak_allocated_bytes": max(phase.peak_allocated_bytes for phase in recorder.ended[FIRST_STEP]),

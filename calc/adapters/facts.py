@@ -7,7 +7,7 @@ from calc.architecture import Architecture
 from calc.classification import CLASSIFIERS
 from calc.dtype import DType
 from calc.errors import ConfigError
-from calc.kinds import Wiring
+from calc.kinds import Head, Wiring
 from calc.ledger import Kind, Section, Shape, Tensor
 from calc.operators import Numerics
 from calc.scenario import ALL_LINEAR, PREFIXED, PROMPTED, QUANTISED, Adapter, AdapterDType, AdapterKind
@@ -160,9 +160,10 @@ def adapter_facts(adapter: Adapter, architecture: Architecture, numerics: Numeri
 
 
 def _modules_to_save(adapter: Adapter, architecture: Architecture) -> tuple[str, ...]:
-    """With a classification head that too (PeftModelForSequenceClassification.__init__)."""
+    """With a classification head for sequences that too (PeftModelForSequenceClassification.__init__); of images PEFT
+    has no task."""
     own = adapter.modules_to_save or ()
-    head = () if architecture.num_labels is None else CLASSIFIERS[architecture.model_type]
+    head = CLASSIFIERS[architecture.model_type] if architecture.head is Head.SEQUENCE_CLASSIFICATION else ()
     return tuple(dict.fromkeys((*own, *head)))
 
 

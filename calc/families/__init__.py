@@ -53,6 +53,7 @@ FAMILIES = {
     "cohere2": "llama_kin",
     "starcoder2": "llama_kin",
     "t5": "t5",
+    "vit": "vit",
     "stablelm": "llama_kin",
     "glm": "llama_kin",
     "glm4": "llama_kin",
@@ -82,7 +83,6 @@ STATE_SPACES = (
 LINEAR_ATTENTIONS = "kimi_linear", "minimax", "olmo_hybrid", "qwen3_next"
 RECURRENT = "recurrent_gemma", "rwkv", "xlstm"
 NOT_MODELLED = {
-    "vit": "images in the place of tokens",
     **dict.fromkeys(("deberta", "deberta-v2"), "disentangled attention"),
     **dict.fromkeys(STATE_SPACES, "state-space layers"),
     **dict.fromkeys(LINEAR_ATTENTIONS, "linear attention"),

@@ -13,6 +13,9 @@ from calc.scenario import LARGEST_SIZE
 MOST_RUNS = 256
 """An answer's time grows with the number of runs; no known model has as many layers."""
 
+DEFAULT_LABELS = 2
+"""PreTrainedConfig's."""
+
 ACTIVATION_ALIASES = {"swish": Activation.SILU}
 
 
@@ -131,6 +134,12 @@ class Fields:
         if value is not None and not (isinstance(value, list) and all(type(each) is int for each in value)):
             raise ConfigError(f"model.{name}", value, f"should be a list of whole numbers from 0 to {count - 1}")
         return frozenset(value or ())
+
+    def num_labels(self) -> int:
+        """`num_labels`, or as many as have a name in `id2label`: two where nothing is said."""
+        names = self._config.get("id2label")
+        default = len(names) if isinstance(names, dict) and names else DEFAULT_LABELS
+        return self.size("num_labels", default=default)
 
     def refuse(self, name: str, why: str) -> None:
         """Refuse a feature that is switched on."""

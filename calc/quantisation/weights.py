@@ -63,6 +63,8 @@ def weight_bytes(
     """
     if architecture.is_encoder_decoder:
         raise ConfigError("model.model_type", architecture.model_type, "is not supported yet for an encoder-decoder")
+    if architecture.images is not None and quantisation is not None:
+        raise ConfigError("model.model_type", architecture.model_type, "is not supported yet with quantised weights")
     memory = _ledger(architecture, dtype)
     found: Counter[WeightRow] = Counter()
     for run in memory.runs:
@@ -81,7 +83,11 @@ def _ledger(architecture: Architecture, dtype: DType) -> StepMemory:
     """A step of one token, for its parameters."""
     if dtype not in PRECISIONS:
         raise ConfigError("dtype", dtype.label, f"should be one of {', '.join(each.label for each in PRECISIONS)}")
-    scenario = Scenario(model={"model_type": architecture.model_type}, sequence_length=1, precision=PRECISIONS[dtype])
+    scenario = Scenario(
+        model={"model_type": architecture.model_type},
+        sequence_length=architecture.input_length or 1,
+        precision=PRECISIONS[dtype],
+    )
     return step_memory(*resolve(scenario, architecture))
 
 

@@ -44,7 +44,7 @@ def test_every_file_is_read():
 )
 def test_the_ledger_has_the_published_number_of_parameters(model: CatalogueModel):
     assert model.published_parameters
-    answer = estimate(Scenario(model=model.name, sequence_length=8))
+    answer = estimate(Scenario(model=model.name))
     if model.published_parameters is None:
         assert answer.parameters.total > 0
     else:

@@ -33,6 +33,10 @@ class Family:
     refuses: tuple[str, ...] = ()
     """Choices of a step that it does not allow."""
 
+    def length(self, otherwise: int) -> int | None:
+        """Tokens of its sequences; None where the config says how many."""
+        return self.asked.get("sequence_length", otherwise)
+
 
 QWEN = {"sliding_window": 16, "use_sliding_window": True, "max_window_layers": 1}
 GEMMA2 = {"head_dim": 24, "sliding_window": 16}
@@ -249,6 +253,18 @@ FAMILIES: dict[str, Family] = {
         lora_targets=("q_proj", "v_proj", "fc2"),
         asked={"target_length": 40},
         refuses=("selective", "operators"),
+    ),
+    "vit": Family(
+        sizes=SIZES | {"intermediate_size": 104, "image_size": 28, "patch_size": 7, "num_labels": 11},
+        drawn={
+            "image_size": (28, [21, 30]),
+            "patch_size": (7, [5, 6]),
+            "num_channels": (1, 3),
+            "qkv_bias": FLAG,
+            "num_labels": (1, 300),
+        },
+        lora_targets=("q_proj", "v_proj", "fc2"),
+        asked={"sequence_length": None},
     ),
     "t5": Family(
         sizes={"d_model": 64, "num_heads": 4, "num_layers": 3, "d_kv": 16, "d_ff": 104, "vocab_size": 199} | DECODER,

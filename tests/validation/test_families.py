@@ -19,7 +19,7 @@ from calc.scenario import SavedOperator
 from tests.validation import families
 from tests.validation.families import FAMILIES, NOT_BUILT, TOKENS, config_of
 from tests.validation.random_steps import SLOW, TIMES, agree
-from validation.models import LANGUAGE_MODELS, from_config, parameter_counts
+from validation.models import MODEL_CLASSES, from_config, parameter_counts
 from validation.trace import trace
 
 COUNTS = 20
@@ -54,7 +54,7 @@ CHOICES = (
 def counted(config: dict[str, Any]) -> int:
     """Parameters of the real model."""
     with torch.device("meta"):
-        return parameter_counts(from_config(LANGUAGE_MODELS[config["model_type"]], AutoConfig.for_model(**config)))[
+        return parameter_counts(from_config(MODEL_CLASSES[config["model_type"]], AutoConfig.for_model(**config)))[
             "total"
         ]
 
@@ -99,7 +99,8 @@ def test_default_targets_are_pefts(kind: str, defaults: dict[str, tuple[str, ...
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_parameters_of_the_default_config(model_type: str) -> None:
     config = {"model_type": model_type, **FAMILIES[model_type].needs}
-    assert estimate(Scenario(model=config, sequence_length=8)).parameters.total == counted(config | TOKENS)
+    length = FAMILIES[model_type].length(8)
+    assert estimate(Scenario(model=config, sequence_length=length)).parameters.total == counted(config | TOKENS)
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -107,7 +108,8 @@ def test_parameters_of_random_configs(model_type: str) -> None:
     @settings(SLOW, max_examples=COUNTS * TIMES)
     @given(config=families.configs(model_type))
     def check(config: dict[str, Any]) -> None:
-        assert estimate(Scenario(model=config, sequence_length=8)).parameters.total == counted(config)
+        length = FAMILIES[model_type].length(8)
+        assert estimate(Scenario(model=config, sequence_length=length)).parameters.total == counted(config)
 
     check()
 
@@ -118,7 +120,8 @@ def test_parameters_of_random_configs(model_type: str) -> None:
 def test_what_the_events_free_was_there(model_type: str, dropout: float | None, recompute: str) -> None:
     """The allocator's simulation follows each storage by its name, through all parts of the model."""
     asked: dict[str, Any] = {"model": config_of(model_type), "attention": "eager", "recompute": recompute}
-    memory = estimate(Scenario(**asked, sequence_length=24, dropout=dropout)).memory
+    length = FAMILIES[model_type].length(24)
+    memory = estimate(Scenario(**asked, sequence_length=length, dropout=dropout)).memory
     assert memory.reserved is not None
     assert memory.reserved.peak_reserved_bytes >= memory.peak_allocated_bytes
 
@@ -153,5 +156,5 @@ def test_a_step_of_a_variant(model_type: str, fields: dict[str, Any], choices: d
         choices = choices | {"adapter": Adapter(rank=4, target_modules=FAMILIES[model_type].lora_targets)}
     if not set(FAMILIES[model_type].refuses).isdisjoint(map(str, choices.values())):
         return
-    scenario = Scenario(model=config, **BATCH, **FAMILIES[model_type].asked, **choices)
+    scenario = Scenario(model=config, **BATCH | dict(FAMILIES[model_type].asked) | choices)
     agree(scenario, trace(scenario, config))

@@ -89,7 +89,7 @@ def test_what_persists_is_allocated_again_in_a_plain_scripts_order(fake: FakeCud
     config |= {"num_hidden_layers": 1, "tie_word_embeddings": True}
     job = build_job(as_object(case(config, 2, 8, **fields).scenario), config, "cpu", "eager")
     averaged = [*job.weight_ema.module.parameters(), *job.weight_ema.module.buffers()] if job.weight_ema else []
-    tensors = [*job.model.parameters(), *job.model.buffers(), *averaged, job.input_ids]
+    tensors = [*job.model.parameters(), *job.model.buffers(), *averaged, job.inputs]
     shapes, buffers = [x.shape for x in tensors], [x.clone() for x in job.model.buffers()]
     lay_out = measure.taken_apart(job)
     assert [x.nbytes for x in tensors] == [0] * len(tensors)
@@ -100,7 +100,7 @@ def test_what_persists_is_allocated_again_in_a_plain_scripts_order(fake: FakeCud
     assert made == [shape.numel() for shape in shapes]
     assert [x.shape for x in tensors] == shapes
     assert all(torch.equal(x, before) for x, before in zip(job.model.buffers(), buffers, strict=True))
-    assert 1 < len(job.input_ids.unique()) <= 16
+    assert 1 < len(job.inputs.unique()) <= 16
     loss = forward(job).loss
     loss.backward()
     assert loss.isfinite()

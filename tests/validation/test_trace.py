@@ -104,7 +104,7 @@ def real_bytes(scenario: Scenario, config: dict[str, Any]) -> dict[Phase, tuple[
 
     with CudaFunctions():
         training_step(job, lambda phase: nullcontext())
-        live = storage_bytes([*job.model.parameters(), *job.model.buffers(), job.input_ids, *optimizer_states(job)])
+        live = storage_bytes([*job.model.parameters(), *job.model.buffers(), job.inputs, *optimizer_states(job)])
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
             training_step(job, marked)
     assert profiled.profiler is not None
