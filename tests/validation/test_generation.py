@@ -108,7 +108,7 @@ def test_both_passes(model_type: str, choices: Choices) -> None:
     agrees(scenario, config)
 
 
-ENCODERS = {"bert", "roberta", "xlm-roberta", "modernbert"}
+ENCODERS = {"bert", "roberta", "xlm-roberta", "modernbert", "vit"}
 LATER = {"llama4_text"}
 ENCODER_DECODERS = {"t5", "bart"}
 GENERATING = [model_type for model_type in FAMILIES if model_type not in ENCODERS | LATER]
