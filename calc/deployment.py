@@ -8,8 +8,8 @@ attention and each MLP the ranks add their outputs: all-reduces of [B, S, H], tw
 Assumed, not measured: a ring all-reduce moves 2·(t - 1)/t of the tensor over each GPU's links at 80 % of their speed
 in one direction (Stas Bekman, ml-engineering, network/README.md at 744d01e: 82 % with NCCL's ring on H200s, 80 % on
 A100s), and begins after 10 µs (p2p_latency of NVIDIA's aiconfigurator, systems/*.yaml at 095f58a, there called a
-correction from observations). Left out: gathering the logits, NCCL's buffers, what overlaps; requests that a balancer
-spreads unevenly.
+correction from observations). Left out: the seconds that gathering the logits takes, NCCL's buffers, what overlaps;
+requests that a balancer spreads unevenly. Of an engine each copy has pages of its own, and runs max_num_seqs at most.
 """
 
 from bisect import bisect_left
@@ -34,7 +34,7 @@ DIRECTIONS = 2
 """The catalogue gives the speed of both together."""
 LINK_SHARE = 0.8
 ALL_REDUCE_SECONDS = 10e-6
-ONE_GPU_ALONE = ("page_size", "num_beams")
+ONE_GPU_ALONE = ("num_beams",)
 """What is not split yet."""
 ALL_REDUCES_PER_LAYER = 2
 """After attention, and after the MLP."""
@@ -89,21 +89,30 @@ def deployments(scenario: Scenario) -> tuple[Deployment, ...]:
     if scenario.gpu is None:
         raise ConfigError("gpu", None, "is required: the time depends on it")
     gpu, num_gpus = gpu_named(scenario.gpu), scenario.num_gpus if scenario.num_gpus > 1 else GPUS_OF_A_MACHINE
-    one = scenario.model_copy(update={"num_gpus": 1})
+    total = scenario.batch_size or 1
+    one = scenario.model_copy(update={"num_gpus": 1, "batch_size": 1})
     architecture, workload, plan = resolve_inference(one, *load_to_run(scenario.model))
-    return tuple(_ways(architecture, workload, plan, gpu, num_gpus))
+    found = tuple(_ways(architecture, workload, plan, gpu, num_gpus, total))
+    if not found:
+        at_once = num_gpus * (plan.max_num_seqs or 0)
+        raise ConfigError("batch_size", total, f"should be at most {at_once}: max_num_seqs of {num_gpus} copies")
+    return found
 
 
-def _ways(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu, num_gpus: int) -> Iterator[Deployment]:
-    total = workload.micro_batch_size
+def _ways(
+    architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu, num_gpus: int, total: int
+) -> Iterator[Deployment]:
+    """Those whose copies run all of their sequences at once."""
     for ranks in (size for size in range(1, GPUS_OF_A_MACHINE + 1) if num_gpus % size == 0):
         rank = rank_of(architecture, ranks)
         if rank is None or (ranks > 1 and not _shares_weights(rank, plan)):
             continue
         share = -(-total // (num_gpus // ranks))
+        if plan.max_num_seqs is not None and share > plan.max_num_seqs:
+            continue
         of_rank = replace(workload, micro_batch_size=share)
-        answer = estimate_plan(rank, of_rank, plan, gpu)
-        most = _most_sequences(rank, of_rank, plan, gpu) * (num_gpus // ranks)
+        answer = estimate_plan(rank, of_rank, plan, gpu, architecture.vocab_size)
+        most = _most_sequences(answer, gpu) * (num_gpus // ranks)
         yield _deployment(answer, of_rank, gpu, ranks, num_gpus // ranks, total, most)
 
 
@@ -116,8 +125,11 @@ def _shares_weights(rank: Architecture, plan: Plan) -> bool:
     return shares_whole_groups(rank, plan.quantisation)
 
 
-def _most_sequences(rank: Architecture, workload: Workload, plan: Plan, gpu: Gpu) -> int:
+def _most_sequences(answer: Estimate, gpu: Gpu) -> int:
     """That one rank has memory for; each takes more than its cache."""
+    rank, workload, plan = answer.architecture, answer.step.workload, answer.step.plan
+    if answer.engine is not None:
+        return answer.engine.to_dict(answer.memory.library_workspace_bytes or 0)["most_sequences"]
 
     def memory(batch_size: int) -> Memory:
         return estimate_plan(rank, replace(workload, micro_batch_size=batch_size), plan, gpu).memory
@@ -156,9 +168,12 @@ def _rank_of_layer(layer: Layer, ranks: int) -> Layer | None:
 def _deployment(
     answer: Estimate, workload: Workload, gpu: Gpu, ranks: int, num_replicas: int, total: int, most: int
 ) -> Deployment:
-    time = answer.time
+    time, engine = answer.time, answer.engine
+    prompt_tokens, passes = workload.micro_batch_size * workload.sequence_length, 1
+    if engine is not None:
+        prompt_tokens, passes = sum(each.tokens for each in engine.prompts), engine.prefill_passes
     token = all_reduce_seconds(answer, workload.micro_batch_size, gpu, ranks)
-    prompt = all_reduce_seconds(answer, workload.micro_batch_size * workload.sequence_length, gpu, ranks)
+    prompt = all_reduce_seconds(answer, prompt_tokens, gpu, ranks, passes)
     return Deployment(
         tensor_parallel=ranks,
         num_replicas=num_replicas,
@@ -177,8 +192,8 @@ def _sum(computing: float | None, links: float | None) -> float | None:
     return None if computing is None or links is None else computing + links
 
 
-def all_reduce_seconds(answer: Estimate, num_tokens: int, gpu: Gpu, ranks: int) -> float | None:
-    """Of one pass over `num_tokens`. None where the speed of the GPU's links is not known."""
+def all_reduce_seconds(answer: Estimate, num_tokens: int, gpu: Gpu, ranks: int, num_passes: int = 1) -> float | None:
+    """Of `num_passes` over `num_tokens` together. None where the speed of the GPU's links is not known."""
     if ranks == 1:
         return 0.0
     speed = next((gpu.link_bytes_per_second[link] for link in LINKS if link in gpu.link_bytes_per_second), None)
@@ -188,4 +203,4 @@ def all_reduce_seconds(answer: Estimate, num_tokens: int, gpu: Gpu, ranks: int) 
     num_all_reduces = ALL_REDUCES_PER_LAYER * architecture.num_layers + 1
     tensor_bytes = answer.step.plan.numerics.compute.nbytes(num_tokens * architecture.hidden_size)
     moved_bytes = 2 * (ranks - 1) / ranks * tensor_bytes
-    return num_all_reduces * (ALL_REDUCE_SECONDS + moved_bytes / (speed / DIRECTIONS * LINK_SHARE))
+    return num_all_reduces * (num_passes * ALL_REDUCE_SECONDS + moved_bytes / (speed / DIRECTIONS * LINK_SHARE))

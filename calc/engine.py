@@ -25,6 +25,7 @@ from .lifetimes import Event
 from .memory import StepMemory
 from .paging import ASSUMED_SMS, Kernel, cache_type
 from .plan import Plan
+from .prompt_pieces import Prompts
 from .sizes import Measures, Sizes, storage_bytes
 from .timeline import Course, Phase, Program, Stretch, Surplus, Timeline, timeline
 
@@ -62,6 +63,10 @@ class Engine:
     gpu: Gpu | None
     sampler: tuple[Event, ...] = field(default=())
     """What sampling allocates and frees; empty: that of vLLM 0.27.1."""
+    sampled_vocab_size: int | None = None
+    """Of a rank of a tensor-parallel model that of all ranks, each of which gathers all logits and samples
+    (LogitsProcessor._gather_logits; what that holds for a moment is less than sampling does); None: the
+    architecture's."""
 
     @property
     def plan(self) -> Plan:
@@ -143,6 +148,23 @@ class Engine:
     def _seen(self, layer: Layer) -> int:
         return min(layer.sliding_window or self.context, self.context)
 
+    # ---- The prompts' tokens
+
+    @cached_property
+    def prompts(self) -> list[Prompts]:
+        """In the order in which they are run: full pages of a common prefix are found by all but the first."""
+        prompt = self.prefill.workload.sequence_length
+        found = self.page_size * max(self.shared_pages_of(layer) for layer, _ in self.architecture.layers)
+        if not found:
+            return [Prompts(self.num_sequences, prompt)]
+        others = Prompts(self.num_sequences - 1, prompt - found, before=found, offset=prompt)
+        return [Prompts(1, prompt), others]
+
+    @property
+    def prefill_passes(self) -> int:
+        """That the prompts of all sequences take."""
+        return -(-sum(each.tokens for each in self.prompts) // (self.plan.max_num_batched_tokens or 1))
+
     # ---- What is left for them
 
     @property
@@ -182,6 +204,7 @@ class Engine:
             "block_table_bytes": storage_bytes(self._block_table, self.sizes[0]),
             "activation_peak_bytes": self.activation_peak_bytes,
             "non_torch_bytes": NON_TORCH_BYTES,
+            "prefill_passes": self.prefill_passes,
             "limit_bytes": self.limit_bytes,
             "pool_bytes": pool,
             "num_pages": num_pages,
@@ -205,14 +228,15 @@ class Engine:
         common = dict(self.prefill.sizes[0])
         sms = self.gpu.num_sms if self.gpu is not None and self.gpu.num_sms else ASSUMED_SMS
         tokens, most = self.plan.max_num_batched_tokens or 0, self.plan.max_num_seqs or 0
-        padded = round_up(self.architecture.vocab_size, VOCABULARY_MULTIPLE)
+        vocabulary = self.sampled_vocab_size or self.architecture.vocab_size
+        of_logits = {"Vs": vocabulary, "Vs⌈64⌉": round_up(vocabulary, VOCABULARY_MULTIPLE)}
         pages = -(-self.context // self.page_size)
         null_bytes = NULL_PAGES * self.page_bytes
 
         def of_pass(num_tokens: int) -> Sizes:
             sampled = min(num_tokens, most)
             rows = min(1 << (min(sms, sampled) - 1).bit_length(), sms)
-            own = {TOKENS: num_tokens, SAMPLED: sampled, "Pr": rows, "V⌈64⌉": padded, "2F": 2 * common["F"]}
+            own = {TOKENS: num_tokens, SAMPLED: sampled, "Pr": rows, "2F": 2 * common["F"]} | of_logits
             of_kernel = {"Ms": sms * min(round_up(num_tokens, SUMS_STEP), SUMS_TOKENS) * SUMS_ROWS}
             of_cache = {"Bt": most, "Pq": pages, "Pb": self.cache_bytes + null_bytes, "Mt": tokens}
             return Sizes(common | own | of_kernel | of_cache)
@@ -250,7 +274,7 @@ class Engine:
     @property
     def structure(self) -> object:
         """All that the counts of its tensors depend on beside sizes."""
-        return self.prefill.structure, self.architecture.model_type, self.output_length > 0, self._kernel
+        return self.prefill.structure, self.architecture.model_type, self.output_length > 0, self.kernel
 
     @property
     def origins(self) -> Mapping[str, str]:
@@ -284,7 +308,7 @@ class Engine:
         return Tensor(name, shape, dtype or self.plan.numerics.weights, Kind.TEMPORARIES)
 
     @property
-    def _kernel(self) -> str | None:
+    def kernel(self) -> str | None:
         """Whose products the layers' are."""
         return self.plan.quantisation.format.kernel if self.plan.quantisation else None
 
@@ -293,10 +317,10 @@ class Engine:
         (marlin_gemm's c_tmp); fp8 products take their input in fp8 with a scale for 128 elements
         (Fp8BlockScaledMMLinearKernel.apply_weights) and add a bias into a new tensor; Machete's workspace is left out.
         """
-        if self._kernel == Kernel.MARLIN:
+        if self.kernel == Kernel.MARLIN:
             sums = self._tensor("sums", ("Ms",), DType.FP32)
             return [(out, True), (sums, True), (sums, False)]
-        if self._kernel == Kernel.FP8:
+        if self.kernel == Kernel.FP8:
             codes = self._tensor(f"input of {out.name} in fp8", (TOKENS, *width), DType.FP8)
             per_scale = (TOKENS, Blocks(width, FP8_INPUTS_PER_SCALE))
             scales = self._tensor(f"{codes.name}, scales", per_scale, DType.FP32)
@@ -338,11 +362,11 @@ class Engine:
         """_dummy_sampler_run, Sampler.forward and TopKTopPSampler.forward_native: top-k and top-p by a Triton kernel
         in place, with a buffer for each multiprocessor that stays; then probabilities, over exponential noise."""
         last = [self._tensor(name, (SAMPLED, "H")) for name in ("last hidden states", "random hidden states")]
-        logits = self._tensor("logits", (SAMPLED, "V⌈64⌉"))
+        logits = self._tensor("logits", (SAMPLED, "Vs⌈64⌉"))
         wide, probabilities, noise = (
-            self._tensor(name, (SAMPLED, "V"), DType.FP32) for name in ("logits in fp32", "probabilities", "noise")
+            self._tensor(name, (SAMPLED, "Vs"), DType.FP32) for name in ("logits in fp32", "probabilities", "noise")
         )
-        buffer = self._tensor("buffer of top-k and top-p", ("Pr", "V"), DType.FP32)
+        buffer = self._tensor("buffer of top-k and top-p", ("Pr", "Vs"), DType.FP32)
         made = [*last, logits, *([] if logits.dtype is DType.FP32 else [wide])]
         done = [*made, probabilities, noise]
         return [

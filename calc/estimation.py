@@ -56,13 +56,18 @@ class Estimate:
 
     @cached_property
     def time(self) -> "InferenceTime | None":
-        """Seconds of a generation on its GPU. None without a GPU, of training, of an engine, and where no peak is
-        published for the type of the products."""
-        if self.generation is None or self.engine is not None or self.scenario.gpu is None:
+        """Seconds of a generation on its GPU. None without a GPU, of training, and where no peak is published for the
+        type of the products."""
+        if self.generation is None or self.scenario.gpu is None:
             return None
-        from .roofline import inference_time  # most answers are of training
+        gpu = gpu_named(self.scenario.gpu)
+        if self.engine is not None:
+            from .engine_time import engine_time  # most answers are of training
 
-        return inference_time(self.generation, gpu_named(self.scenario.gpu))
+            return engine_time(self.engine, gpu)
+        from .roofline import inference_time
+
+        return inference_time(self.generation, gpu)
 
     @cached_property
     def notes(self) -> tuple[str, ...]:
@@ -182,10 +187,17 @@ def _choices(plan: Plan) -> dict[str, Any]:
     return choices | {"recompute_saved_operators": tuple(sorted(plan.recompute_saved_operators)) or None}
 
 
-def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu | None = None) -> Estimate:
+def estimate_plan(
+    architecture: Architecture,
+    workload: Workload,
+    plan: Plan,
+    gpu: Gpu | None = None,
+    sampled_vocab_size: int | None = None,
+) -> Estimate:
     """The core: what `plan` takes on `architecture` with `workload`'s sizes, whatever they were read from.
 
-    The `scenario` of the answer names the model by its type alone.
+    The `scenario` of the answer names the model by its type alone. `sampled_vocab_size`: of a rank of a tensor-parallel
+    model, whose engine samples from the logits of all ranks, that of the whole model.
     """
     architecture = architecture.with_prefix(num_prefix_tokens(plan.adapter))
     architecture = architecture.with_adapted_layers(plan.adapter.layers_to_transform if plan.adapter else None)
@@ -197,7 +209,7 @@ def estimate_plan(architecture: Architecture, workload: Workload, plan: Plan, gp
         **_sizes(workload, plan),
         **_choices(plan),
     )
-    return _answer(scenario, architecture, workload, plan, gpu)
+    return _answer(scenario, architecture, workload, plan, gpu, sampled_vocab_size=sampled_vocab_size)
 
 
 def _answer(
@@ -207,13 +219,14 @@ def _answer(
     plan: Plan,
     gpu: Gpu | None,
     evaluate: Callable[[], StepMemory | None] | None = None,
+    sampled_vocab_size: int | None = None,
 ) -> Estimate:
     engine = None
     if plan.task is Task.INFERENCE:
         whole = generation(architecture, workload, plan)
         step, flops = whole.prefill, generation_flops(whole)
         if plan.page_size is not None:
-            engine = Engine(architecture, step, workload.output_length, gpu)
+            engine = Engine(architecture, step, workload.output_length, gpu, sampled_vocab_size=sampled_vocab_size)
         memory = memory_of_generation(engine or whole, gpu)
     else:
         whole, step = None, step_memory(architecture, workload, plan)

@@ -100,7 +100,8 @@ SYMBOLS = {
     "Pq": "pages of one sequence",
     "Pb": "bytes of all pages, of all layers",
     "2F": "2 intermediate_size",
-    "V⌈64⌉": "vocab_size, rounded up to 64",
+    "Vs": "vocab_size of the model, all ranks together",
+    "Vs⌈64⌉": "the same, rounded up to 64",
     "W": "floats per head of the efficient kernel's workspace",
     "Wx": "the same in cross attention",
 }

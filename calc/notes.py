@@ -46,7 +46,8 @@ def notes(architecture: Architecture, workload: Workload, plan: Plan, gpu: Gpu |
     if plan.page_size is not None:
         kernel = plan.quantisation.format.kernel if plan.quantisation else None
         of_weights = (KERNEL_NOTES[kernel],) if kernel else ()
-        return (*_of_gpu(gpu), *_of_length(architecture, workload), CACHE_NOTES[None], *of_weights)
+        of_time = (*_of_time(plan, gpu), *((ENGINE_TIME,) if gpu else ()))
+        return (*_of_gpu(gpu), *_of_length(architecture, workload), CACHE_NOTES[None], *of_weights, *of_time)
     return (
         *GENERAL,
         *(OF_TRAINING if plan.task is Task.TRAINING else ()),
@@ -306,8 +307,10 @@ CACHE_NOTES = {
         "page_size: memory is that of vLLM 0.27.1 in eager PyTorch, derived from its source, not traced: weights, a "
         "pass of max_num_batched_tokens tokens of which max_num_seqs are sampled, and the pages of all sequences at "
         "their full length. The engine takes gpu_memory_utilization of the GPU and makes pages of what is left. "
-        "Assumed: 0.11 GiB outside of PyTorch's allocator. Left out: CUDA graphs, torch.compile, workspaces of "
-        "attention kernels. flops are those of transformers' passes, there is no time yet."
+        "Assumed: 0.11 GiB outside of PyTorch's allocator. Left out: CUDA graphs, which vLLM captures unless "
+        "enforce_eager is set, and whose memory, read off the driver as it starts, it takes off the pages "
+        "(profile_cudagraph_memory); torch.compile; workspaces of attention kernels. flops are those of transformers' "
+        "passes."
     ),
     CacheImplementation.DYNAMIC: (
         "cache_implementation = dynamic, transformers' default: for each token each layer's keys and values are copied "
@@ -408,6 +411,13 @@ def _of_time(plan: Plan, gpu: Gpu | None) -> Iterator[str]:
         f"{limit.compute_share:.0%} of the datasheet's FLOP/s, or its bytes at {limit.memory_share:.0%} of its "
         "bandwidth, whichever is longer; the GPU never waits for its host, for which CUDA graphs are needed."
     )
+
+
+ENGINE_TIME = (
+    "time of an engine, derived from vLLM's operations: first all prompts, max_num_batched_tokens of their tokens a "
+    "pass, each of which reads all weights and the pages before it; then a token of all sequences a pass. vLLM mixes "
+    "both in a pass, which is the same work. Left out: sampling, the scheduler."
+)
 
 
 def _multiplied(plan: Plan) -> Iterator[DType]:

@@ -22,7 +22,8 @@ GPU_MEMORY_UTILIZATION = 0.92
 LARGE_GPU_BYTES = 70 * 2**30
 LARGE_GPU_DEFAULTS = {"max_num_batched_tokens": 8192, "max_num_seqs": 1024}
 DEFAULTS = {"max_num_batched_tokens": 2048, "max_num_seqs": 256}
-"""EngineArgs.get_batch_defaults, of the server: an A100 counts as small, whatever its memory."""
+"""EngineArgs.get_batch_defaults, of the server: an A100 counts as small, whatever its memory. What is not given never
+goes beyond the other (_set_default_max_num_seqs_and_batched_tokens_args)."""
 
 
 ASSUMED_SMS = 132
@@ -82,7 +83,16 @@ def paging(
     _check_model(scenario, architecture, weights)
     large = gpu is not None and gpu.capacity_bytes >= LARGE_GPU_BYTES and not gpu.name.startswith("a100")
     chosen = {"gpu_memory_utilization": GPU_MEMORY_UTILIZATION, **(LARGE_GPU_DEFAULTS if large else DEFAULTS)}
-    chosen |= {name: given for name in PAGED_FIELDS if (given := getattr(scenario, name)) is not None}
+    given = {name: value for name in PAGED_FIELDS if (value := getattr(scenario, name)) is not None}
+    chosen |= given
+    most_tokens, most_seqs = chosen["max_num_batched_tokens"], chosen["max_num_seqs"]
+    if "max_num_batched_tokens" not in given:
+        chosen["max_num_batched_tokens"] = min(most_tokens, most_seqs * architecture.max_position_embeddings)
+    if "max_num_seqs" not in given:
+        chosen["max_num_seqs"] = min(most_seqs, most_tokens)
+    elif "max_num_batched_tokens" in given and most_tokens < most_seqs:
+        problem = f"should be at least max_num_seqs = {most_seqs}"
+        raise ConfigError("max_num_batched_tokens", most_tokens, problem)
     if workload.micro_batch_size > chosen["max_num_seqs"]:
         problem = f"should be at most max_num_seqs = {chosen['max_num_seqs']}"
         raise ConfigError("batch_size", workload.micro_batch_size, problem)

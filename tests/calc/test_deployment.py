@@ -80,6 +80,37 @@ def test_all_reduces_take_their_start_and_their_bytes() -> None:
     assert pcie == pytest.approx(65 * (10e-6 + moved / (0.8 * 32e9)))
 
 
+def test_an_engines_ranks_share_weights_and_pages_and_sample_from_all_logits() -> None:
+    ways = by_ranks(page_size=16)
+    whole, rank = (ways[ranks].estimate.engine for ranks in (1, 8))
+    assert whole is not None
+    assert rank is not None
+    assert 8 * rank.page_bytes == whole.page_bytes
+    sampled = {
+        (tensor.name, tensor.bytes) for tensor in ways[8].estimate.tensors if tensor.name in ("logits", "probabilities")
+    }
+    assert sampled == {("logits", 1024 * 128256 * 2), ("probabilities", 1024 * 128256 * 4)}
+    alone = estimate(asked(page_size=16, batch_size=8))
+    assert alone.engine is not None
+    assert alone.time is not None
+    assert ways[1].most_sequences == 8 * alone.engine.to_dict(32 * 2**20)["most_sequences"]
+    assert ways[1].prefill_seconds == alone.time.prefill_seconds
+
+
+def test_each_pass_of_an_engine_begins_its_all_reduces() -> None:
+    fields: dict[str, Any] = {"page_size": 16, "max_num_seqs": 64}
+    few, many = (by_ranks(**fields, max_num_batched_tokens=tokens)[8] for tokens in (25600, 256))
+    computing = [way.estimate.time.prefill_seconds for way in (few, many) if way.estimate.time]
+    links = [(way.prefill_seconds or 0) - seconds for way, seconds in zip((few, many), computing, strict=True)]
+    assert links[1] - links[0] == pytest.approx(99 * 65 * 10e-6)
+
+
+def test_copies_run_as_many_sequences_as_max_num_seqs_says() -> None:
+    assert sorted(by_ranks(page_size=16, max_num_seqs=16)) == [1, 2]
+    with pytest.raises(ConfigError, match="batch_size = 64: should be at most 32: max_num_seqs of 8 copies"):
+        by_ranks(page_size=16, max_num_seqs=4)
+
+
 def test_the_most_sequences_are_the_last_that_fit() -> None:
     ways = by_ranks()
     one = ways[1].most_sequences // 8

@@ -123,7 +123,6 @@ def test_the_peak_is_the_largest_pass_with_all_pages() -> None:
     at_peak = sum(tensor.bytes * tensor.count_at_peak for tensor in answer.tensors)
     assert at_peak == memory.peak_allocated_bytes
     assert max(point["allocated_bytes"] for point in answer.timeline) == memory.peak_allocated_bytes
-    assert answer.time is None
     assert answer.accuracy is None
 
 
@@ -183,10 +182,17 @@ def test_what_is_refused(model: str, fields: dict[str, Any], field: str, problem
     assert refusal.value.field == field
 
 
-def test_several_gpus_have_no_pages_yet() -> None:
-    asked: dict[str, Any] = {"model": LLAMA, "gpu": "h100-sxm-80gb", "page_size": 16}
-    with pytest.raises(ConfigError, match="several GPUs"):
-        calc.deployments(Scenario(task=Task.INFERENCE, **asked))
+@pytest.mark.parametrize(
+    ("given", "resolved"),
+    [
+        ({"max_num_batched_tokens": 100}, (100, 100)),
+        ({"max_num_seqs": 4, "prompt_length": 100}, (256, 4)),
+        ({"max_num_seqs": 8, "max_num_batched_tokens": 8}, (8, 8)),
+    ],
+)
+def test_what_is_not_given_does_not_go_beyond_the_other(given: dict[str, Any], resolved: tuple[int, int]) -> None:
+    answered = served(WINDOWED | {"max_position_embeddings": 64}, gpu="h100-sxm-80gb", **given).scenario
+    assert (answered.max_num_batched_tokens, answered.max_num_seqs) == resolved
 
 
 def test_an_answer_asked_again_is_the_same() -> None:
