@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import groupby
 
+from .cache_groups import RESIDUAL_LENGTH
 from .dtype import DType
 from .kinds import Head, LayerKind, ModelKind, Wiring
 from .scenario import ProblemType
@@ -51,6 +52,8 @@ class Layer:
     """Keys and values before those of the text: trained (prefix tuning), or a cache's that it sees."""
     num_stored_tokens: int = 0
     """Of a cache: those whose keys and values lie in memory, more than it sees where its window has cut them off."""
+    num_residual_tokens: int = 0
+    """Of a cache in groups: those that are not quantised yet."""
     num_places: int = 0
     """Of a static cache: for how many tokens it has room."""
     kept_modules: frozenset[str] = frozenset()
@@ -214,6 +217,14 @@ class Architecture:
             return replace(layer, num_prefix_tokens=min(num_tokens, window - 1), num_stored_tokens=stored)
 
         return replace(self, layers=tuple((cached(layer), count) for layer, count in self.layers))
+
+    def with_quantised_cache(self, prompt_length: int, num_tokens: int) -> "Architecture":
+        """The same with `num_tokens` in each layer's cache, of which the last ones behind the prompt are not quantised
+        yet (QuantizedLayer.update of transformers 5.23.0)."""
+        residue = (num_tokens - prompt_length) % RESIDUAL_LENGTH
+        with_cache = self.with_cache(prompt_length, num_tokens)
+        layers = tuple((replace(layer, num_residual_tokens=residue), count) for layer, count in with_cache.layers)
+        return replace(with_cache, layers=layers)
 
     def with_static_cache(self, num_places: int, length: int, num_tokens: int) -> "Architecture":
         """The same with room for `num_places` tokens in each layer's cache, of which `num_tokens` are there before

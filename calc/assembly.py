@@ -9,6 +9,7 @@ from .architecture import Architecture, Dropouts, Layer
 from .attention import AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
 from .cache import Cache, CacheUse, Room
+from .cache_groups import GROUPED_BITS, RESIDUAL_LENGTH, Groups
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
@@ -106,10 +107,38 @@ def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Ge
         return step_memory(with_cache(architecture, workload, plan.cache_implementation, num_before), one_token, plan)
 
     growths = _growths(architecture, num_first, num_first + workload.output_length)
+    spans = [(end - begin, begin, end - 1) for begin, end in growths]
+    requantising = None
+    if in_groups(plan):
+        spans, last = _quantised_spans(num_first, workload.output_length)
+        requantising = None if last is None else decode(last)
     return Generation(
         prefill=step_memory(with_cache(architecture, workload, plan.cache_implementation), workload, plan),
-        growths=tuple(Growth(end - begin, decode(begin), decode(end - 1)) for begin, end in growths),
+        growths=tuple(Growth(count, decode(first), decode(last)) for count, first, last in spans),
+        requantising=requantising,
     )
+
+
+def in_groups(plan: Plan) -> bool:
+    """The cache's numbers share scales by groups."""
+    return plan.kv_cache_dtype in GROUPED_BITS
+
+
+def _quantised_spans(num_first: int, num_tokens: int) -> tuple[list[tuple[int, int, int]], int | None]:
+    """Of a cache in groups: how many passes there are of a kind, and after how many tokens the first and the last of
+    them come; and the last that quantises all, where that is not the last of all. The bytes of a pass grow evenly both
+    with the tokens that are quantised and with those that are not, so first and last stand for all between."""
+    num_rounds, left = divmod(num_tokens, RESIDUAL_LENGTH)
+    end = num_first + num_rounds * RESIDUAL_LENGTH
+    spans: list[tuple[int, int, int]] = []
+    if num_rounds:
+        spans = [
+            (num_rounds * (RESIDUAL_LENGTH - 1), num_first, end - 2),
+            (num_rounds, num_first + RESIDUAL_LENGTH - 1, end - 1),
+        ]
+    if left:
+        spans.append((left, end, end + left - 1))
+    return spans, end - 1 if num_rounds and left else None
 
 
 def _growths(architecture: Architecture, begin: int, end: int) -> Iterator[tuple[int, int]]:
@@ -349,7 +378,20 @@ def _cache(layer: Layer, length: int, plan: Plan) -> Cache:
         latent=layer.latent is not None,
         heads="N" if layer.kind.shared_heads is SharedHeads.EXPANDED else "K",
         room=_room(layer, length) if num_places else None,
-        in_fp8=plan.cache_implementation is CacheImplementation.QUANTIZED,
+        in_fp8=plan.cache_implementation is CacheImplementation.QUANTIZED and not in_groups(plan),
+        groups=_groups(layer, length, plan),
+    )
+
+
+def _groups(layer: Layer, length: int, plan: Plan) -> Groups | None:
+    """The prompt's keys and values are copied where they lie token by token."""
+    if not in_groups(plan):
+        return None
+    by_token = length > 1 and layer.num_key_value_heads > 1 and layer.latent is None
+    return Groups(
+        bits=GROUPED_BITS[plan.kv_cache_dtype or ""],
+        copies=(by_token and not layer.kind.query_key_by_head, by_token),
+        requantises=layer.num_residual_tokens + 1 == RESIDUAL_LENGTH,
     )
 
 

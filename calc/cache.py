@@ -4,6 +4,7 @@ cache_utils.py, DynamicLayer.update, StaticLayer.update, Fp8QuantizedLayer.updat
 from enum import Enum
 from typing import NamedTuple
 
+from .cache_groups import Groups, one_more_token
 from .dtype import DType
 from .gradients import gradient_of
 from .ledger import Dimension, Kind, Lent, Row, Shape, Tensor
@@ -52,11 +53,14 @@ class Cache(NamedTuple):
     """Keys and values are of the encoder's tokens."""
     in_fp8: bool = False
     """Keys and values lie in it in fp8, with a scale for each of the two."""
+    groups: Groups | None = None
+    """They lie in it in groups of numbers that share a scale."""
 
     @property
     def attends_text(self) -> bool:
         """Attention gets the prompt's own keys and values, not those of the cache."""
-        return self.room is Room.TOO_SHORT or (self.in_fp8 and self.use is CacheUse.FILLED)
+        quantised = self.in_fp8 or self.groups is not None
+        return self.room is Room.TOO_SHORT or (quantised and self.use is CacheUse.FILLED)
 
     @property
     def keys(self) -> Dimension:
@@ -97,12 +101,19 @@ class Cache(NamedTuple):
 
     def held(self, numerics: Numerics) -> tuple[Tensor, ...]:
         """All that it holds after a pass."""
+        if self.groups is not None:
+            return _held_in_groups(self, self.groups, numerics)
         return (*self.left(numerics), *self.scales)
 
     def lent(self, numerics: Numerics) -> tuple[Lent, ...]:
         """What a layer finds in it and lets go of."""
         if self.use in {CacheUse.FILLED, CacheUse.READ} or self.room:
             return ()
+        if self.groups is not None:
+            passes = [self.groups.met_by(each, each) for each in self.left(numerics)]
+            replaced = [tensor for each in passes for tensor in each.codes] if self.groups.requantises else []
+            found = (*replaced, *(each.residue for each in passes))
+            return tuple(Lent(tensor=each, known_as=each, gradient=gradient_of(each)) for each in found)
         pairs = zip(self.found(numerics), self.left(numerics), strict=True)
         return tuple(Lent(tensor=before, known_as=before, gradient=gradient_of(whole)) for before, whole in pairs)
 
@@ -118,6 +129,8 @@ def updated(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[lis
         return [], k, v
     if cache.room:
         return _placed(k, v, cache, cache.room, numerics)
+    if cache.groups is not None:
+        return _grouped(k, v, cache, cache.groups, numerics)
     if cache.in_fp8:
         return _first_in_fp8(k, v, cache, numerics) if cache.use is CacheUse.FILLED else _in_fp8(k, v, cache, numerics)
     rows: list[Row] = []
@@ -131,6 +144,29 @@ def updated(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[lis
     if cache.windowed:
         rows.append(frame(*old))
     return [*rows, frame(k, v)], *new
+
+
+def _held_in_groups(cache: Cache, groups: Groups, numerics: Numerics) -> tuple[Tensor, ...]:
+    whole = cache.left(numerics)
+    if cache.use is CacheUse.FILLED or groups.requantises:
+        return tuple(tensor for each in whole for tensor in groups.stored(each))
+    passes = [groups.met_by(each, each) for each in whole]
+    return (*(tensor for each in passes for tensor in each.codes), *(each.longer for each in passes))
+
+
+def _grouped(
+    k: Tensor, v: Tensor, cache: Cache, groups: Groups, numerics: Numerics
+) -> tuple[list[Row], Tensor, Tensor]:
+    """QuantizedLayer.update: the prompt is attended as it is."""
+    texts, whole = (k, v), cache.left(numerics)
+    if cache.use is CacheUse.FILLED:
+        stored = [groups.stored(each) for each in whole]
+        triples = zip(texts, stored, groups.copies, strict=True)
+        rows = [row for text, codes, copies in triples for row in groups.quantised(text, codes, copies=copies)]
+        return [*rows, frame(k, v)], k, v
+    passes = [groups.met_by(text, left) for text, left in zip(texts, whole, strict=True)]
+    keys, values = (each.whole for each in passes)
+    return one_more_token(passes, groups), keys, values
 
 
 def _first_in_fp8(k: Tensor, v: Tensor, cache: Cache, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:

@@ -342,7 +342,10 @@ def _kv_cache(estimate: Estimate, sizes: Symbols) -> Iterator[Formula]:
         ),
         unit="bytes",
         ledger_value=estimate.memory.kv_cache_bytes,
-        difference="layers with a window keep its tokens alone, layers of another kind other tensors",
+        difference=(
+            "layers with a window keep its tokens alone, layers of another kind other tensors, "
+            "quantised ones codes and scales"
+        ),
     )
 
 

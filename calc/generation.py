@@ -20,6 +20,7 @@ logits. The first of them may hold more where a window has cut the prompt off, b
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 from .architecture import Architecture
@@ -50,6 +51,8 @@ def with_cache(
     if implementation is CacheImplementation.STATIC:
         length = 1 if num_before else prompt
         return architecture.with_static_cache(prompt + workload.output_length, length, num_before)
+    if implementation is CacheImplementation.QUANTIZED and num_before:
+        return architecture.with_quantised_cache(prompt, num_before)
     return architecture.with_cache(prompt, num_before) if num_before else architecture
 
 
@@ -68,6 +71,8 @@ class Generation:
     prefill: StepMemory
     growths: tuple[Growth, ...]
     """All passes that add a token; none where no token is generated."""
+    requantising: StepMemory | None = None
+    """The last of them that quantises the whole cache, where that is not the last of all."""
 
     @property
     def plan(self) -> Plan:
@@ -80,7 +85,7 @@ class Generation:
 
     @property
     def passes(self) -> list[StepMemory]:
-        return [each for each in (self.prefill, self.decode) if each is not None]
+        return [each for each in (self.prefill, self.requantising, self.decode) if each is not None]
 
     @cached_property
     def sizes(self) -> list[Sizes]:
@@ -123,29 +128,38 @@ class Generation:
 
 
 @lru_cache(maxsize=KEPT_STRUCTURES)
-def _course(prefill: Outline, decode: Outline | None = None) -> tuple[Course, list[Measures]]:
+def _course(prefill: Outline, *later: Outline) -> tuple[Course, list[Measures]]:
     """The stretches of a generation, and what is summed with each of its sizes: those of the prompt's pass, then those
-    of the last token's."""
-    stretches, num_sizes = [*prefill.course.stretches], prefill.num_sizes
-    if decode is not None:
+    of the passes that add a token."""
+    stretches, num_before, num_sizes = [*prefill.course.stretches], 0, prefill.num_sizes
+    for before, decode in pairwise((prefill, *later)):
+        grown = [*_dropped(before, num_before), *_found(decode, num_sizes)]
+        given = [] if before is not prefill else [*_given(decode, num_sizes)]
         last = [each._replace(group=num_sizes + each.group) for each in decode.forward(Phase.DECODE)]
-        stretches += [*_tokens_between(prefill, decode), *_reordering(decode, num_sizes), *last]
-        num_sizes += decode.num_sizes
+        stretches += [*grown, *given, *_reordering(decode, num_sizes), *last]
+        num_before, num_sizes = num_sizes, num_sizes + decode.num_sizes
     course = Course(tuple(stretches))
     return course, [Measures(course.numbers(group)) for group in range(num_sizes)]
 
 
-def _tokens_between(prefill: Outline, decode: Outline) -> Iterator[Stretch]:
-    """The prompt's logits are dropped, and the cache has grown to all tokens but the last."""
-    yield _between(Program([(prefill.step.output, False)]), prefill.places[-1].group)
-    for place in prefill.layers:
-        yield _between(place.part.outputs_end, place.group, place.count)
+def _dropped(before: Outline, first_group: int) -> Iterator[Stretch]:
+    """A pass's logits are dropped, and its cache makes room for a longer one."""
+    yield _between(Program([(before.step.output, False)]), first_group + before.places[-1].group)
+    for place in before.layers:
+        yield _between(place.part.outputs_end, first_group + place.group, place.count)
+
+
+def _found(decode: Outline, first_group: int) -> Iterator[Stretch]:
+    """The cache has grown to all tokens but the last."""
     for place in decode.layers:
         num_layers = place.count * place.part.num_layers
         coming = Program([(tensor, True) for tensor in found(place.part.section)])
-        yield _between(coming, prefill.num_sizes + place.group, num_layers)
+        yield _between(coming, first_group + place.group, num_layers)
+
+
+def _given(decode: Outline, first_group: int) -> Iterator[Stretch]:
     given = (TOKEN, BEAMS) if decode.step.plan.num_beams else (TOKEN,)
-    yield _between(Program([(tensor, True) for tensor in given]), prefill.num_sizes + decode.places[0].group)
+    yield _between(Program([(tensor, True) for tensor in given]), first_group + decode.places[0].group)
 
 
 def _reordering(decode: Outline, first_group: int) -> Iterator[Stretch]:

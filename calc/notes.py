@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from .architecture import Architecture
+from .cache_groups import GROUPED_BITS
 from .dtype import DType
 from .efficiency import reachable
 from .hardware import Gpu
@@ -293,13 +294,23 @@ def _of_inference(plan: Plan) -> Iterator[str]:
             "out: what a sampler makes of the logits, and how engines such as vLLM keep their cache. Reserved bytes "
             "are not simulated."
         )
-        yield CACHE_NOTES[plan.cache_implementation]
+        yield _of_groups(plan) if plan.kv_cache_dtype in GROUPED_BITS else CACHE_NOTES[plan.cache_implementation]
         if plan.num_beams:
             yield (
                 "num_beams: each sequence runs as so many, prompt and cache among them, as generate expands its "
                 "inputs; before each token every beam copies the cache of the one it goes on from (reorder_cache). "
                 "What the search makes of the logits is left out."
             )
+
+
+def _of_groups(plan: Plan) -> str:
+    dtype = plan.kv_cache_dtype or ""
+    return (
+        f"cache_implementation = quantized with kv_cache_dtype = {dtype} is QuantizedCache's backend quanto: "
+        f"{GROUPED_BITS[dtype]} bits a number, a scale and a shift for 64 of them in the weights' type. The last "
+        "tokens, up to 127, stay as they are; for each token all others of a layer are written out, and each 128th "
+        "time all are quantised anew. Of the passes that add a token the last is shown, and the last that quantises."
+    )
 
 
 CACHE_NOTES = {

@@ -7,8 +7,10 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from .architecture import Architecture
+from .cache_groups import GROUP, GROUPED_BITS
 from .errors import ConfigError, listed
 from .hardware import Gpu
+from .kinds import SharedHeads
 from .plan import PAGED_FIELDS, Workload
 from .scenario import CacheImplementation, Scenario
 
@@ -62,8 +64,8 @@ CACHE_TYPES = {
 }
 """vLLM's names beside the weights' own type. Scales of fp8 and its kinds are numbers of a whole layer; those of a token
 and head are in fp32, nvfp4's of 16 elements in fp8."""
-QUANTISED_TYPES = ("fp8", "fp8_e4m3")
-"""Of transformers' own cache (Fp8QuantizedLayer.fp8_dtype)."""
+QUANTISED_TYPES = ("fp8", "fp8_e4m3", *GROUPED_BITS)
+"""Of transformers' own cache: Fp8QuantizedLayer.fp8_dtype, QuantoQuantizedLayer's bits."""
 SCALED_ELEMENTS = 16
 """That share a scale in nvfp4."""
 
@@ -78,7 +80,7 @@ def paging(
 ) -> Mapping[str, Any]:
     """The fields of a Plan about an engine; where the cache has no pages, its type."""
     if scenario.page_size is None:
-        _check_contiguous(scenario, architecture, weights)
+        _check_contiguous(scenario, architecture, weights, workload.sequence_length)
         return {"kv_cache_dtype": scenario.kv_cache_dtype}
     _check_model(scenario, architecture, weights)
     large = gpu is not None and gpu.capacity_bytes >= LARGE_GPU_BYTES and not gpu.name.startswith("a100")
@@ -103,25 +105,44 @@ def paging(
     return chosen
 
 
-def _check_contiguous(scenario: Scenario, architecture: Architecture, weights: str) -> None:
+def _check_contiguous(scenario: Scenario, architecture: Architecture, weights: str, prompt_length: int) -> None:
     for name in PAGED_FIELDS:
         if name != "kv_cache_dtype" and getattr(scenario, name) is not None:
             raise ConfigError(name, getattr(scenario, name), "is read with page_size only")
     if scenario.cache_implementation is CacheImplementation.QUANTIZED:
-        _check_quantised(scenario, architecture)
+        _check_quantised(scenario, architecture, prompt_length)
     elif scenario.kv_cache_dtype not in {None, weights}:
         problem = f"should be {weights}, the weights' type: others need page_size, or cache_implementation = quantized"
         raise ConfigError("kv_cache_dtype", scenario.kv_cache_dtype, problem)
 
 
-def _check_quantised(scenario: Scenario, architecture: Architecture) -> None:
-    """QuantizedCache of transformers: no windows; of its backends fp8's is written down."""
+def _check_quantised(scenario: Scenario, architecture: Architecture, prompt_length: int) -> None:
+    """QuantizedCache of transformers: no windows; its backends fp8 and quanto are written down."""
     if scenario.kv_cache_dtype not in QUANTISED_TYPES:
-        problem = f"should be {' or '.join(QUANTISED_TYPES)} with cache_implementation = quantized; others come later"
+        problem = f"should be one of {', '.join(QUANTISED_TYPES)} with cache_implementation = quantized"
         raise ConfigError("kv_cache_dtype", scenario.kv_cache_dtype, problem)
     if any(layer.sliding_window is not None for layer, _ in architecture.layers):
         problem = "takes no layers with a sliding window, as this model has"
         raise ConfigError("cache_implementation", CacheImplementation.QUANTIZED.value, problem)
+    if scenario.kv_cache_dtype in GROUPED_BITS:
+        _check_groups(scenario, architecture, prompt_length)
+
+
+def _check_groups(scenario: Scenario, architecture: Architecture, prompt_length: int) -> None:
+    """quanto's group(): of each sequence's keys, and values, whole groups."""
+    if scenario.num_beams:
+        problem = f"is not supported yet with kv_cache_dtype = {scenario.kv_cache_dtype}"
+        raise ConfigError("num_beams", scenario.num_beams, problem)
+    for layer, _ in architecture.layers:
+        latent = layer.latent
+        heads = (
+            layer.num_attention_heads if layer.kind.shared_heads is SharedHeads.EXPANDED else layer.num_key_value_heads
+        )
+        widths = (latent.key_value_rank, layer.rotary_dim) if latent else (heads * layer.head_dim,)
+        for width in widths:
+            if prompt_length * width % GROUP:
+                problem = f"should be one with which a sequence's {prompt_length * width} numbers are groups of {GROUP}"
+                raise ConfigError("prompt_length", prompt_length, problem)
 
 
 def _check_model(scenario: Scenario, architecture: Architecture, weights: str) -> None:

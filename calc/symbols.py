@@ -15,7 +15,14 @@ from .kernels import (
 )
 from .losses import chunk_tokens
 from .plan import Plan, Workload
-from .scenario import PREFIXED, Adapter, ExpertsImplementation, Loss, num_prompt_tokens
+from .scenario import (
+    PREFIXED,
+    Adapter,
+    CacheImplementation,
+    ExpertsImplementation,
+    Loss,
+    num_prompt_tokens,
+)
 
 
 def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> dict[str, int]:
@@ -51,6 +58,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         **({"A": kept, "A-1": kept - 1} if kept else {}),
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
         **_window_sizes(architecture, length),
+        **(_residue_sizes(architecture, before) if plan.cache_implementation is CacheImplementation.QUANTIZED else {}),
     }
 
 
@@ -68,6 +76,11 @@ def _image_sizes(images: Images) -> dict[str, int]:
         "Wp": images.patch_size[1],
         "S-1": images.num_patches,
     }
+
+
+def _residue_sizes(architecture: Architecture, before: int) -> dict[str, int]:
+    residue = architecture.layers[0][0].num_residual_tokens
+    return {"Tc": before - residue, "Tr": residue, "Tr+1": residue + 1}
 
 
 def _window_sizes(architecture: Architecture, length: int) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-from calc.paging import CACHE_TYPES
+from calc.paging import CACHE_TYPES, QUANTISED_TYPES
 from calc.plan import SUPPORTED
 from calc.recompute_choices import RECOMPUTES
 from calc.scenario import (
@@ -28,7 +28,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(Task),
     "weight_dtype": ("", *WeightDType),
     "cache_implementation": ("", *(each for each in CacheImplementation if each is not CacheImplementation.DYNAMIC)),
-    "kv_cache_dtype": ("", *CACHE_TYPES),
+    "kv_cache_dtype": ("", *dict.fromkeys((*QUANTISED_TYPES, *CACHE_TYPES))),
     "disable_hybrid_kv_cache_manager": ("", "true"),
     "problem_type": ("", *ProblemType),
     "precision": tuple(Precision),

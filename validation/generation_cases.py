@@ -57,6 +57,7 @@ TRACED = [
         for dtype in ("nf4", "nf4-double", "int8", "fp8")
     ),
     generating(cut("qwen2.5-0.5b", 4), 2, 500, 30, cache_implementation="quantized", kv_cache_dtype="fp8"),
+    generating(cut("qwen2.5-0.5b", 4), 2, 500, 30, cache_implementation="quantized", kv_cache_dtype="int4"),
     generating(cut("llama-3.2-1b", 3), 2, 200, 30, num_beams=4),
     # Encoders beside decoders.
     generating("t5-base", 4, 300, 40),
@@ -70,6 +71,9 @@ TRACED = [
     generating(MIXED_WINDOWS, 3, 555, 22, cache_implementation="static", holdout=True),
     generating(cut("qwen3-0.6b", 3), 3, 444, 16, weight_dtype="nf4", holdout=True),
     generating(cut("mistral-7b-v0.3", 1), 2, 333, 12, weight_dtype="int8", num_beams=2, holdout=True),
+    generating(
+        cut("llama-3.2-1b", 2), 3, 250, 260, cache_implementation="quantized", kv_cache_dtype="int2", holdout=True
+    ),
     generating("flan-t5-large", 3, 222, 21, precision="fp32", holdout=True),
 ]
 

@@ -158,6 +158,8 @@ class Job:
     """Tokens a generation adds."""
     cache_implementation: str
     """Of a generation."""
+    kv_cache_dtype: str
+    """Of a cache that quantises."""
     searches_beams: bool
     """A generation copies its cache before each token."""
 
@@ -237,6 +239,7 @@ def build_job(
         eval_accumulation_steps=scenario.eval_accumulation_steps,
         output_length=scenario.output_length or 0,
         cache_implementation=scenario.cache_implementation or "dynamic",
+        kv_cache_dtype=scenario.kv_cache_dtype or "",
         searches_beams=bool(scenario.num_beams),
     )
 

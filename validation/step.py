@@ -23,6 +23,11 @@ from transformers.cache_utils import (
 )
 from transformers.trainer_pt_utils import EvalLoopContainer
 
+from validation.emulated_quanto import BITS, EmulatedQuantoLayer, emulated_cache
+
+RESIDUAL_LENGTH = 128
+"""QuantizedLayer's residual_length."""
+
 if TYPE_CHECKING:
     from validation.models import Job
 
@@ -33,6 +38,8 @@ class Phase(StrEnum):
     OPTIMIZER = "optimizer"
     PREFILL = "prefill"
     DECODE = "decode"
+    REQUANTISING = "requantising"
+    """The last pass that quantises the whole cache, where that is not the last of all; a part of `decode`."""
     BETWEEN = "between"
     """The passes that add a token before the last, which is `decode`."""
 
@@ -87,9 +94,14 @@ def generation(job: Job, during: Callable[[Phase], AbstractContextManager[None]]
         del outputs
         if not job.output_length:
             return held(cache)
-        for layer in growing(cache):
-            lengthen(layer, job.output_length - 1)
         token = job.inputs.new_zeros(job.inputs.shape[0], 1)
+        num_before = requantised_after(job)
+        if num_before:
+            lengthen_all(cache, num_before - 1)
+            with during(Phase.REQUANTISING):
+                outputs = decode(job, token, options)
+            del outputs
+        lengthen_all(cache, job.output_length - num_before - 1)
         beams = job.inputs.new_zeros(job.inputs.shape[0]) if job.searches_beams else None
         with during(Phase.DECODE):
             if beams is not None:
@@ -115,6 +127,13 @@ def whole_generation(job: Job, during: Callable[[Phase], AbstractContextManager[
                 outputs = decode(job, token, options)
         del outputs
         return held(cache)
+
+
+def requantised_after(job: Job) -> int:
+    """After how many tokens a cache in groups is quantised anew for the last time; 0 where that is never, or with the
+    last of all."""
+    left = job.output_length % RESIDUAL_LENGTH
+    return job.output_length - left if is_in_groups(job) and left else 0
 
 
 def prefill(job: Job) -> tuple[dict[str, Any], Any]:
@@ -148,8 +167,13 @@ def cache_of(job: Job) -> Cache:
     if job.cache_implementation == "static":
         return StaticCache(config, max_cache_len=job.inputs.shape[1] + job.output_length)
     if job.cache_implementation == "quantized":
-        return QuantizedCache("fp8", config)
+        return emulated_cache(config, job.kv_cache_dtype) if is_in_groups(job) else QuantizedCache("fp8", config)
     return DynamicCache(config=config)
+
+
+def is_in_groups(job: Job) -> bool:
+    """Its numbers share scales by groups."""
+    return job.kv_cache_dtype in BITS
 
 
 def held(cache: Any) -> list[torch.Tensor]:
@@ -164,16 +188,27 @@ def growing(cache: Any) -> list[Any]:
 
 
 def tensors_of(layer: Any) -> tuple[torch.Tensor, ...]:
-    """What one layer's cache holds: of one in fp8 also the scales."""
+    """What one layer's cache holds: of one that quantises also the scales."""
+    if isinstance(layer, EmulatedQuantoLayer):
+        codes = (layer._quantized_keys, layer._quantized_values)
+        return (*(each for quantised in codes for each in quantised[:3]), layer.keys, layer.values)
     if isinstance(layer, Fp8QuantizedLayer):
         return (*layer._quantized_keys, *layer._quantized_values)
     return layer.keys, layer.values
+
+
+def lengthen_all(cache: Any, num_tokens: int) -> None:
+    for layer in growing(cache):
+        lengthen(layer, num_tokens)
 
 
 def lengthen(layer: DynamicLayer | StaticLayer, num_tokens: int) -> None:
     """A layer's keys and values after `num_tokens` more tokens, one after the other; one that slides sees the end of
     what it joined last. A static one has room for them."""
     if not num_tokens:
+        return
+    if isinstance(layer, EmulatedQuantoLayer):
+        layer.lengthen(num_tokens)
         return
     if isinstance(layer, StaticLayer):
         if isinstance(layer, StaticSlidingWindowLayer):

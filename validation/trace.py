@@ -111,7 +111,8 @@ def of_task(task: Task, job: Job, recorder: StepRecorder, cached: int) -> dict[s
 def memory(job: Job, recorder: StepRecorder, loaded: int) -> dict[str, Any]:
     """`loaded`: bytes of the parameters before the first step, in which int8 linears give their biases another type."""
     steady = recorder.ended[STEADY_STEP]
-    phases = [phase_bytes(phase, steady) for phase in dict.fromkeys(each.name for each in steady)]
+    names = dict.fromkeys(each.name for each in steady if each.name is not Phase.REQUANTISING)
+    phases = [phase_bytes(phase, steady) for phase in names]
     highest = max(phases, key=lambda phase: phase.peak_allocated_bytes)
     before = recorder.live_bytes_before_step
     parameters = storage_bytes(job.model.parameters())
@@ -148,7 +149,8 @@ def scaler_tensors(job: Job) -> list[torch.Tensor]:
 
 def phase_bytes(name: Phase, ended: list[PhaseBytes]) -> PhaseBytes:
     """A phase over all micro-batches: its highest peak, and its end in the last of them."""
-    same = [phase for phase in ended if phase.name is name]
+    parts = {name, Phase.REQUANTISING} if name is Phase.DECODE else {name}
+    same = [phase for phase in ended if phase.name in parts]
     return PhaseBytes(name, max(phase.peak_allocated_bytes for phase in same), same[-1].end_allocated_bytes)
 
 

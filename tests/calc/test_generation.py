@@ -1,5 +1,6 @@
 """Generation: what the cache holds, what the passes add up to, and what is refused."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -266,11 +267,45 @@ def test_a_cache_in_fp8_takes_half() -> None:
     assert again.to_dict() == answer.to_dict()
 
 
+@pytest.mark.parametrize(("dtype", "bits"), [("int4", 4), ("int2", 2)])
+@pytest.mark.parametrize(("output_length", "residue"), [(0, 0), (127, 127), (128, 0), (300, 44)])
+def test_a_cache_in_groups(dtype: str, bits: int, output_length: int, residue: int) -> None:
+    """Of 64 numbers: their bits, a scale and a shift; of the last tokens the numbers themselves."""
+    asked: dict[str, Any] = {"batch_size": 16, "prompt_length": 1024, "output_length": output_length}
+    answer = generated(**asked, cache_implementation="quantized", kv_cache_dtype=dtype)
+    numbers = 2 * 32 * 16 * 8 * 128
+    groups = numbers * (1024 + output_length - residue) // 64
+    assert answer.memory.kv_cache_bytes == groups * (64 * bits // 8 + 2 * 2) + 2 * numbers * residue
+    assert answer.flops.total == generated(**asked).flops.total
+    again = estimate(Scenario(**answer.to_dict()["scenario"]))
+    assert again.to_dict() == answer.to_dict()
+
+
+@pytest.mark.parametrize("output_length", [1, 100, 128, 300])
+def test_the_time_of_a_cache_in_groups_is_that_of_all_tokens(output_length: int) -> None:
+    """Passes by themselves: those that quantise, and those between."""
+    asked: dict[str, Any] = {"model": "qwen3-0.6b", "prompt_length": 64, "gpu": "h100-sxm-80gb"}
+    asked |= {"cache_implementation": "quantized", "kv_cache_dtype": "int4"}
+    whole = generated(**asked, output_length=output_length)
+    passes = [generated(**asked, output_length=length + 1) for length in range(output_length)]
+    assert whole.time is not None
+    each = [answer.time.last_decode.seconds for answer in passes if answer.time and answer.time.last_decode]
+    assert whole.time.decode_seconds == pytest.approx(sum(each), rel=1e-3)
+    assert whole.flops.elementwise == passes[0].flops.elementwise + sum(
+        later.flops.elementwise - before.flops.elementwise for before, later in pairwise(passes)
+    )
+
+
 @pytest.mark.parametrize(
     ("fields", "field", "problem"),
     [
-        ({}, "kv_cache_dtype", "should be fp8 or fp8_e4m3"),
-        ({"kv_cache_dtype": "int4"}, "kv_cache_dtype", "others come later"),
+        ({}, "kv_cache_dtype", "should be one of fp8, fp8_e4m3, int4, int2"),
+        ({"kv_cache_dtype": "int4", "num_beams": 2}, "num_beams", "is not supported yet with"),
+        (
+            {"kv_cache_dtype": "int4", "model": TINY, "prompt_length": 7},
+            "prompt_length",
+            "224 numbers are groups of 64",
+        ),
         ({"kv_cache_dtype": "fp8", "model": WINDOWED}, "cache_implementation", "no layers with a sliding window"),
     ],
 )

@@ -174,6 +174,26 @@ def test_a_cache_in_fp8(prompt_length: int, model_type: str, dtype: str) -> None
     agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **IN_FP8), config)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "output_length", "dtype", "weights"),
+    [
+        ("llama", 9, "int4", "bf16"),
+        ("llama", 300, "int2", "fp32"),
+        ("falcon", 130, "int4", "bf16"),
+        ("gpt_neox", 128, "int2", "bf16"),
+        ("deepseek_v3", 7, "int4", "fp32"),
+        ("gpt_bigcode", 0, "int4", "bf16"),
+        ("mpt", 5, "int4", "fp16"),
+    ],
+)
+def test_a_cache_in_groups(model_type: str, output_length: int, dtype: str, weights: str) -> None:
+    """Before, with and behind the 128th token, which quantises all."""
+    config = config_of(model_type)
+    asked: Choices = {"batch_size": 3, "prompt_length": 64, "output_length": output_length, "weight_dtype": weights}
+    quantised: Choices = {"cache_implementation": "quantized", "kv_cache_dtype": dtype}
+    agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **quantised), config)
+
+
 @pytest.mark.parametrize("cache", [{}, STATIC, IN_FP8], ids=["dynamic", "static", "fp8"])
 @pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "gpt2"])
 def test_beams(model_type: str, cache: Choices) -> None:
