@@ -351,6 +351,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         one_head=layer.num_attention_heads == 1,
         one_key_value_head=layer.num_key_value_heads == 1,
         one_token=length == 1,
+        strided=layer.kind.strided,
         query_key_by_head=layer.kind.query_key_by_head,
         bidirectional=layer.kind.bidirectional,
         masked=masked,

@@ -59,6 +59,8 @@ class AttentionCore:
     one_head: bool
     one_key_value_head: bool
     one_token: bool = False
+    strided: frozenset[str] = frozenset()
+    """Of q, k and v the parts of one projection, in which they lie behind each other (LayerKind)."""
     query_key_by_head: bool = False
     """q and k lie in memory as [B, N, S, D], not by token."""
     sliding: bool = False
@@ -119,13 +121,19 @@ class AttentionCore:
     def merges_query_heads_by_copy(self) -> bool:
         return self.merges_heads_by_copy and not self.query_key_by_head
 
-    def merges_key_value_heads_by_copy(self, *, cast: bool, by_head: bool = False) -> bool:
-        """The same of k and v: repeated heads lie in that order already, unless they are an expanded view that no
-        cast has written out."""
+    def merges_query_by_copy(self, *, cast: bool) -> bool:
+        """The same of q as the layer made it, where no `cast` has written it out."""
+        strided = "q" in self.strided and not (cast or self.one_sequence or self.one_head)
+        return self.merges_query_heads_by_copy or strided
+
+    def merges_key_value_heads_by_copy(self, name: str, *, cast: bool, by_head: bool = False) -> bool:
+        """The same of k or v, which `name` tells: repeated heads lie in that order already, unless they are an expanded
+        view that no cast has written out."""
         in_order = (cast or not self.one_key_value_head) if self.grouped else by_head or self.cached_by_head
         finds_others = self.is_cached and not self.cache.attends_text
         expanded = self.grouped and not in_order  # of one head: not even single tokens lie side by side
-        several_tokens = not self.one_token or finds_others or self.crosses or expanded
+        strided = name in self.strided and not cast
+        several_tokens = not self.one_token or finds_others or self.crosses or expanded or strided
         return not (self.one_sequence or self.one_head or in_order) and several_tokens
 
     def copies_gradient_by_token(self, *, one_head: bool, cast: bool = False) -> bool:
@@ -192,8 +200,8 @@ def eager_attention(
     rows_k, key = autocast_input(key, numerics, "scores")
     rows_q, query = autocast_input(q, numerics, "scores")
     rows += [*rows_k, *rows_q]
-    merge_q, query = merged(query, core.merges_query_heads_by_copy)
-    by_copy = core.merges_key_value_heads_by_copy(cast=bool(rows_k), by_head=core.query_key_by_head)
+    merge_q, query = merged(query, core.merges_query_by_copy(cast=bool(rows_q)))
+    by_copy = core.merges_key_value_heads_by_copy("k", cast=bool(rows_k), by_head=core.query_key_by_head)
     merge_k, key = merged(key, by_copy)
     rows += [*merge_q, *merge_k]
     products, scaled = (Tensor(f"scores{suffix}", core.scores, numerics.compute) for suffix in ("", " scaled"))
@@ -272,7 +280,7 @@ def weighted_values(
         weights = dropped
     rows_v, value = autocast_input(value, numerics, "values")
     rows_w, lower_weights = autocast_input(weights, numerics, "values")
-    merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=bool(rows_v)))
+    merge_v, value = merged(value, core.merges_key_value_heads_by_copy("v", cast=bool(rows_v)))
     rows += [*rows_v, *rows_w, *merge_v]
     names, shape = ("attention by head", "attention output"), output_heads(value)
     heads, out = (Tensor(name, shape, numerics.compute) for name in names)

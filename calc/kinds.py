@@ -313,6 +313,9 @@ class LayerKind:
     mlp: Mlp | Mixture = Mlp.GATED
     fused_query_key_value: bool = False
     """One projection for all three."""
+    strided: frozenset[str] = frozenset()
+    """Of q, k and v those that attention gets as parts of one projection, in which they lie behind each other: not even
+    single tokens of several sequences lie side by side."""
     latent: LatentAttention | None = None
     soft_capped: bool = False
     """Scores go through tanh, which no fused kernel does."""

@@ -329,11 +329,11 @@ def _math_values(
     held: list[Tensor],
 ) -> tuple[list[Row], Tensor]:
     """The weighted values, back in the inputs' type, laid out by token."""
-    written_out = repeated_in_fp32 or not core.repeats_heads
+    written_out = repeated_in_fp32 or (core.grouped and not core.repeats_heads)
     if core.broadcasts_heads:
         merge_v, value = broadcast(value, core)
     else:
-        merge_v, value = merged(value, core.merges_key_value_heads_by_copy(cast=written_out))
+        merge_v, value = merged(value, core.merges_key_value_heads_by_copy("v", cast=written_out))
     shape = output_heads(value)
     product, by_head = (Tensor(f"{name} by head", shape, DType.FP32) for name in ("attention product", "attention"))
     out = Tensor("attention output", shape, numerics.compute)

@@ -189,7 +189,7 @@ def _eager(
     rows_k, key = autocast_input(k, numerics, "scores")
     rows_q, query = autocast_input(q, numerics, "scores")
     merge_q, query = merged(query, core.merges_query_heads_by_copy)
-    by_copy = core.merges_key_value_heads_by_copy(cast=bool(rows_k))
+    by_copy = core.merges_key_value_heads_by_copy("k", cast=bool(rows_k))
     merge_k, key = broadcast(key, core) if core.broadcasts_heads else merged(key, by_copy)
     scores, scaled = (Tensor(f"scores{suffix}", core.scores, numerics.compute) for suffix in ("", " scaled"))
     mask = core.mask(numerics)

@@ -94,8 +94,8 @@ def _probabilities(
     core = facts.core
     casts_k, key = autocast_input(k, numerics, "scores")
     casts_q, query = autocast_input(q, numerics, "scores")
-    merge_q, query = merged(query, core.merges_heads_by_copy)
-    merge_k, key = merged(key, core.merges_heads_by_copy and not core.cached_by_head)
+    merge_q, query = merged(query, core.merges_query_by_copy(cast=bool(casts_q)))
+    merge_k, key = merged(key, core.merges_key_value_heads_by_copy("k", cast=bool(casts_k)))
     scores, scaled = (Tensor(f"scores{suffix}", core.scores, numerics.compute) for suffix in ("", " scaled"))
     biased, filled, weights = (
         like(scores, name, dtype=DType.FP32) for name in ("scores with alibi", "scores masked", "attention weights")

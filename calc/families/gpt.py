@@ -16,6 +16,7 @@ def gpt2(fields: Fields) -> Architecture:
         wiring=Wiring.GPT2,
         activation=fields.activation("activation_function", default=Activation.GELU_NEW),
         softmax=Softmax.ROUNDED,
+        strided=frozenset("qkv"),
         **GPT2_LAYER,
     )
     return gpt2_like(fields, "gpt2", kind, cache_holder=CacheHolder.NOBODY)
@@ -24,10 +25,12 @@ def gpt2(fields: Fields) -> Architecture:
 def gpt_bigcode(fields: Fields) -> Architecture:
     """GPTBigCodeForCausalLM: StarCoder and SantaCoder."""
     fields.only("add_cross_attention", False)
+    multi_query = fields.flag("multi_query", default=True)
     kind = LayerKind(
         wiring=Wiring.GPT_BIGCODE,
         activation=fields.activation("activation_function", default=Activation.GELU_PYTORCH_TANH),
-        multi_query=fields.flag("multi_query", default=True),
+        multi_query=multi_query,
+        strided=frozenset("q" if multi_query else ""),
         **GPT2_LAYER,
     )
     return gpt2_like(fields, "gpt_bigcode", kind)

@@ -32,6 +32,7 @@ def modernbert(fields: Fields) -> Architecture:
             output_bias=attention_bias,
             mlp_bias=fields.flag("mlp_bias", default=False),
             rotary=ROTARY,
+            strided=frozenset("v"),
             bidirectional=True,
         ),
         num_attention_heads=num_heads,

@@ -31,6 +31,7 @@ def mpt(fields: Fields) -> Architecture:
             activation=Activation.GELU,
             norm=Norm.LAYER_WITHOUT_BIAS,
             norms=Norms(before_attention="norm_1", before_mlp="norm_2"),
+            strided=frozenset("qkv"),
             returns_weights=True,
         ),
         num_attention_heads=num_heads,

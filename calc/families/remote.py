@@ -15,13 +15,13 @@ from .fields import Fields
 from .llama import LLAMA_LAYER, LLAMA_MODEL, Defaults, llama_like, patterned, runs
 from .llama_kin import GLM_LAYER, GLM_MODEL
 
-FUSED_LAYER = replace(LLAMA_LAYER, fused_query_key_value=True)
+FUSED_LAYER = replace(LLAMA_LAYER, fused_query_key_value=True, strided=frozenset("v"))
 
 
 def internlm2(fields: Fields) -> Architecture:
     """InternLM2ForCausalLM: one projection for q, k and v, parted by groups of heads."""
     bias = fields.flag("bias", default=True)
-    layer = replace(FUSED_LAYER, query_key_value_bias=bias, output_bias=bias)
+    layer = replace(FUSED_LAYER, strided=frozenset(), query_key_value_bias=bias, output_bias=bias)
     return replace(llama_like(fields, "internlm2", Defaults(vocab_size=103168), layer=layer), step_of="llama")
 
 
@@ -73,9 +73,8 @@ def chatglm(fields: Fields) -> Architecture:
     fields.only("apply_residual_connection_post_layernorm", value=False)
     grouped = fields.flag("multi_query_attention", default=False)
     names = CHATGLM_NAMES | ({"multi_query_group_num": "num_key_value_heads"} if grouped else {})
-    layer = replace(
-        GLM_LAYER, fused_query_key_value=True, query_key_value_bias=fields.flag("add_qkv_bias", default=False)
-    )
+    bias = fields.flag("add_qkv_bias", default=False)
+    layer = replace(GLM_LAYER, fused_query_key_value=True, strided=frozenset("v"), query_key_value_bias=bias)
     with fields.renamed(names) as common:
         read = llama_like(common, "chatglm", CHATGLM, layer=layer, model=GLM_MODEL)
     return replace(read, tied_embeddings=False, step_of="glm")

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
@@ -64,4 +65,22 @@ def test_one_token_of_one_key_value_head() -> None:
         attention=Attention.EAGER,
         precision=Precision.BF16,
     )
+    agree(scenario, trace(scenario, config))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "fields", "batch_size"),
+    [
+        ("gpt2", {}, 5),
+        ("gpt_bigcode", {}, 3),
+        ("modernbert", {}, 3),
+        ("phi3", {"num_key_value_heads": 4}, 3),
+        ("gpt_neox", {}, 5),
+    ],
+)
+def test_one_token_of_one_projection(model_type: str, fields: dict[str, Any], batch_size: int) -> None:
+    """Parts of one projection, behind each other, are copied to be seen as one matrix; GPT-NeoX's alternate by head."""
+    config = config_of(model_type) | fields
+    choices: dict[str, Any] = {"attention": Attention.EAGER, "precision": Precision.BF16}
+    scenario = Scenario(model=config, micro_batch_size=batch_size, sequence_length=1, **choices)
     agree(scenario, trace(scenario, config))
