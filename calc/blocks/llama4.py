@@ -126,7 +126,7 @@ def _turned(q: Tensor, k: Tensor, made: Tables, core: AttentionCore) -> tuple[li
 def _tempered(q: Tensor) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """`(q * scales).to(...)`, scales being of each position; and what the attention holds."""
     positions, scales = Tensor("positions", ("S",), DType.INT64), Tensor("scales of positions", ("S",), DType.FP32)
-    wide, out = like(q, "q, scaled in fp32", dtype=DType.FP32), like(q, "q, scaled")
+    wide, out = like(q, "q · scales", dtype=DType.FP32), like(q, "q, tempered")
     rounds = q.dtype is not DType.FP32
     product = multiply(q, scales, wide if rounds else out)
     rows = [
