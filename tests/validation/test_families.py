@@ -131,7 +131,7 @@ def test_a_step_leaves_nothing(model_type: str) -> None:
     """No two tensors of a layer have one name: what one of them is freed as, the other would stay."""
     asked: dict[str, Any] = {"model": config_of(model_type), "precision": "bf16", "sequence_length": 24}
     try:
-        memory = estimate(Scenario(**asked, attention="math")).memory
+        memory = estimate(Scenario(**asked | {"attention": "math"})).memory
     except ConfigError:  # its scores have a bias, or it calls no kernel
         memory = estimate(Scenario(**asked)).memory
     assert memory.phases[-1].end_allocated_bytes == sum(memory.persistent_bytes.values())
