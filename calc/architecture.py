@@ -110,6 +110,8 @@ class Architecture:
     """0: there is none."""
     hidden_size: int
     max_position_embeddings: int
+    rotary_positions: int | None = None
+    """That rotary embeddings reach with the config's scaling; None: positions are none, learned or a bias."""
     tied_embeddings: bool
     layers: tuple[tuple[Layer, int], ...]
     """Runs of equal layers, in order: (layer, how many)."""

@@ -11,6 +11,7 @@ from .errors import ConfigError
 from .families import FAMILIES, NOT_MODELLED, family
 from .families.fields import Fields
 from .kinds import Head
+from .rope_scaling import scaled_positions
 from .scenario import ProblemType
 
 BITSANDBYTES = "bitsandbytes"
@@ -40,7 +41,8 @@ def architecture(config: Mapping[str, Any]) -> Architecture:
     for head in heads or ():
         if not head.endswith((*own, *known)):
             raise ConfigError("model.architectures", head, f"is not supported yet; supported: {', '.join(known)}")
-    read = replace(read, problem_type=_problem_type(config.get("problem_type")))
+    rotary = scaled_positions(config, read.max_position_embeddings) if read.kind.rotary else None
+    read = replace(read, problem_type=_problem_type(config.get("problem_type")), rotary_positions=rotary)
     if not any(head.endswith(Head.SEQUENCE_CLASSIFICATION) for head in heads or ()):
         return read
     return with_classifier(read, Fields(config).num_labels(), "model.num_labels")

@@ -252,20 +252,26 @@ def _check_model(architecture: Architecture) -> None:
 
 def _context(scenario: Scenario, architecture: Architecture) -> tuple[int, int]:
     """The tokens of prompt and output: unless given, together as many as in training, an eighth of them new."""
-    longest = architecture.max_position_embeddings
-    usual = min(longest, DEFAULT_SEQUENCE_LENGTH)
+    usual = min(architecture.max_position_embeddings, DEFAULT_SEQUENCE_LENGTH)
     if architecture.is_encoder_decoder:
         return generation_lengths(scenario, architecture, usual, max(1, usual // OUTPUT_SHARE))
+    longest = architecture.max_position_embeddings if architecture.kind.learned_positions else None
+    longest = longest or architecture.rotary_positions
     output_length = scenario.output_length
     if output_length is None:
-        output_length = usual // OUTPUT_SHARE
-        if architecture.kind.learned_positions:
-            output_length = min(output_length, longest - (scenario.prompt_length or 0))
-        output_length = max(1, output_length)
+        left = longest - (scenario.prompt_length or 0) if longest else usual
+        output_length = max(1, min(usual // OUTPUT_SHARE, left))
     prompt_length = scenario.prompt_length or max(1, usual - output_length)
-    if architecture.kind.learned_positions and prompt_length + output_length > longest:
-        problem = (
-            f"should be at most {longest - output_length}: the model has {longest} positions for prompt and output"
-        )
-        raise ConfigError("prompt_length", prompt_length, problem)
+    if longest is not None:
+        _check_positions(prompt_length, output_length, longest)
     return prompt_length, output_length
+
+
+def _check_positions(prompt_length: int, output_length: int, longest: int) -> None:
+    """Names the output where it is too long by itself, else the prompt."""
+    field, length, most = "prompt_length", prompt_length, longest - output_length
+    if most < 1:
+        field, length, most = "output_length", output_length, longest - 1
+    if length > most:
+        problem = f"should be at most {most}: the model has {longest} positions for prompt and output"
+        raise ConfigError(field, length, problem)
