@@ -119,7 +119,7 @@ class Architecture:
     type_vocab_size: int | None = None
     """Kinds of tokens, each with an embedding."""
     num_position_buckets: int | None = None
-    """Distances of tokens that have a bias of their own."""
+    """Distances of tokens that have a bias or an embedding of their own."""
     num_labels: int | None = None
     """Of a classification head; none = a language-model head."""
     images: Images | None = None

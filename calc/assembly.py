@@ -191,9 +191,15 @@ def _layer_sections(architecture: Architecture, plan: Plan) -> Iterator[tuple[Un
         runs = list(_first_apart(stack, plan))
         yield from runs[:-1]
         unit, count = runs[-1]
-        apart = min(count - 1, LAST_APART) if architecture.is_encoder_decoder else 0
+        apart = min(count - 1, LAST_APART) if _adds_to_one_gradient(unit[0][0]) else 0
         yield unit, count - apart
         yield from [(unit, 1)] * apart
+
+
+def _adds_to_one_gradient(layer: Layer) -> bool:
+    """With the other layers of its stack."""
+    kind = layer.kind
+    return kind.decodes or kind.position_bias is not None or kind.relative_positions is not None
 
 
 LAST_APART = 2
@@ -248,6 +254,7 @@ def _model_facts(architecture: Architecture, cores: set[AttentionCore], workload
         one_sequence=workload.micro_batch_size == 1,
         tied_embeddings=architecture.tied_embeddings,
         problem=architecture.problem,
+        names_problem=architecture.problem_type is not None,
         liger=plan.use_liger_kernel,
         frozen_embedding=plan.frozen_layers > 0,
         linear_loss=_linear_loss(architecture, workload, plan),

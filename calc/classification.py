@@ -22,11 +22,13 @@ SCORE = "score"
 """The head of decoders."""
 CLASSIFIERS = {
     **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), (SCORE,)),
-    "bert": ("classifier",),
+    **dict.fromkeys(("bert", "deberta-v2"), ("classifier",)),
     **dict.fromkeys(("roberta", "xlm-roberta"), ("classifier.dense", "classifier.out_proj")),
     "vit": ("classifier",),
 }
 """The model types whose head is built, and its linear modules."""
+LOGITS = "logits"
+"""What the outputs hold."""
 LABELS = Tensor("labels", ("B",), DType.INT64, Kind.INPUTS)
 NUMBERS = Tensor("labels", ("B", "U"), DType.FP32, Kind.INPUTS)
 """Labels that are numbers, or say of each label whether it holds."""
@@ -105,14 +107,48 @@ NUMERIC_LOSSES: Mapping[ProblemType | None, str] = {
 """Each makes the losses of all labels before their mean (aten/src/ATen/native/Loss.cpp), and its gradient in place."""
 
 
+def _picked_loss(logits: Tensor, problem: ProblemType | None, numerics: Numerics) -> tuple[list[Row], Tensor]:
+    """The loss of DebertaV2ForSequenceClassification where the config names no problem_type: of the labels that are not
+    -100 and their logits, in fp32; of a single label its logits are cast to its type."""
+    in_fp32 = Numerics(weights=DType.FP32, compute=DType.FP32)
+    if problem is ProblemType.REGRESSION:
+        wide = like(logits, LOGITS, dtype=DType.FP32)
+        casts = [] if logits == wide else [cast(logits, wide)]
+        rows, loss = _loss(wide, problem, in_fp32)
+        return [*stamped(casts, Component.LOSS, "loss_function"), *rows], loss
+    given = Tensor("labels that are given", ("B",), DType.BOOL)
+    index, labels = (Tensor(name, ("B",), DType.INT64) for name in ("label_index", "labels picked"))
+    picked = like(logits, "labeled_logits")
+    rows = [
+        Row(name="ge", reads=(LABELS,), writes=(given,)),
+        Row(name="nonzero", reads=(given,), writes=(index,)),
+        Row(
+            name="gather",
+            reads=(logits, index),
+            writes=(picked,),
+            gradients=(Gradient(of=logits),),
+            saves=(logits, index),
+        ),
+        Row(name="gather", reads=(LABELS, index), writes=(labels,)),
+    ]
+    read = picked
+    if picked.dtype is not DType.FP32:
+        read = like(picked, "labeled_logits in fp32", dtype=DType.FP32)
+        rows.append(cast(picked, read))
+    loss_rows, loss = unshifted_cross_entropy(read, labels, in_fp32)
+    return stamped([*rows, *loss_rows, frame(picked, index, labels)], Component.LOSS, "loss_function"), loss
+
+
 def labelled(
-    x: Tensor, module: str, problem: ProblemType | None, numerics: Numerics, *, drops: bool
+    x: Tensor, module: str, problem: ProblemType | None, numerics: Numerics, *, drops: bool, picks: bool = False
 ) -> tuple[list[Row], Tensor]:
-    """The rows from what stands for a sequence, [B, H], to the mean loss: dropout, a linear with bias."""
-    logits = Tensor("logits", ("B", "U"), numerics.compute)
+    """The rows from what stands for a sequence, [B, H], to the mean loss: dropout, a linear with bias. `picks`: the
+    loss is of the labels that are given alone."""
+    casts = picks and problem is ProblemType.REGRESSION and numerics.compute is not DType.FP32
+    logits = Tensor(f"{LOGITS} before their cast" if casts else LOGITS, ("B", "U"), numerics.compute)
     dropping, given = dropped(x, f"{x.name} after dropout", on=drops)
     projecting = [*dropping, *linear(module, given, logits, ("H",), ("U",), numerics, bias=True)]
-    loss_rows, loss = _loss(logits, problem, numerics)
+    loss_rows, loss = (_picked_loss if picks else _loss)(logits, problem, numerics)
     return [*stamped(projecting, Component.HEAD, ""), *loss_rows, frame(x, given)], loss
 
 

@@ -113,6 +113,8 @@ class Lifetimes(NamedTuple):
     """When autocast exits at the end of forward: its cached weights that no node saved; a key/value cache likewise."""
     graph_end: tuple[Event, ...]
     """When backward has ended and the loss is dropped: what nodes held as attributes."""
+    stack_end: tuple[Event, ...]
+    """When the stack of layers has returned: the input that its model listed, where no node keeps it."""
     outputs_end: tuple[Event, ...]
     """When the outputs are dropped, if they hold a key/value cache."""
     before_rerun: tuple[Event, ...]

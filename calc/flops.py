@@ -100,13 +100,16 @@ def attention_products(rows: Iterable[Row], group: int) -> AttentionProducts:
     after: list[Product] = []
     for row in rows:
         if row.component is Component.ATTENTION:
-            core += (product for product in row.products if product.batch)
+            batched = [product for product in row.products if product.batch]
+            if batched and core:
+                before, after = [*before, *after], []
+            core += batched
             (after if core else before).extend(product for product in row.products if not product.batch)
     return AttentionProducts(
         qkv_projection=_total(before, group),
-        scores=_total(core[:1], group),
+        scores=_total(core[:-1], group),
         elements=Total({(group, number_of((*core[0].batch, *core[0].m, *core[0].n))): 1}),
-        values=_total(core[1:], group),
+        values=_total(core[-1:], group),
         output_projection=_total(after, group),
     )
 

@@ -11,6 +11,7 @@ class Wiring(StrEnum):
     GPT2 = "gpt2"
     BART = "bart"
     BERT = "bert"
+    DEBERTA = "deberta"
     ROBERTA = "roberta"
     BLOOM = "bloom"
     FALCON = "falcon"
@@ -274,6 +275,15 @@ class PositionBias(StrEnum):
     GIVEN = "given"
 
 
+class RelativePositions(StrEnum):
+    """Scores get products with embeddings of their tokens' distances, one table for all layers (disentangled
+    attention). What projects those:"""
+
+    SHARED = "shared"
+    """The queries' and keys' own projections."""
+    OWN = "own"
+
+
 class LatentAttention(StrEnum):
     """What comes of low-rank latents (multi-head latent attention)."""
 
@@ -332,6 +342,7 @@ class LayerKind:
     """It attends to an encoder's output, too (cross attention)."""
     position_bias: PositionBias | None = None
     """What is added to scores, by the distance of their tokens."""
+    relative_positions: RelativePositions | None = None
     returns_weights: bool = False
     """A layer returns its attention's probabilities to the model, which nothing reads."""
     softmax: Softmax = Softmax.IN_FP32
@@ -373,6 +384,8 @@ class ModelKind:
     """Of the language-model head."""
     learned_positions: bool = False
     """A table of them, which limits the sequence."""
+    token_types: bool = False
+    """Kinds of tokens have a table, too, where not every model of its wiring has one."""
     unused_positions: int = 0
     """The first of them, which no token has."""
     rotary: Rotary | None = None

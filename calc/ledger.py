@@ -91,7 +91,7 @@ SYMBOLS = {
     "Z⌈16⌉": "target_length, rounded up to 16",
     "Z⌈32⌉": "target_length, rounded up to 32",
     "Z⌈128⌉": "target_length, rounded up to 128",
-    "I": "relative_attention_num_buckets",
+    "I": "distances of tokens that have a bias or an embedding of their own",
     "D⌈8⌉": "head_dim, rounded up to 8",
     "D⌈32⌉": "head_dim, rounded up to 32",
     "M": "tokens of one pass of an engine: max_num_batched_tokens, or one of each sequence",
@@ -336,6 +336,8 @@ class Section:
     """Tensors of its own that a key/value cache holds."""
     is_bridge: bool = False
     """It stands between an encoder's layers and a decoder's."""
+    lists_input: bool = False
+    """Its model lists its input with all other layers', until the last of them has returned."""
     offered: tuple[Tensor, ...] = ()
     """Tensors beside its output that later sections read, each with a gradient that all of them add to."""
 

@@ -8,6 +8,7 @@ stays.
 What nodes and checkpoints keep, retention.py says.
 """
 
+from collections import Counter
 from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
@@ -77,6 +78,8 @@ class _Builder:
     """Gradients for earlier sections, when backward has ended."""
     waiting: set[Tensor] = field(init=False, default_factory=set)
     """Parameters of which a gradient waits for an earlier section's."""
+    missing: Counter[Tensor] = field(init=False, default_factory=Counter)
+    """How many nodes are still to give a parameter a gradient."""
 
     def __post_init__(self) -> None:
         self.retained = retention(self.section, self.context)
@@ -94,6 +97,7 @@ class _Builder:
         forward_end = [(each, False) for each in by_name(self.retained.casts - self.retained.needed.keys())]
         cache_end = [(tensor, False) for tensor in self.retained.lasting]
         with_forward = self.context.cache_end is CacheEnd.FORWARD
+        stack_end = [(self.alias.get(each, each), False) for each in self._listed() - self.retained.needed.keys()]
         forward = self._forward()
         again = self.retained.rows_run_again()
         freed_by = self._freed_by(self.retained.taken(again or ()))
@@ -107,6 +111,7 @@ class _Builder:
             forward=forward,
             forward_end=(*forward_end, *(cache_end if with_forward else ())),
             graph_end=tuple(graph_end),
+            stack_end=tuple(stack_end),
             outputs_end=() if with_forward else tuple(cache_end),
             before_rerun=before_rerun,
             rerun=rerun,
@@ -142,13 +147,19 @@ class _Builder:
 
     def _forward(self) -> tuple[Event, ...]:
         self.events = []
-        held = {self.section.input} if self.section.input and self.context.held_input else set[Tensor]()
+        held = {self.section.input} if self.section.input and self.context.held_input else self._listed()
         rows = tuple(self.retained.without_graph(index) for index in range(len(self.section.rows)))
         self._run(rows, keep=self.retained.needed.keys() | self.retained.casts | held)
         if self.context.region_input is not None and not self.retained.saving:
             self._free([self.context.region_input])
         self._free(self.context.returned_before)
         return tuple(self.events)
+
+    def _listed(self) -> set[Tensor]:
+        """The input, where the model lists it; the first layer's is the embedding's to free."""
+        section = self.section
+        is_listed = section.input and section.lists_input and not self.context.held_input
+        return {section.input} if section.input and is_listed else set()
 
     def _run(self, rows: tuple[Row, ...], keep: Container[Tensor], taken: frozenset[Tensor] = frozenset()) -> None:
         """Allocate what `rows` write, unless it is `taken` from what was stored; free what no later row of them reads
@@ -225,6 +236,8 @@ class _Builder:
         section, inside = self.section, self.retained.inside
         self.events, num_before = [], 0
         self._free(by_name(self.context.kept))
+        wanted = (gradient.of for row in section.rows for gradient in self.retained.wanted(row))
+        self.missing = Counter(each for each in wanted if each.kind is Kind.PARAMETERS)
         buffers = self._arrived()
         for index in reversed(range(len(section.rows))):
             if self.retained.saving and index == self.retained.saving[-1] and not self.section.goes_on:
@@ -300,11 +313,12 @@ class _Builder:
         if not checkpointed:
             self._free(saved)
         for gradient, storage in zip(wanted, made, strict=True):
-            pending = _Pending(storage, gradient.viewed)
-            if gradient.of.kind is Kind.PARAMETERS:
-                self._accumulate(gradient.of, pending)
-            else:
-                buffers[gradient.of] = self._meet(buffers.get(gradient.of), pending)
+            of = gradient.of
+            buffers[of] = self._meet(buffers.get(of), _Pending(storage, gradient.viewed))
+            if of.kind is Kind.PARAMETERS:
+                self.missing[of] -= 1
+                if not self.missing[of]:
+                    self._accumulate(of, buffers.pop(of))
 
     def _make_gradients(self, row: Row, wanted: list[Gradient]) -> list[Tensor]:
         """Allocates what the node of `row` makes; of that, what nobody wants."""

@@ -158,11 +158,9 @@ class StepMemory:
     def saved_per_layer_bytes(self) -> dict[int, int]:
         """What each part of a run adds to what forward leaves for backward, by how many layers there are up to the
         run's end."""
-        places = self.outline.places
-        made, dropped = (self.timeline.spans[start : start + len(places)] for start in (0, len(places)))
-        of_layers = [each for each in zip(places, made, dropped, strict=True) if each[0].part.in_layer]
-        ends = accumulate(place.count * place.part.num_layers for place, _, _ in of_layers)
-        return {
-            end: forward.net_bytes + forward_end.net_bytes
-            for end, (_, forward, forward_end) in zip(ends, of_layers, strict=True)
-        }
+        added = dict.fromkeys(self.outline.layers, 0)
+        for (place, _), span in zip(self.outline.forward_pass, self.timeline.spans, strict=False):
+            if place in added:
+                added[place] += span.net_bytes
+        ends = accumulate(place.count * place.part.num_layers for place in added)
+        return dict(zip(ends, added.values(), strict=True))

@@ -23,9 +23,6 @@ from .sizes import Measures, Total, number_of, storage_class
 from .step import KEPT_STRUCTURES, Step
 from .timeline import Course, Phase, Program, Stretch, Surplus
 
-NUM_FORWARD_STRETCHES = 2
-"""Of each place: its forward, and what autocast's cache gives back at the end of it."""
-
 Layout = tuple[tuple[int, int], ...]
 """Per part how often it is there, and which of the step's different sizes it has."""
 
@@ -138,7 +135,7 @@ class Outline:
     @cached_property
     def num_forward_stretches(self) -> int:
         """Those of the first forward pass."""
-        return NUM_FORWARD_STRETCHES * len(self.places) + len(list(self._regularisation(Phase.FORWARD)))
+        return len(self.forward_pass) + len(list(self._regularisation(Phase.FORWARD)))
 
     @cached_property
     def update(self) -> slice:
@@ -197,10 +194,15 @@ class Outline:
 
     def forward(self, phase: Phase) -> Iterator[Stretch]:
         """One forward pass."""
-        for place in self.places:
-            yield _stretch(phase, place, place.part.forward)
-        for place in self.places:
-            yield _stretch(phase, place, place.part.forward_end)
+        return (_stretch(phase, place, program) for place, program in self.forward_pass)
+
+    @cached_property
+    def forward_pass(self) -> tuple[tuple[Place, Program], ...]:
+        """All up to the head, what the end of the layers frees, the head, what autocast's cache gives back."""
+        *before, head = self.places
+        listed = [(place, place.part.stack_end) for place in before if place.part.stack_end.steps]
+        ended = [(place, place.part.forward_end) for place in self.places]
+        return (*((place, place.part.forward) for place in before), *listed, (head, head.part.forward), *ended)
 
     def _regularisation(self, phase: Phase) -> Iterator[Stretch]:
         """What is added to the loss for each part's weights: after it in forward, before it in backward."""

@@ -57,6 +57,10 @@ class Piece:
         return Program(self.life.forward_end)
 
     @cached_property
+    def stack_end(self) -> Program:
+        return Program(self.life.stack_end)
+
+    @cached_property
     def outputs_end(self) -> Program:
         return Program(self.life.outputs_end)
 
@@ -182,6 +186,10 @@ class Part:
     @cached_property
     def forward_end(self) -> Program:
         return Program.in_a_row((each.forward_end, times) for each, times in self.pieces)
+
+    @cached_property
+    def stack_end(self) -> Program:
+        return Program.in_a_row((each.stack_end, times) for each, times in self.pieces)
 
     @cached_property
     def outputs_end(self) -> Program:

@@ -330,6 +330,10 @@ def _frozen_layers(scenario: Scenario, architecture: Architecture) -> int:
     num_frozen = scenario.frozen_layers
     if num_frozen and scenario.adapter is not None:
         raise ConfigError("frozen_layers", num_frozen, "should be 0 with an adapter, which freezes all weights")
+    if num_frozen and any(layer.kind.relative_positions for layer, _ in architecture.layers):
+        family = architecture.model_type
+        problem = f"is not supported yet for {family}, whose embeddings of distances would go on being trained"
+        raise ConfigError("frozen_layers", num_frozen, problem)
     if num_frozen > architecture.num_layers:
         raise ConfigError(
             "frozen_layers", num_frozen, f"should be at most {architecture.num_layers}: the model has that many layers"

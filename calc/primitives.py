@@ -178,7 +178,7 @@ def matmul(
     ]
     operator = SavedOperator.BMM if product.batch else SavedOperator.MM
     if bias is not None:
-        gradients.append(Gradient(of=bias))
+        gradients.append(Gradient(of=bias, viewed=True))
         operator = SavedOperator.ADDMM
     return Row(
         name=name,

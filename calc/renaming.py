@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from .ledger import Product, Row, Tensor
+from .ledger import Kind, Product, Row, Section, Tensor
 
 
 def unchanged(product: Product) -> Product:
@@ -60,3 +60,19 @@ def prefixed(rows: Iterable[Row], prefix: str, also: Iterable[Tensor]) -> tuple[
         return replace(tensor, name=f"{prefix}{tensor.name}")
 
     return [with_other_tensors(row, changed) for row in rows], tuple(map(changed, also))
+
+
+def each_written_once(section: Section) -> Section:
+    """`section`, of which some modules run twice: what their second run writes gets other names, but the casts of their
+    weights it finds in autocast's cache."""
+    written: set[Tensor] = set()
+    names: dict[Tensor, Tensor] = {}
+    rows: list[Row] = []
+    for row in section.rows:
+        again = written.intersection(row.writes)
+        if any(tensor.kind is Kind.AUTOCAST_WEIGHTS for tensor in again):
+            continue
+        names.update((tensor, replace(tensor, name=f"{tensor.name}, again")) for tensor in again)
+        written.update(row.writes)
+        rows.append(with_other_tensors(row, lambda tensor: names.get(tensor, tensor)))
+    return replace(section, rows=tuple(rows))

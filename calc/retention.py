@@ -140,7 +140,7 @@ class Retention:
         region = self.section.region
         if region is None:
             return set()
-        return self.inputs & (self.required | {self.storage(tensor) for tensor in region.arguments})
+        return self.inputs & {self.storage(tensor) for tensor in region.arguments}
 
     def offloaded(self) -> set[Tensor]:
         region = self.section.region

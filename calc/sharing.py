@@ -55,7 +55,7 @@ def _contexts_of_stack(units: list[Unit], before: list[Context], model: ModelFac
         with_leaves=makes_leaves(plan),
         cache_end=model.cache_end,
     )
-    of_outputs = frozenset(embedding.offered)
+    of_outputs = frozenset(embedding.offered if embedding.is_bridge else ())
     """The outputs hold the encoder's output."""
     offered = frozenset(tensor for unit in layers for section, _ in unit for tensor in section.offered)
     of_layers = offered.difference(*(each.kept_of_offered for each in needed))

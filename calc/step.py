@@ -16,7 +16,7 @@ from .blocks.facts import LayerFacts, ModelFacts
 from .evaluation import Batches, batches, without_gradients
 from .grad_scaler import HELD, uses_grad_scaler
 from .gradients import gradient_of
-from .kinds import Wiring
+from .kinds import RelativePositions, Wiring
 from .ledger import Component, Kind, Row, Section, Tensor
 from .lifetimes import NEXT, CacheEnd, Context, Event
 from .operators import Numerics
@@ -25,6 +25,7 @@ from .optimizers import QUANTISATION_MAPS, averaged, kept_between_steps
 from .parts import Owned, Part, Piece, Pieces, part, piece
 from .plan import BITSANDBYTES, Plan
 from .recomputation import recomputed
+from .renaming import each_written_once
 from .router_loss import COUNTS, around_router_loss, logits_of, share_of_router_loss
 from .scenario import AdapterKind, Recompute, Task
 from .sharing import Unit, contexts_of, logits_of_head, trained_in
@@ -258,6 +259,7 @@ def _units(facts: StepFacts) -> list[Unit]:
     if facts.plan.quantisation is not None:
         ends = tuple(_quantised(section, facts.plan, None) for section in ends)
         layers = {layer: _quantised(section, facts.plan, layer) for layer, section in layers.items()}
+    layers = {layer: _named_apart(section) if _runs_twice(layer) else section for layer, section in layers.items()}
     if facts.plan.task is not Task.TRAINING:
         ends = tuple(map(_evaluated, ends))
         layers = {layer: _evaluated(section) for layer, section in layers.items()}
@@ -335,6 +337,12 @@ def _quantised(section: Section, plan: Plan, layer: LayerFacts | None) -> Sectio
     return quantised(section, plan.quantisation, layer, plan.numerics) if plan.quantisation else section
 
 
+def _runs_twice(layer: LayerFacts) -> bool:
+    """Some of its modules: on tokens, and on the embeddings of their distances."""
+    return layer.kind.relative_positions is RelativePositions.SHARED
+
+
+_named_apart = lru_cache(maxsize=KEPT_STRUCTURES)(each_written_once)
 _evaluated = lru_cache(maxsize=KEPT_STRUCTURES)(without_gradients)
 
 

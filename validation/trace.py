@@ -164,14 +164,16 @@ def flops(recorder: StepRecorder, num_batches: int) -> dict[str, int]:
 
 
 def autograd_saved_bytes(job: Job) -> int:
-    """Bytes of the storages that saved-tensor hooks see in one forward, parameters left out."""
+    """Bytes of the storages on the device that saved-tensor hooks see in one forward, parameters left out."""
     saved: list[torch.Tensor] = []
+    recorder = StepRecorder()
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        saved.append(tensor)
+        if tensor.untyped_storage()._cdata not in recorder.on_host:
+            saved.append(tensor)
         return tensor
 
-    with CudaCalls(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    with recorder, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         outputs = forward(job)
         del outputs
     owned = {p.untyped_storage()._cdata for p in job.model.parameters()}

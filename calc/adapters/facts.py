@@ -19,6 +19,7 @@ GEMMAS = ("gemma", "gemma2", "gemma3_text")
 LLAMA_LIKE = ("llama", "mistral", "qwen2", "qwen3", *GEMMAS)
 LORA_TARGETS = {
     **dict.fromkeys(("bert", "roberta", "xlm-roberta"), ("query", "value")),
+    "deberta-v2": ("query_proj", "value_proj"),
     "t5": ("q", "v"),
     "bart": ("q_proj", "v_proj"),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn",)),
@@ -31,6 +32,7 @@ LORA_TARGETS = {
 IA3_TARGETS = {
     **dict.fromkeys(("bert", "roberta"), ("key", "value", "output.dense")),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("c_attn", "mlp.c_proj")),
+    "deberta-v2": ("key_proj", "value_proj", "output.dense"),
     "bloom": ("query_key_value", "mlp.dense_4h_to_h"),
     **dict.fromkeys(("falcon", "gpt_neox"), ("query_key_value", "dense_4h_to_h")),
     **dict.fromkeys(("llama", "mistral"), ("k_proj", "v_proj", "down_proj")),
@@ -41,7 +43,7 @@ IA3_TARGETS = {
     **dict.fromkeys(("qwen2", "qwen3", *GEMMAS), ("q_proj", "v_proj", "down_proj")),
 }
 IA3_FEEDFORWARD = {
-    **dict.fromkeys(("bert", "roberta"), ("output.dense",)),
+    **dict.fromkeys(("bert", "roberta", "deberta-v2"), ("output.dense",)),
     **dict.fromkeys(("gpt2", "gpt_bigcode"), ("mlp.c_proj",)),
     "bloom": ("mlp.dense_4h_to_h",),
     **dict.fromkeys(("falcon", "gpt_neox"), ("dense_4h_to_h",)),

@@ -83,7 +83,18 @@ def _look_up_types(table: Tensor, types: Tensor, out: Tensor, *, one_sequence: b
 def bert_layer(facts: LayerFacts, numerics: Numerics) -> Section:
     """BertLayer: norms behind attention and MLP."""
     x = hidden_states(numerics)
-    attending, attended, weights = _attention(x, facts, numerics)
+    return layer_around(x, *_attention(x, facts, numerics), facts, numerics)
+
+
+def layer_around(
+    x: Tensor,
+    attending: list[Row],
+    attended: Tensor,
+    weights: tuple[Tensor, ...],
+    facts: LayerFacts,
+    numerics: Numerics,
+) -> Section:
+    """The layer whose attention and its projection are `attending`; its frame holds `weights`."""
     drop_1, attended = dropped(attended, "attention.output after dropout", on=facts.residual_dropout)
     adding, middle = _added("attention.output", attended, x, "hidden_states after attention", numerics)
     expanding, activated, down = _mlp(middle, facts, numerics)

@@ -53,6 +53,8 @@ class ModelFacts(NamedTuple):
     """The final norm is Liger's."""
     problem: ProblemType | None = None
     """What the labels of a classification head are; none: a language-model head."""
+    names_problem: bool = False
+    """The config or the scenario says so; else it follows from the number of labels."""
     linear_loss: LinearLoss | None = None
     """Head and loss in one call; None: logits and their cross-entropy."""
     cache_end: CacheEnd = CacheEnd.FORWARD

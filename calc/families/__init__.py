@@ -18,6 +18,7 @@ FAMILIES = {
     "roberta": "bert",
     "xlm-roberta": "bert",
     "bloom": "bloom",
+    "deberta-v2": "deberta",
     "deepseek_v2": "deepseek",
     "deepseek_v3": "deepseek",
     "falcon": "falcon",
@@ -83,7 +84,7 @@ STATE_SPACES = (
 LINEAR_ATTENTIONS = "kimi_linear", "minimax", "olmo_hybrid", "qwen3_next"
 RECURRENT = "recurrent_gemma", "rwkv", "xlstm"
 NOT_MODELLED = {
-    **dict.fromkeys(("deberta", "deberta-v2"), "disentangled attention"),
+    "deberta": "the first DeBERTa's attention",
     **dict.fromkeys(STATE_SPACES, "state-space layers"),
     **dict.fromkeys(LINEAR_ATTENTIONS, "linear attention"),
     **dict.fromkeys(RECURRENT, "recurrent layers"),

@@ -81,6 +81,7 @@ GROUPED_DRAWN = {
 }
 DEEPSEEK = LATENTS | GROUPED
 DEEPSEEK_DRAWN = LATENTS_DRAWN | GROUPED_DRAWN
+DISENTANGLED = {"relative_attention": True, "norm_rel_ebd": "layer_norm", "pos_att_type": "p2c|c2p"}
 DECODER = TOKENS | {"decoder_start_token_id": 0}
 FAMILIES: dict[str, Family] = {
     "modernbert": Family(
@@ -102,6 +103,21 @@ FAMILIES: dict[str, Family] = {
             drawn={"tie_word_embeddings": (True,), "type_vocab_size": (1, 2)},
             lora_targets=("query", "value", "output.dense"),
         ),
+    ),
+    "deberta-v2": Family(
+        sizes=SIZES | {"intermediate_size": 104, "max_position_embeddings": 160},
+        own={"position_biased_input": False, "share_att_key": True, "position_buckets": 16, **DISENTANGLED},
+        drawn={
+            "tie_word_embeddings": (True,),
+            "position_biased_input": FLAG,
+            "share_att_key": FLAG,
+            "position_buckets": (2, 24),
+            "type_vocab_size": (0, 2),
+        },
+        variants=({"share_att_key": False, "position_biased_input": True, "type_vocab_size": 2},),
+        lora_targets=("query_proj", "value_proj", "output.dense"),
+        needs=DISENTANGLED | {"position_buckets": 256},
+        refuses=("selective",),
     ),
     "bloom": Family(sizes=SIZES, lora_targets=("query_key_value", "mlp.dense_4h_to_h"), refuses=("selective",)),
     "deepseek_v2": Family(

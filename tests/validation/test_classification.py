@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from calc import Scenario, estimate
+from tests.validation.families import DISENTANGLED
 from tests.validation.random_steps import agree
 from validation.trace import trace
 
@@ -33,6 +34,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "qwen3": LLAMA,
     "bert": BERT,
     "roberta": BERT,
+    "deberta-v2": BERT | DISENTANGLED | {"position_buckets": 16, "share_att_key": True, "position_biased_input": False},
 }
 MANY_LABELS = 300
 """So many that the scores of all tokens are the peak."""
@@ -68,6 +70,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     },
     "regression, evaluated": ("llama", {"num_labels": 1, "task": "evaluation", "eval_accumulation_steps": 3}),
     "regression, held": ("llama", {"num_labels": 1, "hold_outputs": True, "precision": "fp16-autocast"}),
+    "DeBERTa, its problem named": ("deberta-v2", {"problem_type": "single_label_classification"}),
+    "DeBERTa, one label, picked": ("deberta-v2", {"num_labels": 1, "precision": "bf16", "adapter": {}}),
     "IA³": ("gpt2", {"adapter": {"kind": "ia3"}}),
     "Liger's kernels": ("mistral", {"use_liger_kernel": True}),
 }

@@ -75,6 +75,7 @@ NOT_PEFTS = {
     "mixtral": "PEFT lists some, but converts them before it looks there, and finds none",
     "chatglm": "its own query_key_value is called qkv_proj here, as GLM's would be",
     "bert": "AdaLoRA has no class for a masked language model",
+    "deberta-v2": "AdaLoRA has no class for a masked language model",
     "roberta": "AdaLoRA has no class for a masked language model",
     "bart": "LoRA alone goes with an encoder-decoder yet",
     "t5": "LoRA alone goes with an encoder-decoder yet",
