@@ -313,12 +313,16 @@ class _Builder:
         if not checkpointed:
             self._free(saved)
         for gradient, storage in zip(wanted, made, strict=True):
-            of = gradient.of
-            buffers[of] = self._meet(buffers.get(of), _Pending(storage, gradient.viewed))
-            if of.kind is Kind.PARAMETERS:
-                self.missing[of] -= 1
-                if not self.missing[of]:
-                    self._accumulate(of, buffers.pop(of))
+            self._send(gradient, storage, buffers)
+
+    def _send(self, gradient: Gradient, storage: _Storage, buffers: dict[Tensor, _Pending]) -> None:
+        """A gradient goes to the node of its tensor; a parameter's is complete when all of its nodes have sent one."""
+        of = gradient.of
+        buffers[of] = self._meet(buffers.get(of), _Pending(storage, gradient.viewed))
+        if of.kind is Kind.PARAMETERS:
+            self.missing[of] -= 1
+            if not self.missing[of]:
+                self._accumulate(of, buffers.pop(of))
 
     def _make_gradients(self, row: Row, wanted: list[Gradient]) -> list[Tensor]:
         """Allocates what the node of `row` makes; of that, what nobody wants."""

@@ -1,4 +1,4 @@
-"""DeBERTa-v2: which configs are read, and what its shared parts come to; tests/validation/test_families.py traces them."""
+"""DeBERTa-v2: which configs are read; tests/validation/test_families.py traces steps."""
 
 from typing import Any
 
