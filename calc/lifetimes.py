@@ -236,9 +236,8 @@ class _Builder:
         section, inside = self.section, self.retained.inside
         self.events, num_before = [], 0
         self._free(by_name(self.context.kept))
-        wanted = (gradient.of for row in section.rows for gradient in self.retained.wanted(row))
-        self.missing = Counter(each for each in wanted if each.kind is Kind.PARAMETERS)
         buffers = self._arrived()
+        self.missing = self._num_gradients(buffers)
         for index in reversed(range(len(section.rows))):
             if self.retained.saving and index == self.retained.saving[-1] and not self.section.goes_on:
                 num_before = len(self.events)
@@ -258,6 +257,16 @@ class _Builder:
             if each.tensor in buffers:
                 self._pass_on(buffers[each.tensor].storage, each.gradient)
         return tuple(self.events[:num_before]), tuple(self.events[num_before:])
+
+    def _num_gradients(self, arrived: Iterable[Tensor]) -> Counter[Tensor]:
+        """How many nodes give each parameter a gradient, once the gradients of `arrived` are there."""
+        reached, found = set(arrived), Counter[Tensor]()
+        for row in reversed(self.section.rows):
+            if not reached.isdisjoint(row.writes):
+                given = [gradient.of for gradient in self.retained.wanted(row)]
+                reached.update(given)
+                found.update(each for each in given if each.kind is Kind.PARAMETERS)
+        return found
 
     def _arrived(self) -> dict[Tensor, _Pending]:
         """The gradients that later sections have sent back."""

@@ -55,7 +55,7 @@ def needed(*rows: Row, **context: Any) -> Needs:
 
 
 def checkpointed(*rows: Row) -> Lifetimes:
-    return life(*rows, region=Region(start=0, stop=len(rows)))
+    return life(*rows, region=Region(start=0, stop=len(rows), arguments=(X,)))
 
 
 def backward(seen: Lifetimes) -> tuple[Event, ...]:
@@ -208,6 +208,29 @@ def test_tied_weights(context: dict[str, Any], backward: str) -> None:
     assert told(life(times(W, X, Y), **context).backward) == backward
 
 
+def test_a_weight_that_two_nodes_read_gets_the_sum_when_both_have_run() -> None:
+    # Views are added into a third; what no gradient reaches is not waited for.
+    both = life(times(W, X, A), times(W, A, Y)).backward
+    assert told(both) == "+∂a +∂w -∂y -a +∂x +∂w -∂a -x +∂w -∂w -∂w"
+    assert told(life(times(W, X, A), scale(X, Y)).backward) == "+∂x -∂y -x"
+    assert told(life(times(W, X, Y), times(W, X, A)).backward) == "+∂x +∂w -∂y -x"
+
+
+def test_a_listed_input_goes_with_the_stack_unless_a_node_keeps_it() -> None:
+    def listed(*rows: Row, **context: Any) -> Lifetimes:
+        section = Section(name="section", rows=rows, input=X, output=Y, lists_input=True)
+        return lifetimes(section, Context(**{"input_required": True, **context}))
+
+    assert (told(listed(scale(X, Y)).forward), told(listed(scale(X, Y)).stack_end)) == ("+y", "-x")
+    assert told(listed(sin(X, Y)).stack_end) == ""
+    assert told(listed(scale(X, Y), held_input=A).stack_end) == ""
+
+
+def test_what_a_checkpoint_gets_by_keyword_no_hook_sees() -> None:
+    seen = life(multiply(X, A, Y), region=Region(start=0, stop=1, arguments=(X,)), given=frozenset({A}))
+    assert names(seen.saved) == {"x"}
+
+
 def test_a_checkpoint_keeps_its_input_and_runs_again() -> None:
     seen = checkpointed(sin(X, A), sin(A, B), scale(B, Y))
     assert told(seen.forward) == "+a +b -a +y -b"
@@ -238,7 +261,7 @@ def test_a_checkpoint_without_nodes_that_save_keeps_nothing() -> None:
 
 
 def test_a_region_inside_a_section() -> None:
-    core = Region(start=1, stop=3)
+    core = Region(start=1, stop=3, arguments=(A,))
     seen = life(sin(X, A), sin(A, B), sin(B, C), sin(C, Y), region=core)
     # Kept: x and c by nodes outside, a as the region's input; b is made again when the second of its nodes wants it.
     assert told(seen.forward) == "+a +b +c -b +y"
@@ -249,7 +272,7 @@ def test_a_region_inside_a_section() -> None:
 
 def test_two_sections_of_one_region() -> None:
     """x -> y and again x -> y: the first keeps its input; both run again, one after the other, before any node."""
-    begins, ends = Region(start=0, stop=2, goes_on=True), Region(start=0, stop=2, has_begun=True)
+    begins, ends = Region(start=0, stop=2, goes_on=True, arguments=(X,)), Region(start=0, stop=2, has_begun=True)
     first = life(sin(X, A), sin(A, Y), region=begins, runs_again=True)
     second = life(sin(X, A), sin(A, Y), region=ends)
     assert told(first.forward) == "+a +y -a"
