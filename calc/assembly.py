@@ -314,7 +314,7 @@ def _trains_head(architecture: Architecture, plan: Plan) -> bool:
 
 def _layer_facts(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> LayerFacts:
     return LayerFacts(
-        kind=layer.kind,
+        kind=layer.kind if plan.task is Task.TRAINING else layer.kind.outside_of_training,
         residual_dropout=bool(dropouts.residual),
         mlp_dropout=bool(dropouts.mlp),
         frozen=layer.frozen,

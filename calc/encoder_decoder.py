@@ -87,6 +87,8 @@ def check_generation(scenario: Scenario, architecture: Architecture) -> None:
         value = getattr(scenario, field)
         if value not in built:
             raise ConfigError(field, plain(value), NOT_BUILT)
+    if scenario.adapter is not None:
+        _check_adapter(scenario.adapter)
     _check_precision(scenario, architecture)
 
 

@@ -4,6 +4,7 @@ kernel."""
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from .adapter_choices import with_adapted_layers
 from .architecture import Architecture
 from .encoder_decoder import START_TOKENS, check_generation, generation_lengths
 from .errors import ConfigError, listed, plain
@@ -22,7 +23,16 @@ from .plan import (
     refuse_what_comes_later,
 )
 from .router_loss import with_router_loss
-from .scenario import Attention, CacheImplementation, Implementation, Precision, Scenario, WeightDType
+from .scenario import (
+    Adapter,
+    AdapterKind,
+    Attention,
+    CacheImplementation,
+    Implementation,
+    Precision,
+    Scenario,
+    WeightDType,
+)
 
 if TYPE_CHECKING:
     from .quantisation import Quantisation
@@ -41,7 +51,10 @@ OUTPUT_SHARE = 8
 """Of the tokens that a generation is taken to have one in so many is new, where nothing says how many are."""
 
 READ_BY_INFERENCE = frozenset(
-    {"model", "gpu", "num_gpus", "task", "implementation", "precision", "attention", "parallel", *INFERENCE_FIELDS}
+    {
+        *("model", "gpu", "num_gpus", "task", "implementation", "precision", "attention", "parallel", "adapter"),
+        *INFERENCE_FIELDS,
+    }
 )
 
 
@@ -66,6 +79,7 @@ def resolve_inference(
         target_length=START_TOKENS if architecture.is_encoder_decoder else 0,
     )
     architecture = replace(architecture, dropouts=architecture.dropouts.all_at(0.0))
+    architecture = with_adapted_layers(scenario, architecture)
     if quantisation is not None:
         architecture, quantisation = _quantised(architecture, quantisation)
     gpu = gpu_named(scenario.gpu) if scenario.gpu is not None else None
@@ -77,11 +91,29 @@ def resolve_inference(
         precision=precision,
         attention=_kernel(scenario, architecture, workload),
         cache_implementation=_implementation(scenario),
+        adapter=_adapter(scenario, quantisation),
         quantisation=quantisation,
         num_beams=_num_beams(scenario, architecture),
         **pages,
     )
     return architecture, workload, plan
+
+
+BESIDE_WEIGHTS = frozenset({AdapterKind.LORA, AdapterKind.IA3})
+"""Adapters that a generation runs with."""
+
+
+def _adapter(scenario: Scenario, quantisation: "Quantisation | None") -> Adapter | None:
+    """What stands beside the weights, not merged into them; nothing is dropped."""
+    adapter = scenario.adapter
+    if adapter is None:
+        return None
+    if adapter.kind not in BESIDE_WEIGHTS:
+        raise ConfigError("adapter.kind", adapter.kind.value, "is not supported yet with task = inference")
+    if scenario.page_size is not None or quantisation is not None:
+        beside = "page_size" if scenario.page_size else "quantised weights"
+        raise ConfigError("adapter.kind", adapter.kind.value, f"is not supported yet in inference with {beside}")
+    return adapter.model_copy(update={"dropout": 0.0})
 
 
 def _num_beams(scenario: Scenario, architecture: Architecture) -> int | None:

@@ -1,6 +1,6 @@
 """How a model and its layers are put together: the words for all that decides which rows they have."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -114,6 +114,7 @@ class Router(StrEnum):
     CORRECTED_SOFTMAX = "the best of all probabilities and a correction, in fp32"
     """Ernie4_5_MoeTopKRouter."""
     SPARSE_MIXER = "two, drawn one after the other"
+    BEST_OF_SPARSE_MIXER = "the best two, one after the other: its way outside of training"
     """PhimoeTopKRouter."""
 
 
@@ -347,6 +348,13 @@ class LayerKind:
     """A layer returns its attention's probabilities to the model, which nothing reads."""
     softmax: Softmax = Softmax.IN_FP32
     """Of eager attention."""
+
+    @property
+    def outside_of_training(self) -> "LayerKind":
+        """As it runs in eval mode, where no expert is drawn."""
+        if not isinstance(self.mlp, Mixture) or self.mlp.router is not Router.SPARSE_MIXER:
+            return self
+        return replace(self, mlp=replace(self.mlp, router=Router.BEST_OF_SPARSE_MIXER))
 
 
 class CacheHolder(StrEnum):

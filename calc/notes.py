@@ -295,6 +295,11 @@ def _of_inference(plan: Plan) -> Iterator[str]:
             "are not simulated."
         )
         yield _of_groups(plan) if plan.kv_cache_dtype in GROUPED_BITS else CACHE_NOTES[plan.cache_implementation]
+        if plan.adapter is not None:
+            yield (
+                "The adapter is not merged: each pass adds its branch to the output of the module it stands beside, as "
+                "PEFT does for a model that generates with it. A merged adapter takes nothing: leave it out."
+            )
         if plan.num_beams:
             yield (
                 "num_beams: each sequence runs as so many, prompt and cache among them, as generate expands its "

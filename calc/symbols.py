@@ -17,6 +17,7 @@ from .losses import chunk_tokens
 from .plan import Plan, Workload
 from .scenario import (
     PREFIXED,
+    PROMPTED,
     Adapter,
     CacheImplementation,
     ExpertsImplementation,
@@ -116,8 +117,9 @@ def _decoder_sizes(source_length: int, length: int, num_keys: int) -> dict[str, 
 def _adapter_sizes(adapter: Adapter, architecture: Architecture, length: int) -> dict[str, int]:
     layer = architecture.layers[0][0]
     width = layer.num_key_value_heads * layer.head_dim if adapter.kind in PREFIXED else architecture.hidden_size
+    if adapter.kind not in PREFIXED | PROMPTED:
+        return {"R": adapter.rank}
     return {
-        "R": adapter.rank,
         "T": adapter.num_virtual_tokens,
         "S-T": length - num_prompt_tokens(adapter),
         "E": adapter.encoder_hidden_size or width,

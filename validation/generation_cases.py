@@ -59,6 +59,7 @@ TRACED = [
     generating(cut("qwen2.5-0.5b", 4), 2, 500, 30, cache_implementation="quantized", kv_cache_dtype="fp8"),
     generating(cut("qwen2.5-0.5b", 4), 2, 500, 30, cache_implementation="quantized", kv_cache_dtype="int4"),
     generating(cut("llama-3.2-1b", 3), 2, 200, 30, num_beams=4),
+    generating(cut("llama-3.2-1b", 3), 2, 200, 30, adapter={"kind": "lora", "rank": 16}),
     # Encoders beside decoders.
     generating("t5-base", 4, 300, 40),
     generating("bart-large", 2, 700, 60, attention="eager"),

@@ -9,7 +9,7 @@ from calc.ledger import Gradient, Kind, Product, Row, Tensor
 from calc.operators import TOKENS, Numerics, linear, parameter
 from calc.primitives import cast, frame, like, matmul, scale, shift, softmax, unary, view
 
-from .sparse_mixer import CHOSEN, sparse_mixer
+from .sparse_mixer import CHOSEN, best_of_sparse_mixer, sparse_mixer
 
 Routed = tuple[list[Row], tuple[Tensor, ...]]
 """The rows; and what the block holds until it returns: each token's weights of its experts, their indices, the logits
@@ -204,7 +204,8 @@ def _divided(x: Tensor, divisor: Tensor, out: Tensor) -> Row:
 def _sparse_mixer_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
     """PhimoeTopKRouter.forward, an nn.Linear."""
     logits = Tensor("router logits", (*TOKENS, "X"), numerics.linear)
-    rows, weights, indices = sparse_mixer(logits, numerics)
+    mixer = sparse_mixer if mixture.router is Router.SPARSE_MIXER else best_of_sparse_mixer
+    rows, weights, indices = mixer(logits, numerics)
     return [*linear(f"mlp.{mixture.gate}", x, logits, ("H",), ("X",), numerics), *rows], (weights, indices, logits)
 
 
@@ -292,6 +293,7 @@ ROUTERS: dict[Router, Callable[[Tensor, Mixture, Numerics], Routed]] = {
     Router.SIGMOID_GROUPS: _sigmoid_groups_router,
     Router.CORRECTED_SOFTMAX: _corrected_softmax_router,
     Router.SPARSE_MIXER: _sparse_mixer_router,
+    Router.BEST_OF_SPARSE_MIXER: _sparse_mixer_router,
     Router.SCALED_SOFTMAX: _scaled_softmax_router,
     Router.SOFTMAX_OF_BEST: _softmax_of_best_router,
     Router.SOFTMAX_OF_BEST_IN_FP32: _softmax_of_best_in_fp32_router,

@@ -1,5 +1,5 @@
-"""SparseMixer, the router of Phi-3.5-MoE, in training (transformers 5.23.0, models/phimoe): a token's two experts are
-drawn one after the other, each with a gradient of its own making."""
+"""SparseMixer, the router of Phi-3.5-MoE (transformers 5.23.0, models/phimoe): in training a token's two experts are
+drawn one after the other, each with a gradient of its own making; else they are the best."""
 
 from dataclasses import dataclass, replace
 
@@ -55,20 +55,32 @@ def sparse_mixer(scores: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor,
     return rows, weights, indices
 
 
-MOST = ("largest score", "highest probability")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Near:
+    """What is near the best of each token's scores."""
+
+    rows: list[Row]
+    best: Tensor
+    """The index of the largest."""
+    factor: Tensor
+    far: Tensor
+    near: Tensor
 
 
-def _drawn(name: str, given: Tensor, scores: Tensor, numerics: Numerics) -> _Draw:
-    """One expert of those `given` that are near the best: its number by chance, its weight, and PhimoeMultiplier."""
-    compute = DType.FP32 if numerics.autocast else scores.dtype
-    largest, highest = (
-        Tensor(f"{name}: {what}", ONE, dtype) for what, dtype in zip(MOST, (scores.dtype, compute), strict=True)
+def _near(name: str, given: Tensor, scores: Tensor) -> _Near:
+    largest, best = (
+        Tensor(f"{name}: {what}", ONE, dtype)
+        for what, dtype in (("largest score", scores.dtype), ("best", DType.INT64))
     )
-    best, index, highest_index = (Tensor(f"{name}: {what}", ONE, DType.INT64) for what in ("best", "expert", "top"))
     magnitude, factor, below, share = (like(scores, f"{name}: {what}") for what in ("|x|", "factor", "below", "share"))
-    far = like(scores, f"{name}: too far", dtype=DType.BOOL)
-    near, shares = like(scores, f"{name}: near"), like(scores, f"{name}: probabilities", dtype=compute)
-    weight, for_one, out = (like(shares, f"{name}: {what}", shape=ONE) for what in ("weight", "factor", "multiplier"))
+    far, near = like(scores, f"{name}: too far", dtype=DType.BOOL), like(scores, f"{name}: near")
+    filling = Row(
+        name="masked_fill",
+        reads=(given, far),
+        writes=(near,),
+        gradients=(Gradient(of=given),),
+        saves=(far,),
+    )
     rows = [
         Row(name="max", reads=(given,), writes=(largest, best)),
         Row(name="abs", reads=(scores,), writes=(magnitude,)),
@@ -76,13 +88,51 @@ def _drawn(name: str, given: Tensor, scores: Tensor, numerics: Numerics) -> _Dra
         Row(name="sub", reads=(largest, scores), writes=(below,)),
         Row(name="div", reads=(below, factor), writes=(share,)),
         Row(name="gt", reads=(share, largest), writes=(far,)),
-        Row(
-            name="masked_fill",
-            reads=(given, far),
-            writes=(near,),
-            gradients=(Gradient(of=given),),
-            saves=(far,),
-        ),
+        filling,
+    ]
+    return _Near(rows=rows, best=best, factor=factor, far=far, near=near)
+
+
+def best_of_sparse_mixer(scores: Tensor, numerics: Numerics) -> tuple[list[Row], Tensor, Tensor]:
+    """sparsemixer outside of training. What is too far from the first and its factor go when the second's are there."""
+    left = like(scores, "router logits without the first expert")
+    found = [_near("first", scores, scores), _near("second", left, scores)]
+    compute = DType.FP32 if numerics.autocast else scores.dtype
+    rows: list[Row] = []
+    shares = [like(scores, f"{name}: probabilities", dtype=compute) for name in ("first", "second")]
+    chances = [like(each, f"{each.name} of the best", shape=ONE) for each in shares]
+    first, second = found
+    for near, probabilities, chance in zip(found, shares, chances, strict=True):
+        largest, magnitude, clamp, *others = near.rows
+        let_go = ([], []) if near is first else ([frame(first.far)], [frame(first.factor)])
+        rows += [largest, *let_go[0], magnitude, clamp, *let_go[1], *others]
+        rows += [
+            *_softmax(near.near, probabilities),
+            Row(name="gather", reads=(probabilities, near.best), writes=(chance,)),
+        ]
+        if near is first:
+            rows.append(Row(name="scatter", reads=(scores, near.best), writes=(left,)))
+    weights = like(chances[0], "weights of experts", shape=CHOSEN)
+    indices = like(weights, "indices of experts", dtype=DType.INT64)
+    rows += [
+        cat(tuple(chances), weights),
+        Row(name="cat", reads=(first.best, second.best), writes=(indices,)),
+        frame(left, *shares, *chances, second.far, second.factor),
+    ]
+    return rows, weights, indices
+
+
+def _drawn(name: str, given: Tensor, scores: Tensor, numerics: Numerics) -> _Draw:
+    """One expert of those `given` that are near the best: its number by chance, its weight, and PhimoeMultiplier."""
+    compute = DType.FP32 if numerics.autocast else scores.dtype
+    found = _near(name, given, scores)
+    best, factor, near = found.best, found.factor, found.near
+    highest = Tensor(f"{name}: highest probability", ONE, compute)
+    index, highest_index = (Tensor(f"{name}: {what}", ONE, DType.INT64) for what in ("expert", "top"))
+    shares = like(scores, f"{name}: probabilities", dtype=compute)
+    weight, for_one, out = (like(shares, f"{name}: {what}", shape=ONE) for what in ("weight", "factor", "multiplier"))
+    rows = [
+        *found.rows,
         _sampled(near, index, numerics),
         *_softmax(near, shares),
         Row(name="gather", reads=(shares, index), writes=(weight,), gradients=(Gradient(of=shares),), saves=(index,)),

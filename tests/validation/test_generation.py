@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calc import ConfigError, Scenario, estimate
-from calc.scenario import CacheImplementation, Task
+from calc.scenario import Adapter, CacheImplementation, Task
 from tests.validation.families import FAMILIES, config_of, configs
 from tests.validation.random_steps import SLOW, TIMES
 from validation.compare import leaves, numbers
@@ -31,8 +31,6 @@ CHOICES: tuple[Choices, ...] = (
     STATIC | {"weight_dtype": "fp32", "attention": "auto", "batch_size": 2, "prompt_length": 17, "output_length": 0},
 )
 RANDOM = 40
-AS_IN_TRAINING = {"phimoe"}
-"""Its router is counted as it samples in training, 2 KiB too much, which is the peak of a small model."""
 
 
 def agrees(scenario: Scenario, config: dict[str, Any]) -> None:
@@ -194,6 +192,22 @@ def test_a_cache_in_groups(model_type: str, output_length: int, dtype: str, weig
     agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **quantised), config)
 
 
+@pytest.mark.parametrize(
+    ("model_type", "adapter", "cache"),
+    [
+        ("llama", {"kind": "lora", "target_modules": ("all-linear",), "rank": 4, "dropout": 0.1}, {}),
+        ("gpt2", {"kind": "lora", "use_dora": True}, STATIC),
+        ("qwen3", {"kind": "lora", "dtype": "base", "layers_to_transform": (1,)}, {"num_beams": 2}),
+        ("t5", {"kind": "lora"}, {}),
+        ("falcon", {"kind": "ia3"}, {}),
+    ],
+)
+def test_adapters_beside_the_weights(model_type: str, adapter: Choices, cache: Choices) -> None:
+    config = config_of(model_type) | ({"sliding_window": None} if model_type == "qwen3" else {})
+    asked: Choices = {"batch_size": 2, "prompt_length": 24, "output_length": 8, "weight_dtype": "bf16"}
+    agrees(Scenario(model=config, task=Task.INFERENCE, adapter=Adapter(**adapter), **asked, **cache), config)
+
+
 @pytest.mark.parametrize("cache", [{}, STATIC, IN_FP8], ids=["dynamic", "static", "fp8"])
 @pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "gpt2"])
 def test_beams(model_type: str, cache: Choices) -> None:
@@ -204,7 +218,7 @@ def test_beams(model_type: str, cache: Choices) -> None:
 
 
 @settings(SLOW, max_examples=RANDOM * TIMES)
-@given(data=st.data(), model_type=st.sampled_from(sorted({*GENERATING} - AS_IN_TRAINING)))
+@given(data=st.data(), model_type=st.sampled_from(GENERATING))
 def test_random_generations(data: st.DataObject, model_type: str) -> None:
     config = data.draw(configs(model_type))
     if config.get("sliding_window"):
