@@ -1,7 +1,7 @@
 """What the page Serve shows: how fast a generation is and why, how many sequences fit, what a larger batch gains."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,11 +15,13 @@ from calc.inference import READ_BY_INFERENCE
 from calc.roofline import InferenceTime, PassTime
 from calc.scenario import Scenario, Task
 from calc.solution import Maximise
+from calc.target import Limit
 from calc.traffic import Holds
 from calc.units import format_bytes, format_gib, format_rate, format_seconds
 
 from .address import CONFIG, query_pairs
 from .charts import Axis, contour, nice_ticks, powers_of_two
+from .comparison import needed_bytes
 from .form import STOPS
 from .labels import Mark, places
 from .views import answer_view
@@ -38,6 +40,8 @@ EXAMPLE = calc.Scenario(
 
 BATCHES = STOPS["batch_size"]
 MOST_CONTEXTS = 8
+TARGETS = (0.01, 0.02, 0.03, 0.05, 0.1, 0.2)
+"""Seconds that a token may take: from as fast as one reads at a glance to slower than one reads."""
 REMEMBERED_GRIDS = 64
 DRAWING_PIXELS = ((270, 240), (460, 270))
 """Width and height of a drawing on a screen of 390 pixels and on the widest, as serve.css makes it."""
@@ -307,7 +311,7 @@ def deployments_view(scenario: Scenario) -> dict[str, Any]:
                 "most": way.most_sequences,
                 "prefill": _known(way.prefill_seconds),
                 "token": _known(way.seconds_per_output_token),
-                "links": _known(way.all_reduce_seconds_per_token),
+                "links": _known(way.all_reduce_seconds_per_token) if way.tensor_parallel > 1 else "–",
                 "rate": format_rate(way.output_tokens_per_second) if way.output_tokens_per_second else "",
             }
             for way in ways
@@ -326,7 +330,7 @@ def throughput_view(scenario: Scenario, words: Words) -> dict[str, Any]:
     """Seconds a token against tokens a second: each batch up to the first that does not fit."""
     own = calc.estimate(scenario)
     if own.time is None or own.time.output_tokens_per_second is None:
-        return {"throughput": None}
+        return {"throughput": None, "latencies": []}
     own_batch = own.scenario.batch_size or 1
     answers = dict(_tried(scenario, sorted({*BATCHES, own_batch})))
     rates = {batch: answer.time for batch, answer in answers.items()}
@@ -359,7 +363,27 @@ def throughput_view(scenario: Scenario, words: Words) -> dict[str, Any]:
             }
         )
     x_ticks = [(f"{tick:g}", x(tick)) for tick in nice_ticks(slowest)]
-    return {"throughput": _chart(rows, x_ticks, [(f"{tick:,.0f}", y(tick)) for tick in nice_ticks(most)])}
+    chart = _chart(rows, x_ticks, [(f"{tick:,.0f}", y(tick)) for tick in nice_ticks(most)])
+    return {"throughput": chart, "latencies": list(_latencies(scenario))}
+
+
+def _latencies(scenario: Scenario) -> Iterator[dict[str, Any]]:
+    """The most sequences with which a token takes no longer than each of TARGETS, until memory is what limits them."""
+    for seconds in TARGETS:
+        found = calc.solve(scenario, maximise=Maximise.BATCH_SIZE, max_seconds_per_token=seconds)
+        time = found.estimate.time
+        known = found.value is not None and time is not None
+        yield {
+            "target": format_seconds(seconds),
+            "batch": found.value,
+            "query": urlencode(query_pairs(scenario.model_copy(update={"batch_size": found.value}))) if known else None,
+            "token": _known(time.seconds_per_output_token) if known and time else "",
+            "rate": format_rate(time.output_tokens_per_second or 0) if known and time else "",
+            "needed": needed_bytes(found.estimate) if known else None,
+            "limit": found.limit,
+        }
+        if found.limit is not Limit.LATENCY:
+            break
 
 
 def _tried(scenario: Scenario, batches: Iterable[int]) -> Iterable[tuple[int, calc.Estimate]]:

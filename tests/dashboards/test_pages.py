@@ -75,6 +75,7 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "weight_dtype": {"task": "inference"},
         "mxfp4": {"model": "gpt-oss-20b"},
         "quantized": {"kv_cache_dtype": "fp8"},
+        **{bits: {"cache_implementation": "quantized", "page_size": ""} for bits in ("int4", "int2")},
         "cache_implementation": {"task": "inference"},
         **dict.fromkeys(("int4", "int2"), {"cache_implementation": "quantized", "page_size": ""}),
         "kv_cache_dtype": {"task": "inference", "page_size": "16"},

@@ -14,6 +14,7 @@ from dashboards.serving import (
     BATCHES,
     EXAMPLE,
     MADE_OF,
+    TARGETS,
     at,
     capacity_view,
     served,
@@ -157,3 +158,18 @@ def test_an_engine_is_drawn_up_to_its_most_sequences(gpu: str) -> None:
     batches = [batch for batch, _ in capacity["heat"]["batches"]]
     assert max(batches) == (512 if gpu == "h100-sxm-80gb" else 256)
     assert len(capacity["heat"]["rows"]) == len(batches) * len(capacity["heat"]["contexts"])
+
+
+def test_each_target_of_a_latency_has_the_most_sequences_that_keep_to_it() -> None:
+    rows = throughput_view(EXAMPLE, W)["latencies"]
+    assert [row["limit"] for row in rows[:-1]] == ["latency"] * (len(rows) - 1)
+    for row, seconds in zip(rows, TARGETS, strict=False):
+        inside, beyond = (
+            calc.estimate(EXAMPLE.model_copy(update={"batch_size": row["batch"] + more})).time for more in (0, 1)
+        )
+        assert inside is not None
+        assert beyond is not None
+        assert (inside.seconds_per_output_token or 1) <= seconds
+        if row["limit"] == "latency":
+            assert (beyond.seconds_per_output_token or 0) > seconds
+    assert throughput_view(example(gpu=None), W)["latencies"] == []
