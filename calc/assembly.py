@@ -56,6 +56,9 @@ FOREACH_CHUNK = 65536
 """Elements of a gradient whose norm one block computes (aten/src/ATen/native/cuda/MultiTensorApply.cuh, kChunkSize)."""
 
 
+ALL_LOGITS = 0
+"""transformers' logits_to_keep."""
+
 Unit = tuple[tuple[Layer, int], ...]
 """Layers in a row that repeat as one: how many of each kind follow each other."""
 
@@ -261,6 +264,7 @@ def _model_facts(architecture: Architecture, cores: set[AttentionCore], workload
         cache_end=_cache_end(architecture, plan),
         router_loss=has_router_loss(architecture),
         generates=plan.task is Task.INFERENCE,
+        keeps_all_logits=plan.logits_to_keep == ALL_LOGITS,
     )
 
 

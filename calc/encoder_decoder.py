@@ -37,6 +37,7 @@ ONLY_OF_ADAPTER: dict[str, Any] = {
 ONLY_IN_INFERENCE: dict[str, Any] = {
     "cache_implementation": {None, CacheImplementation.DYNAMIC},
     "num_beams": {None},
+    "logits_to_keep": {None},
     "page_size": {None},
 }
 """The same of a generation's."""

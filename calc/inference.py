@@ -94,9 +94,16 @@ def resolve_inference(
         adapter=_adapter(scenario, quantisation),
         quantisation=quantisation,
         num_beams=_num_beams(scenario, architecture),
+        logits_to_keep=_logits_to_keep(scenario),
         **pages,
     )
     return architecture, workload, plan
+
+
+def _logits_to_keep(scenario: Scenario) -> int | None:
+    if scenario.logits_to_keep is not None and scenario.page_size is not None:
+        raise ConfigError("logits_to_keep", scenario.logits_to_keep, "is not read with page_size")
+    return scenario.logits_to_keep
 
 
 BESIDE_WEIGHTS = frozenset({AdapterKind.LORA, AdapterKind.IA3})

@@ -80,7 +80,8 @@ PAGED_FIELDS = (
 )
 """What an engine with a paged cache reads."""
 INFERENCE_FIELDS = (
-    *("batch_size", "num_beams", "prompt_length", "output_length", "weight_dtype", "cache_implementation"),
+    *("batch_size", "num_beams", "prompt_length", "output_length", "logits_to_keep"),
+    *("weight_dtype", "cache_implementation"),
     *PAGED_FIELDS,
 )
 
@@ -131,6 +132,8 @@ class Plan:
     cache_implementation: CacheImplementation | None = None
     """Of a generation; None where its cache has pages."""
     num_beams: int | None = None
+    logits_to_keep: int | None = None
+    """Positions of the prompt whose logits are made: 0 for all; None: the last."""
     page_size: int | None = None
     kv_cache_dtype: str | None = None
     gpu_memory_utilization: float | None = None

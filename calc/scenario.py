@@ -410,6 +410,8 @@ class Scenario(Question):
     cache of its own; none = one, no search."""
     output_length: Annotated[int, Field(strict=True, ge=0, le=LARGEST_SIZE)] | None = None
     """Inference: tokens generated; none = an eighth of the model's positions, at most 512."""
+    logits_to_keep: Annotated[int, Field(strict=True, ge=0, le=1)] | None = None
+    """Inference: positions of the prompt whose logits are made, 0 for all; none = 1, the last, as generate asks."""
     weight_dtype: WeightDType | None = None
     """Inference: type of the weights. int8, nf4 and fp4 are bitsandbytes' (double: their scales are quantised, too),
     fp8 has blocks of 128 by 128, GPTQ and AWQ groups of 128, mxfp4 is gpt-oss' own, q8_0 to q4_0 are llama.cpp's

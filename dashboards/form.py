@@ -26,6 +26,7 @@ YES_OR_NO = ("false", "true")
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "task": tuple(Task),
+    "logits_to_keep": ("", "0"),
     "weight_dtype": ("", *WeightDType),
     "cache_implementation": ("", *(each for each in CacheImplementation if each is not CacheImplementation.DYNAMIC)),
     "kv_cache_dtype": ("", *dict.fromkeys((*QUANTISED_TYPES, *CACHE_TYPES))),

@@ -50,6 +50,7 @@ STEP: dict[str, Any] = {
     "dropout": None,
     "batch_size": None,
     "num_beams": None,
+    "logits_to_keep": None,
     "prompt_length": None,
     "output_length": None,
     "weight_dtype": None,

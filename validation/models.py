@@ -158,6 +158,8 @@ class Job:
     """Tokens a generation adds."""
     cache_implementation: str
     """Of a generation."""
+    logits_to_keep: int
+    """A generation's, of the prompt: 0 for all."""
     kv_cache_dtype: str
     """Of a cache that quantises."""
     searches_beams: bool
@@ -239,6 +241,7 @@ def build_job(
         eval_accumulation_steps=scenario.eval_accumulation_steps,
         output_length=scenario.output_length or 0,
         cache_implementation=scenario.cache_implementation or "dynamic",
+        logits_to_keep=1 if scenario.logits_to_keep is None else scenario.logits_to_keep,
         kv_cache_dtype=scenario.kv_cache_dtype or "",
         searches_beams=bool(scenario.num_beams),
     )

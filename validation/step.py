@@ -141,7 +141,7 @@ def prefill(job: Job) -> tuple[dict[str, Any], Any]:
     token, after the encoder's (_prepare_encoder_decoder_kwargs_for_generation)."""
     options: dict[str, Any] = {"past_key_values": cache_of(job), "use_cache": True}
     if not decodes_apart(job):
-        options["logits_to_keep"] = 1
+        options["logits_to_keep"] = job.logits_to_keep
         return options, job.model(input_ids=job.inputs, **options)
     encoder: Any = job.model.get_encoder()  # pyright: ignore[reportCallIssue]
     options["encoder_outputs"] = encoder(input_ids=job.inputs, return_dict=True)

@@ -61,7 +61,9 @@ class ModelFacts(NamedTuple):
     router_loss: bool = False
     """Something is added to the loss for the routers of a mixture's layers."""
     generates: bool = False
-    """Logits are made of each sequence's last token, and no loss."""
+    """Logits are made, of each sequence's last token where nothing else is said, and no loss."""
+    keeps_all_logits: bool = False
+    """They are made of all tokens."""
 
 
 INPUT_IDS = Tensor("input_ids", TOKENS, DType.INT64, Kind.INPUTS)

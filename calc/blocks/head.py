@@ -36,7 +36,7 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
     if facts.linear_loss is not None:
         loss_rows, loss = linear_loss(normed, weight, facts.linear_loss, numerics)
         return Section(name="head", rows=(*norm, frame(x, *outside), *loss_rows), input=x, output=loss)
-    tokens = LAST_TOKENS if facts.generates else TOKENS
+    tokens = LAST_TOKENS if facts.generates and not facts.keeps_all_logits else TOKENS
     logits = Tensor("logits", (*tokens, "V"), numerics.compute)
     kept = like(normed, "hidden states of the last tokens", shape=(*tokens, "H")) if facts.generates else normed
     given = logits

@@ -205,6 +205,19 @@ def test_adapters_that_come_later(fields: dict[str, Any], problem: str) -> None:
         generated(**fields)
 
 
+def test_logits_of_all_positions() -> None:
+    asked: dict[str, Any] = {"batch_size": 4, "prompt_length": 1000, "output_length": 3}
+    last, every = generated(**asked, logits_to_keep=1), generated(**asked, logits_to_keep=0)
+    logits, hidden = 999 * 4 * 128256, 4096
+    assert generated(**asked).memory.phases == last.memory.phases
+    ends = [answer.memory.phases[0].end_allocated_bytes for answer in (last, every)]
+    assert ends[1] - ends[0] == 2 * logits
+    assert (every.flops.prefill or 0) - (last.flops.prefill or 0) == 2 * logits * hidden
+    assert every.flops.decode == last.flops.decode
+    with pytest.raises(ConfigError, match="is not read with page_size"):
+        generated(logits_to_keep=0, page_size=16)
+
+
 T5 = {
     "model_type": "t5",
     "d_model": 64,

@@ -42,6 +42,14 @@ def agrees(scenario: Scenario, config: dict[str, Any]) -> None:
     assert {name: estimated[name] for name in compared} == {name: traced[name] for name in compared}
 
 
+@pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "cohere", "granite"])
+def test_logits_of_all_positions(model_type: str) -> None:
+    """Scaled, capped, of the head's own input."""
+    config = config_of(model_type)
+    asked: Choices = {"batch_size": 3, "prompt_length": 24, "output_length": 2, "logits_to_keep": 0}
+    agrees(Scenario(model=config, task=Task.INFERENCE, **asked), config)
+
+
 CACHES = [CacheImplementation.DYNAMIC, CacheImplementation.STATIC]
 """Those that take windows."""
 
