@@ -73,6 +73,7 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "experts_implementation": {"model": "mixtral-8x7b"},
         "efficient": {"model": "gpt2"},
         "weight_dtype": {"task": "inference"},
+        "logits_to_keep": {"task": "inference"},
         "mxfp4": {"model": "gpt-oss-20b"},
         "quantized": {"kv_cache_dtype": "fp8"},
         **{bits: {"cache_implementation": "quantized", "page_size": ""} for bits in ("int4", "int2")},
