@@ -112,6 +112,8 @@ class Architecture:
     max_position_embeddings: int
     rotary_positions: int | None = None
     """That rotary embeddings reach with the config's scaling; None: positions are none, learned or a bias."""
+    has_long_rope: bool = False
+    """Rotary tables of two kinds, for short and for long contexts (LongRoPE)."""
     tied_embeddings: bool
     layers: tuple[tuple[Layer, int], ...]
     """Runs of equal layers, in order: (layer, how many)."""

@@ -232,13 +232,14 @@ class Engine:
         of_logits = {"Vs": vocabulary, "Vs⌈64⌉": round_up(vocabulary, VOCABULARY_MULTIPLE)}
         pages = -(-self.context // self.page_size)
         null_bytes = NULL_PAGES * self.page_bytes
+        positions = self.architecture.rotary_positions or self.architecture.max_position_embeddings
 
         def of_pass(num_tokens: int) -> Sizes:
             sampled = min(num_tokens, most)
             rows = min(1 << (min(sms, sampled) - 1).bit_length(), sms)
             own = {TOKENS: num_tokens, SAMPLED: sampled, "Pr": rows, "2F": 2 * common["F"]} | of_logits
             of_kernel = {"Ms": sms * min(round_up(num_tokens, SUMS_STEP), SUMS_TOKENS) * SUMS_ROWS}
-            of_cache = {"Bt": most, "Pq": pages, "Pb": self.cache_bytes + null_bytes, "Mt": tokens}
+            of_cache = {"Bt": most, "Pq": pages, "Pb": self.cache_bytes + null_bytes, "Mt": tokens, "Pt": positions}
             return Sizes(common | own | of_kernel | of_cache)
 
         return [of_pass(tokens), of_pass(self.num_sequences)]
@@ -260,7 +261,7 @@ class Engine:
     @cached_property
     def _own(self) -> tuple[Tensor, ...]:
         numbers = (("input_ids", DType.INT32), ("positions", DType.INT64), ("slot_mapping", DType.INT64))
-        table = Tensor("rotary_emb.cos_sin_cache", ("P", "Q"), self.plan.numerics.weights, Kind.BUFFERS)
+        table = Tensor("rotary_emb.cos_sin_cache", ("Pt", "Q"), self.plan.numerics.weights, Kind.BUFFERS)
         return (*(Tensor(name, ("Mt",), dtype, Kind.INPUTS) for name, dtype in numbers), self._block_table, table)
 
     @cached_property

@@ -101,6 +101,7 @@ SYMBOLS = {
     "Pr": "rows of the sampler's buffer: one for each multiprocessor, at most one for each sequence",
     "Ms": "sums of Marlin's blocks, for each multiprocessor those of up to 64 tokens",
     "Pq": "pages of one sequence",
+    "Pt": "positions that rotary embeddings reach, scaled as the config says",
     "Pb": "bytes of all pages, of all layers",
     "2F": "2 intermediate_size",
     "Vs": "vocab_size of the model, all ranks together",

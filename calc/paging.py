@@ -14,8 +14,8 @@ from .kinds import SharedHeads
 from .plan import PAGED_FIELDS, Workload
 from .scenario import CacheImplementation, Scenario
 
-MODELS = frozenset({"llama", "mistral", "qwen2", "qwen3"})
-"""Those whose passes are written down."""
+MODELS = frozenset({"llama", "mistral", "phi3", "qwen2", "qwen3"})
+"""Those whose passes are written down: vLLM's LlamaForCausalLM and its kin (phi3.py is that class)."""
 
 USUAL_PAGE_SIZE = 16
 """CacheConfig.DEFAULT_BLOCK_SIZE: tokens."""
@@ -150,6 +150,9 @@ def _check_model(scenario: Scenario, architecture: Architecture, weights: str) -
         raise ConfigError("page_size", scenario.page_size, "is an engine's; it has no cache_implementation")
     if architecture.model_type not in MODELS:
         problem = f"is not supported yet for {architecture.model_type}; supported: {listed(MODELS)}"
+        raise ConfigError("page_size", scenario.page_size, problem)
+    if architecture.has_long_rope:
+        problem = "is not supported yet with LongRoPE (rope_parameters)"
         raise ConfigError("page_size", scenario.page_size, problem)
     if scenario.kv_cache_dtype not in {None, weights, *CACHE_TYPES}:
         problem = f"should be one of {weights}, {', '.join(CACHE_TYPES)} with page_size"

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping
 from math import inf
 from typing import Any
 
-SAID_SCALED = frozenset({"llama3", "longrope", "su"})
+LONG_ROPE = ("longrope", "su")
+SAID_SCALED = ("llama3", *LONG_ROPE)
 """Whose max_position_embeddings counts the scaling already; Gemma 3's does, too."""
 GEMMA3 = "gemma3"
 YARN = "yarn"
@@ -19,8 +20,8 @@ def scaled_positions(config: Mapping[str, Any], max_position_embeddings: int) ->
     if str(config.get("model_type", "")).startswith(GEMMA3):
         return max_position_embeddings
     reached = [max_position_embeddings]
-    for scaling in _scalings(config.get("rope_parameters") or config.get("rope_scaling")):
-        kind = scaling.get("rope_type") or scaling.get("type")
+    for scaling in _scalings(config):
+        kind = _kind(scaling)
         factor, original = map(_number, (scaling.get("factor"), scaling.get("original_max_position_embeddings")))
         if factor is not None and kind not in SAID_SCALED:
             base = original if kind == YARN and original is not None else max_position_embeddings
@@ -28,8 +29,18 @@ def scaled_positions(config: Mapping[str, Any], max_position_embeddings: int) ->
     return max(reached)
 
 
-def _scalings(given: Any) -> Iterator[Mapping[str, Any]]:
+def has_long_rope(config: Mapping[str, Any]) -> bool:
+    """Whether there are factors for short and for long contexts."""
+    return any(_kind(scaling) in LONG_ROPE for scaling in _scalings(config))
+
+
+def _kind(scaling: Mapping[str, Any]) -> Any:
+    return scaling.get("rope_type") or scaling.get("type")
+
+
+def _scalings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """One, or one for each kind of layers."""
+    given = config.get("rope_parameters") or config.get("rope_scaling")
     if isinstance(given, Mapping):
         nested = [each for each in given.values() if isinstance(each, Mapping)]
         yield from nested or [given]

@@ -145,6 +145,25 @@ def test_the_next_longer_context_does_not_fit(sought: str) -> None:
     assert not solution.next_estimate.memory.fits
 
 
+def test_phi3_is_vllms_llama_with_its_matrices_merged() -> None:
+    sizes = {name: size for name, size in WINDOWED.items() if name not in ("model_type", "sliding_window")}
+    llama, phi = (served(sizes | {"model_type": kind, "pad_token_id": 0}, gpu="rtx-4090") for kind in ("llama", "phi3"))
+    assert pages(phi) == pages(llama)
+    assert phi.time == llama.time
+    scaling = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [1.0] * 8}
+    with pytest.raises(ConfigError, match="LongRoPE"):
+        served(sizes | {"model_type": "phi3", "rope_scaling": scaling})
+
+
+def test_the_table_of_positions_reaches_as_far_as_they_do() -> None:
+    scaled = WINDOWED | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    tables = [
+        next(tensor.bytes for tensor in served(model).tensors if tensor.name == "rotary_emb.cos_sin_cache")
+        for model in (WINDOWED, scaled)
+    ]
+    assert tables == [4096 * 16 * 2, 4 * 4096 * 16 * 2]
+
+
 def test_qwens_mlp_holds_gate_and_up_longer() -> None:
     """Where that decides, in a pass that samples little."""
     asked = {"max_num_batched_tokens": 8192, "max_num_seqs": 4, "gpu": "h100-sxm-80gb"}
