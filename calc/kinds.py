@@ -324,6 +324,8 @@ class LayerKind:
     mlp: Mlp | Mixture = Mlp.GATED
     fused_query_key_value: bool = False
     """One projection for all three."""
+    registered_first: tuple[str, ...] = ()
+    """Its modules that `model.parameters()` has before those that come first in its wiring."""
     strided: frozenset[str] = frozenset()
     """Of q, k and v those that attention gets as parts of one projection, in which they lie behind each other: not even
     single tokens of several sequences lie side by side."""

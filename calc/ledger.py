@@ -324,6 +324,8 @@ class Section:
     """Tensors without a gradient that the model passes to this part by position."""
     modules: tuple[str, ...] = ()
     """Its modules in the order of their registration, where that is not the order of their use."""
+    beyond_layers: tuple[str, ...] = ()
+    """Those of a section around layers that `model.parameters()` has on the layers' other side."""
     leaves: tuple[Tensor, ...] = ()
     """The token embeddings, which transformers makes to require a gradient when it checkpoints a frozen model; of a
     layer what it makes so whenever it is checkpointed."""

@@ -17,16 +17,13 @@ from .ledger import Kind, Tensor
 from .lifetimes import Event
 from .optimizer_loops import LOOPS, Update, temporary
 from .optimizers import QUANTISATION_MAPS, gradients_persist, optimizer_of, states
-from .parts import Owned
 from .plan import BITSANDBYTES, Plan
 from .recipes import State
 from .scenario import Optimizer
 from .timeline import Program
 
-Share = tuple[tuple[Owned, int], ...]
-"""What one part of the model owns: that of layers that follow each other, each so many times."""
 Part = tuple[tuple[tuple[Tensor, ...], int], ...]
-"""Parameters of the same."""
+"""Parameters of layers that follow each other, each so many times."""
 Parts = Sequence[Part]
 """Parameters by the part of the model they belong to, in its order."""
 KEPT_PHASES = 256
@@ -86,10 +83,9 @@ class OptimizerStep(NamedTuple):
 
 
 @lru_cache(maxsize=KEPT_PHASES)
-def optimizer_step(owned: tuple[Share, ...], in_layers: tuple[bool, ...], plan: Plan) -> OptimizerStep:
-    """The optimizer phase of `plan`, one for all ways of recomputation, on what each part of the model owns;
-    `in_layers` tells which of them are layers."""
-    trained = [tuple((each.trained, times) for each, times in part) for part in owned]
+def optimizer_step(trained: tuple[Part, ...], in_layers: tuple[bool, ...], plan: Plan) -> OptimizerStep:
+    """The optimizer phase of `plan`, one for all ways of recomputation, on the parameters `trained`; `in_layers` tells
+    which parts are layers."""
     shares = dict(_shares(trained, in_layers, plan))
     return OptimizerStep(
         clipping=tuple(_useful(_clipping(trained, shares, plan))),

@@ -7,7 +7,7 @@ set of facts and kept.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 from .adapters.facts import REGULARISATION, AdapterFacts, check_modules
@@ -21,6 +21,7 @@ from .ledger import Component, Kind, Row, Section, Tensor
 from .lifetimes import NEXT, CacheEnd, Context, Event
 from .operators import Numerics
 from .optimizer_step import OptimizerStep, optimizer_step
+from .optimizer_step import Part as TrainedPart
 from .optimizers import QUANTISATION_MAPS, averaged, kept_between_steps
 from .parts import Owned, Part, Piece, Pieces, part, piece
 from .plan import BITSANDBYTES, Plan
@@ -128,12 +129,36 @@ def step(facts: StepFacts) -> Step:
         regularisation=_around_regularisation(facts, pieces),
         finish=finish,
         optimizer=optimizer_step(
-            tuple(part.owned for part in parts), tuple(part.in_layer for part in parts), _not_recomputed(facts.plan)
+            as_registered(parts), tuple(part.in_layer for part in parts), _not_recomputed(facts.plan)
         ),
         batches=_batches(pieces[-1].section, facts.plan) if facts.plan.task is Task.EVALUATION else None,
         saved_by_several=tuple(map(storage_class, shared)),
         buffers=tuple(_buffers(facts)),
     )
+
+
+def as_registered(parts: tuple[Part, ...]) -> tuple[TrainedPart, ...]:
+    """The trained parameters part by part, as `model.parameters()` has them: some of those around layers stand on the
+    layers' other side."""
+    trained: list[TrainedPart] = [tuple((each.trained, times) for each, times in part.owned) for part in parts]
+    ends = [index for index, part in enumerate(parts) if not part.in_layer]
+    for index, behind in pairwise(ends):
+        _move(parts[index], trained, index, behind)
+    _move(parts[ends[-1]], trained, ends[-1], ends[-2])
+    return tuple(trained)
+
+
+def _move(part: Part, trained: list[TrainedPart], index: int, other: int) -> None:
+    """What of the part at `index` is registered beyond the layers goes to the part at the `other` end of them."""
+    beyond = part.section.beyond_layers
+    moved = [tensor for tensor in part.trained if tensor.name.rpartition(".")[0] in beyond]
+    if moved:
+        stays = (
+            (tuple(tensor for tensor in tensors if tensor not in moved), times) for tensors, times in trained[index]
+        )
+        goes = (tuple(moved), 1)
+        trained[index] = tuple(stays)
+        trained[other] = (goes, *trained[other]) if other > index else (*trained[other], goes)
 
 
 def _buffers(facts: StepFacts) -> Iterator[Tensor]:

@@ -50,6 +50,7 @@ def bart_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         output=output,
         held=(tokens, positions, *(() if facts.generates else (SHIFTED,))),
         leaves=(tokens,),
+        beyond_layers=(_norm_of_embeddings("encoder"),),
     )
 
 
@@ -77,11 +78,15 @@ def _position_embeddings(stack: str, rows: Tensor, out: Tensor, numerics: Numeri
     return embedding(parameter(f"{stack}.embed_positions.weight", ("P+2", "H"), numerics, num_columns=1), rows, out)
 
 
+def _norm_of_embeddings(stack: str) -> str:
+    return f"{stack}.layernorm_embedding"
+
+
 def _summed(
     stack: str, tokens: Tensor, positions: Tensor, facts: ModelFacts, numerics: Numerics
 ) -> tuple[list[Row], Tensor]:
     """Tokens and positions, their norm, dropout."""
-    total, name = like(tokens, f"{tokens.name} and positions"), f"{stack}.layernorm_embedding"
+    total, name = like(tokens, f"{tokens.name} and positions"), _norm_of_embeddings(stack)
     out_name = f"{NEXT}hidden_states"
     norm, normed = layer_norm(name, total, f"{name} output" if facts.embedding_dropout else out_name, ("H",), numerics)
     dropping, output = dropped(normed, out_name, on=facts.embedding_dropout)
@@ -125,6 +130,7 @@ def bart_decoder_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         output=output,
         held=(given, tokens, position_ids, positions, *facts.masks),
         leaves=(tokens,),
+        beyond_layers=(_norm_of_embeddings("decoder"),),
     )
     return of_decoder(section)
 

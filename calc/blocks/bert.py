@@ -173,6 +173,7 @@ PARTS = Parts(
             dense="cls.predictions.transform.dense",
             norm="cls.predictions.transform.LayerNorm",
             decoder="cls.predictions.decoder",
+            bias_first=True,
         ),
         _pooled,
     ),

@@ -1,7 +1,7 @@
 """Heads of encoders: a masked language model's, and parts of classifiers (transformers 5.23.0, models/bert)."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from calc.dtype import DType
 from calc.ledger import Component, Gradient, Row, Section, Tensor
@@ -25,6 +25,8 @@ class MaskedLmHead:
     norm: str
     decoder: str
     dense_bias: bool = True
+    bias_first: bool = False
+    """The decoder's bias is the head's own parameter, registered before its modules."""
     loss_in_fp32: bool = False
     """Logits are cast before the loss (ForMaskedLMLoss)."""
 
@@ -47,7 +49,8 @@ def encoder_head(
         norm, given = NORMS[facts.kind.norm](end.final_norm, x, f"{end.final_norm} output", ("H",), numerics)
         outside = (x, *outside)
     rows, loss = _masked_lm(given, names, facts, end, numerics)
-    return Section(name="head", rows=(*norm, frame(*outside), *rows, frame(given)), input=x, output=loss)
+    section = Section(name="head", rows=(*norm, frame(*outside), *rows, frame(given)), input=x, output=loss)
+    return replace(section, modules=(names.decoder, names.dense, names.norm)) if names.bias_first else section
 
 
 def _masked_lm(

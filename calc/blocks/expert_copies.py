@@ -68,7 +68,7 @@ def _product(
     rows = [indexed(owned, indices, copied), *casts, matmul("experts", first, second, bare, product)]
     if not biased:
         return rows, bare, (copied,)
-    bias = parameter(f"{EXPERTS}.{name}_bias", ("X", *out_dims), numerics)
+    bias = parameter(f"{EXPERTS}.{name}_bias", ("X", *out_dims), numerics, num_columns=len(out_dims))
     biases = like(copied, f"biases of {name}", shape=bare.shape)
     out = like(bare, f"{name} output, biased")
     same, unrounded = biases.dtype is out.dtype, like(out, f"∂{biases.name} before its cast")

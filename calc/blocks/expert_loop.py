@@ -134,9 +134,9 @@ class _Turn:
             self.variables[variable] = value
         return [frame(before)] if before else []
 
-    def _part(self, name: str, shape: Shape) -> tuple[list[Row], Tensor]:
+    def _part(self, name: str, shape: Shape, num_columns: int = 0) -> tuple[list[Row], Tensor]:
         """One expert's part of a parameter. The gradients of all parts meet before the parameter gets their sum."""
-        owned = parameter(f"{EXPERTS}.{name}", ("X", *shape), self.numerics)
+        owned = parameter(f"{EXPERTS}.{name}", ("X", *shape), self.numerics, num_columns)
         of_all = like(owned, f"{name} of all experts")
         own = like(owned, f"{name} of expert {self.number}", shape=shape)
         choosing = Row(name="select", reads=(of_all,), writes=(own,), gradients=(Gradient(of=of_all),), is_view=True)
@@ -155,7 +155,7 @@ class _Turn:
     def _with_bias(self, name: str, x: Tensor, out_dims: Shape, in_dims: Shape) -> tuple[list[Row], Tensor]:
         """The same, as `x @ weight + bias`."""
         bare = self._made(f"{name} output less bias", out_dims, self.numerics.linear)
-        choosing, bias = self._part(f"{name}_bias", out_dims)
+        choosing, bias = self._part(f"{name}_bias", out_dims, num_columns=len(out_dims))
         out = self._made(f"{name} output", out_dims, wider(bare.dtype, bias.dtype))
         return [*self._linear(name, x, bare, out_dims, in_dims, turned=False), *choosing, add(bare, bias, out)], out
 

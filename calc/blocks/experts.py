@@ -191,7 +191,7 @@ def _with_bias(
     numerics: Numerics,
 ) -> tuple[list[Row], Tensor]:
     """A product with weights [experts, in, out], and each token's bias added in place: the rows, and those biases."""
-    bias = parameter(f"{EXPERTS}.{name}_bias", ("X", *out_dims), numerics)
+    bias = parameter(f"{EXPERTS}.{name}_bias", ("X", *out_dims), numerics, num_columns=len(out_dims))
     weight = parameter(f"{EXPERTS}.{name}", ("X", *in_dims, *out_dims), numerics)
     biases, bare = like(out, f"biases of {name}"), like(out, f"{name} output less biases")
     adding = Row(

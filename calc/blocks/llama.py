@@ -154,6 +154,7 @@ def _modules(facts: LayerFacts) -> tuple[str, ...]:
         mlp_modules = facts.kind.mlp.modules
     attention_modules = ("sinks", *PROJECTIONS, *LATENT_PROJECTIONS, "o_proj", "q_norm", "k_norm")
     return (
+        *facts.kind.registered_first,
         *(f"self_attn.{name}" for name in attention_modules),
         *(f"mlp.{name}" for name in mlp_modules),
         *(name for name in places if name is not None),

@@ -1,5 +1,7 @@
 """OPT's embeddings and layer (transformers 5.23.0, models/opt)."""
 
+from dataclasses import replace
+
 from calc.attention import HEADS
 from calc.cache import updated
 from calc.dtype import DType
@@ -12,7 +14,7 @@ from calc.wirings import Parts
 
 from .attention import attention, copies_key_gradient
 from .facts import INPUT_IDS, LayerFacts, ModelFacts, hidden_states, mask_rows, with_cache
-from .head import End
+from .head import End, head
 from .mlp import plain_mlp
 
 
@@ -117,8 +119,12 @@ def _attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[R
     return rows, projected, held
 
 
-PARTS = Parts(
-    embeddings=opt_embeddings,
-    layer=opt_layer,
-    end=End(embedding_weight="embed_tokens.weight", final_norm="final_layer_norm", layers="model.decoder.layers"),
-)
+END = End(embedding_weight="embed_tokens.weight", final_norm="final_layer_norm", layers="model.decoder.layers")
+
+
+def opt_head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
+    """The final norm is registered before the layers (OPTDecoder)."""
+    return replace(head(facts, end, numerics, outside), beyond_layers=(end.final_norm,))
+
+
+PARTS = Parts(embeddings=opt_embeddings, layer=opt_layer, end=END, head=opt_head)

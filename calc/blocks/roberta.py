@@ -63,7 +63,7 @@ PARTS = Parts(
     end=End(embedding_weight=f"{WORDS}.weight", layers="roberta.encoder.layer"),
     head=partial(
         encoder_head,
-        MaskedLmHead(dense="lm_head.dense", norm="lm_head.layer_norm", decoder="lm_head.decoder"),
+        MaskedLmHead(dense="lm_head.dense", norm="lm_head.layer_norm", decoder="lm_head.decoder", bias_first=True),
         _classified,
     ),
     buffers=lambda facts: (UNREAD_POSITION_IDS,),

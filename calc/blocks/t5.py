@@ -116,6 +116,7 @@ def t5_layer(facts: LayerFacts, numerics: Numerics) -> Section:
         input=x,
         output=output,
         arguments=arguments,
+        modules=CROSSING_MODULES if facts.cross else MODULES,
         leaves=offered[1:],
         offered=offered,
     )
@@ -133,6 +134,19 @@ def _position_bias(bias: Tensor, facts: LayerFacts, numerics: Numerics) -> list[
         by_token = like(bias, "∂position_bias by token")
         looking_up = replace(looking_up, backward_temporaries=(by_token, *looking_up.backward_temporaries))
     return buckets(found, looking_up, bidirectional=facts.core.bidirectional)
+
+
+def _attention_modules(layer: str, attention: str) -> tuple[str, ...]:
+    names = (*"qkvo", "relative_attention_bias")
+    return (*(f"{layer}.{attention}.{name}" for name in names), f"{layer}.layer_norm")
+
+
+MODULES = (*_attention_modules("layer.0", "SelfAttention"), "layer.1.DenseReluDense", "layer.1.layer_norm")
+CROSSING_MODULES = (
+    *_attention_modules("layer.0", "SelfAttention"),
+    *_attention_modules("layer.1", "EncDecAttention"),
+    *("layer.2.DenseReluDense", "layer.2.layer_norm"),
+)
 
 
 def _self_attention(

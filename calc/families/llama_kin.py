@@ -49,6 +49,7 @@ def phi3(fields: Fields) -> Architecture:
             LLAMA_LAYER,
             mlp=Mlp.GATED_FUSED,
             fused_query_key_value=True,
+            registered_first=("self_attn.o_proj",),
             strided=frozenset("v"),
             rotary=rotary,
             query_key_by_head=True,

@@ -129,12 +129,15 @@ def qwen3_moe(fields: Fields) -> Architecture:
     )
 
 
+GPT_OSS_EXPERTS = tuple(f"experts.{name}{suffix}" for name in ("gate_up_proj", "down_proj") for suffix in ("", "_bias"))
+
+
 def gpt_oss(fields: Fields) -> Architecture:
     """GptOssForCausalLM: a learned score beside the tokens', every other layer slides, experts with biases."""
     bias = fields.flag("attention_bias", default=True)
     rotary = Rotary(pairs=Pairs.SPLIT_HALVES)
     mixture = Mixture(
-        modules=("router", "experts"), gate="router", router=Router.SOFTMAX_OF_BEST, expert=Expert.CLAMPED
+        modules=("router", *GPT_OSS_EXPERTS), gate="router", router=Router.SOFTMAX_OF_BEST, expert=Expert.CLAMPED
     )
     experts = Experts(num_experts=128, num_experts_per_tok=4)
     return llama_like(
@@ -204,7 +207,16 @@ def granitemoe(fields: Fields) -> Architecture:
         fields,
         "granitemoe",
         Defaults(),
-        layer=replace(LLAMA_LAYER, query_key_value_bias=bias, output_bias=bias, residual_scaled=True),
+        layer=replace(
+            LLAMA_LAYER,
+            query_key_value_bias=bias,
+            output_bias=bias,
+            residual_scaled=True,
+            registered_first=(
+                *(f"self_attn.{name}_proj" for name in "qkvo"),
+                *("input_layernorm", "post_attention_layernorm"),
+            ),
+        ),
         model=replace(LLAMA_MODEL, embedding_scale=EmbeddingScale.NUMBER, logits_scaled=True),
         pattern=lambda layer, num_layers: ((with_experts(fields, layer, mixture, experts), num_layers),),
     )
