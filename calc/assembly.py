@@ -387,6 +387,7 @@ def _cache(layer: Layer, length: int, plan: Plan) -> Cache:
     return Cache(
         CacheUse.EXTENDED if num_stored else CacheUse.FILLED,
         windowed=bool(num_stored or num_places) and layer.sliding_window is not None,
+        reordered=plan.num_beams is not None and not num_places,
         latent=layer.latent is not None,
         heads="N" if layer.kind.shared_heads is SharedHeads.EXPANDED else "K",
         room=_room(layer, length) if num_places else None,

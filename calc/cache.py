@@ -15,6 +15,8 @@ Pair = tuple[Tensor, Tensor]
 """Keys and values."""
 SOURCE = "source S"
 """The encoder's tokens, where S are the decoder's (decoder.py)."""
+IN_MEMORY, SEEN = "Tk", "Tw"
+"""Of a cache with a window the tokens that lie in memory, and those of them that the next one sees."""
 LATENT: tuple[tuple[str, Shape], ...] = (("latent keys and values", ("Rk",)), ("turned keys", ("Q",)))
 """What latent attention keeps of a token, the same for all heads."""
 
@@ -49,6 +51,8 @@ class Cache(NamedTuple):
     """How many keys and values of a token lie in it, where they do."""
     room: Room | None = None
     """Of a static cache, whose places are there from the first token on; none: it grows."""
+    reordered: bool = False
+    """Each beam has got the keys and values of the one it goes on from: those it sees."""
     crosses: bool = False
     """Keys and values are of the encoder's tokens."""
     in_fp8: bool = False
@@ -75,13 +79,14 @@ class Cache(NamedTuple):
         """One layer's keys and values before the text's."""
         if self.use is CacheUse.PREFIX:
             return self._pair("prefix {}", "T", numerics, Kind.ACTIVATIONS)
-        return self._pair("{} of the tokens before", "Tk" if self.windowed else "T", numerics, Kind.KV_CACHE)
+        of_window = SEEN if self.reordered else IN_MEMORY
+        return self._pair("{} of the tokens before", of_window if self.windowed else "T", numerics, Kind.KV_CACHE)
 
     def left(self, numerics: Numerics) -> Pair:
         """One layer's keys and values, those before the text's included: what the cache then holds."""
         if self.use is CacheUse.PREFIX:
             return self._pair("{} with prefix", self.keys, numerics, Kind.ACTIVATIONS)
-        places = "Tk" if self.room and self.windowed else self.keys
+        places = IN_MEMORY if self.room and self.windowed else self.keys
         name = "{} of the source in the cache" if self.crosses else "{} in the cache"
         return self._pair(name, places, numerics, Kind.KV_CACHE)
 

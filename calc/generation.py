@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from .architecture import Architecture
+from .cache import IN_MEMORY, SEEN
 from .dtype import DType
 from .ledger import Kind, Section, Tensor
 from .memory import StepMemory
@@ -153,7 +154,10 @@ def _found(decode: Outline, first_group: int) -> Iterator[Stretch]:
     """The cache has grown to all tokens but the last."""
     for place in decode.layers:
         num_layers = place.count * place.part.num_layers
-        coming = Program([(tensor, True) for tensor in found(place.part.section)])
+        tensors = found(place.part.section)
+        if decode.step.plan.num_beams:
+            tensors = [before_reordering(tensor) for tensor in tensors]
+        coming = Program([(tensor, True) for tensor in tensors])
         yield _between(coming, first_group + place.group, num_layers)
 
 
@@ -166,10 +170,19 @@ def _reordering(decode: Outline, first_group: int) -> Iterator[Stretch]:
     """Each beam gets the keys and values of the one it goes on from, layer by layer, one tensor after the other
     (CacheLayerMixin.reorder_cache)."""
     for place in decode.layers if decode.step.plan.num_beams else ():
-        copies = [replace(tensor, name=f"{tensor.name}, reordered") for tensor in of_sequences(place.part.section)]
-        events = [(copy, made) for copy in copies for made in (True, False)]
+        events: list[tuple[Tensor, bool]] = []
+        for tensor in of_sequences(place.part.section):
+            events += [(tensor, True), (before_reordering(tensor), False)]
         num_layers = place.count * place.part.num_layers
         yield Stretch(Phase.DECODE, "beams", Program(events), first_group + place.group, num_layers)
+
+
+def before_reordering(tensor: Tensor) -> Tensor:
+    """What a beam's keys or values are copied from: of a window all that lies in memory. Scales are no beam's."""
+    if not tensor.shape:
+        return tensor
+    shape = tuple(IN_MEMORY if dimension == SEEN else dimension for dimension in tensor.shape)
+    return replace(tensor, name=f"{tensor.name}, of all beams", shape=shape)
 
 
 def found(layer: Section) -> list[Tensor]:

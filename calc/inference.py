@@ -93,7 +93,7 @@ def resolve_inference(
         cache_implementation=_implementation(scenario),
         adapter=_adapter(scenario, quantisation),
         quantisation=quantisation,
-        num_beams=_num_beams(scenario, architecture),
+        num_beams=_num_beams(scenario),
         logits_to_keep=_logits_to_keep(scenario),
         **pages,
     )
@@ -123,12 +123,9 @@ def _adapter(scenario: Scenario, quantisation: "Quantisation | None") -> Adapter
     return adapter.model_copy(update={"dropout": 0.0})
 
 
-def _num_beams(scenario: Scenario, architecture: Architecture) -> int | None:
-    """A window's cache is a view of more tokens, of which another beam's copy has those it sees alone."""
-    slides = any(layer.sliding_window is not None for layer, _ in architecture.layers)
-    if scenario.num_beams and (slides or scenario.page_size):
-        beside = "page_size" if scenario.page_size else "a sliding window"
-        raise ConfigError("num_beams", scenario.num_beams, f"is not supported yet with {beside}")
+def _num_beams(scenario: Scenario) -> int | None:
+    if scenario.num_beams and scenario.page_size:
+        raise ConfigError("num_beams", scenario.num_beams, "is not supported yet with page_size")
     return scenario.num_beams
 
 

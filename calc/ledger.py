@@ -75,6 +75,7 @@ SYMBOLS = {
     "S+T": "keys of the text and of what is before it",
     "S+T+1": "one more",
     "Tk": "tokens before, in the memory of the cache of a layer with a window",
+    "Tw": "those of them that are seen",
     "S+Tw": "keys that a layer with a window sees, of the cache and of the text",
     "S+Tw+1": "one more of them",
     "S+Tw⌈8⌉": "keys that a layer with a window sees, rounded up to 8",

@@ -93,6 +93,7 @@ def _window_sizes(architecture: Architecture, length: int) -> dict[str, int]:
     keys = length + layer.num_prefix_tokens
     return {
         "Tk": layer.num_places or layer.num_stored_tokens,
+        "Tw": layer.num_prefix_tokens,
         "S+Tw": keys,
         "S+Tw+1": keys + 1,
         "S+Tw⌈8⌉": round_up(keys, MASK_MULTIPLE),

@@ -195,6 +195,7 @@ def test_a_cache_in_fp8(prompt_length: int, model_type: str, dtype: str) -> None
 def test_a_cache_in_groups(model_type: str, output_length: int, dtype: str, weights: str) -> None:
     """Before, with and behind the 128th token, which quantises all."""
     config = config_of(model_type)
+    config |= {name: 512 for name in config if name == "max_position_embeddings"}
     asked: Choices = {"batch_size": 3, "prompt_length": 64, "output_length": output_length, "weight_dtype": weights}
     quantised: Choices = {"cache_implementation": "quantized", "kv_cache_dtype": dtype}
     agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **quantised), config)
@@ -223,6 +224,17 @@ def test_beams(model_type: str, cache: Choices) -> None:
     config = config_of(model_type)
     asked: Choices = {"batch_size": 2, "num_beams": 3, "prompt_length": 90, "output_length": 5, "weight_dtype": "bf16"}
     agrees(Scenario(model=config, task=Task.INFERENCE, **asked, **cache), config)
+
+
+@pytest.mark.parametrize("attention", ["auto", "eager"])
+@pytest.mark.parametrize(("prompt_length", "output_length"), [(5, 3), (12, 9), (40, 1), (40, 30)])
+@pytest.mark.parametrize("cache", CACHES)
+def test_beams_with_windows(cache: str, prompt_length: int, output_length: int, attention: str) -> None:
+    """Of what a window's cache holds in memory another beam copies what it sees."""
+    config = config_of("gemma3_text") | {"sliding_window": 16}
+    asked: Choices = {"batch_size": 2, "num_beams": 3, "prompt_length": prompt_length, "output_length": output_length}
+    asked |= {"cache_implementation": cache, "attention": attention}
+    agrees(Scenario(model=config, task=Task.INFERENCE, **asked), config)
 
 
 @settings(SLOW, max_examples=RANDOM * TIMES)
