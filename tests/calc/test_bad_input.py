@@ -42,7 +42,7 @@ def test_what_comes_later(field: str, value: Any) -> None:
 @pytest.mark.parametrize("field", INFERENCE_FIELDS)
 def test_fields_of_inference_are_read_there_alone(field: str) -> None:
     named = {"weight_dtype": "bf16", "kv_cache_dtype": "bf16", "cache_implementation": "static"}
-    named |= {"gpu_memory_utilization": "0.5", "disable_hybrid_kv_cache_manager": "true"}
+    named |= {"logits_to_keep": "0", "gpu_memory_utilization": "0.5", "disable_hybrid_kv_cache_manager": "true"}
     value = named.get(field, "8")
     with pytest.raises(ConfigError, match="is for task = inference") as refusal:
         estimate(from_strings([("model", "gpt2"), (field, value)]))
