@@ -12,6 +12,7 @@ from .scenario import Adapter, Parallel, Scenario
 if TYPE_CHECKING:
     from . import closed_forms
     from .advice import Advice, advise
+    from .cache_designs import CacheDesign, cache_designs
     from .catalogue import models
     from .comparison import Comparison, compare
     from .deployment import Deployment, deployments
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Adapter",
     "Advice",
+    "CacheDesign",
     "CheckpointWeights",
     "Comparison",
     "ConfigError",
@@ -39,6 +41,7 @@ __all__ = [
     "Solution",
     "Tradeoff",
     "advise",
+    "cache_designs",
     "checkpoint_weights",
     "closed_forms",
     "compare",
@@ -57,6 +60,7 @@ __all__ = [
 
 _HOMES = {
     "Advice": ".advice",
+    "CacheDesign": ".cache_designs",
     "CheckpointWeights": ".quantisation",
     "Comparison": ".comparison",
     "Deployment": ".deployment",
@@ -66,6 +70,7 @@ _HOMES = {
     "Solution": ".solution",
     "Tradeoff": ".tradeoff",
     "advise": ".advice",
+    "cache_designs": ".cache_designs",
     "checkpoint_weights": ".quantisation",
     "compare": ".comparison",
     "deployments": ".deployment",

@@ -196,6 +196,71 @@ def kv_cache_bytes(
     return 2 * num_layers * batch_size * num_tokens * num_key_value_heads * head_dim * element_bytes
 
 
+def latent_kv_cache_bytes(
+    *,
+    num_layers: Number,
+    batch_size: Number,
+    num_tokens: Number,
+    latent_dim: Number,
+    rotary_dim: Number,
+    element_bytes: Number = HALF_PRECISION_BYTES,
+) -> Number:
+    """Bytes of the cache of latent attention, all layers.
+
+    L·B·T·(c + r)·b: a latent of c elements and one turned key of r, the same for all heads, for each of T tokens.
+    Source: DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.4 and table 1, there (d_c + d_h^R)·l elements a token.
+    Leaves out: keys and values that are made anew of it in each pass.
+    """
+    return num_layers * batch_size * num_tokens * (latent_dim + rotary_dim) * element_bytes
+
+
+def cross_layer_kv_cache_bytes(
+    *,
+    num_layers: Number,
+    layers_per_cache: Number,
+    batch_size: Number,
+    num_tokens: Number,
+    num_key_value_heads: Number,
+    head_dim: Number,
+    element_bytes: Number = HALF_PRECISION_BYTES,
+) -> Number:
+    """Bytes of the cache where layers next to each other share keys and values (CLA).
+
+    2·⌈L / n⌉·B·T·K·d·b: n layers in a row have one cache.
+    Source: Brandon et al. 2024, "Reducing Transformer Key-Value Cache Size with Cross-Layer Attention", section 2.
+    Leaves out: windows; a last cache is whole where n does not divide L.
+    """
+    return kv_cache_bytes(
+        num_layers=_ceil_div(num_layers, layers_per_cache),
+        batch_size=batch_size,
+        num_tokens=num_tokens,
+        num_key_value_heads=num_key_value_heads,
+        head_dim=head_dim,
+        element_bytes=element_bytes,
+    )
+
+
+def yoco_kv_cache_bytes(
+    *,
+    num_layers: Number,
+    window: Number,
+    batch_size: Number,
+    num_tokens: Number,
+    num_key_value_heads: Number,
+    head_dim: Number,
+    element_bytes: Number = HALF_PRECISION_BYTES,
+) -> Number:
+    """Bytes of the caches of a decoder-decoder (YOCO) whose lower half has a sliding window, for T ≥ W tokens.
+
+    2·B·(T + L/2·W)·K·d·b: the upper half's layers share one cache of all T tokens; each layer of the lower half keeps
+    the last W.
+    Source: Sun et al. 2024, "You Only Cache Once: Decoder-Decoder Architectures for Language Models", sections 2 and 3.
+    Leaves out: gated retention in the lower half, which keeps a state of constant size instead.
+    """
+    tokens = num_tokens + num_layers // 2 * window
+    return 2 * batch_size * tokens * num_key_value_heads * head_dim * element_bytes
+
+
 def expert_capacity(
     *, num_tokens: Number, num_experts: Number, experts_per_token: Number = 2, capacity_factor: Number = 1
 ) -> Number:

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from calc.advice import advise
+from calc.cache_designs import cache_designs
 from calc.deployment import deployments
 from calc.errors import ConfigError
 from calc.estimation import estimate
@@ -68,6 +69,12 @@ TOPICS = {
         expert_designs,
         _each(lambda design: design.to_dict()),
         "print_expert_designs",
+    ),
+    "cache": _Topic(
+        "the key/value cache of a generation, beside what published designs (MQA, MLA, windows, CLA, YOCO) would keep",
+        cache_designs,
+        _each(lambda design: design.to_dict()),
+        "print_cache_designs",
     ),
     "serving": _Topic(
         "several GPUs (--num-gpus, or eight) as one tensor-parallel model, as a copy on each, or in between",

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calc.advice import Advice
+from calc.cache_designs import CACHE_DESIGN_NOTES, CacheDesign
 from calc.deployment import Deployment
 from calc.estimation import Estimate
 from calc.explain import Formula
@@ -126,6 +127,19 @@ def print_expert_designs(designs: Iterable[ExpertDesign]) -> None:
     )
     columns = ("experts", "width", "combinations", "tokens each", "parameters", "active", "FLOPs/token", "kept", "peak")
     Console(highlight=False).print(table("Mixtures", columns, rows))
+
+
+def print_cache_designs(designs: Iterable[CacheDesign]) -> None:
+    """One line per design; the first is the model's."""
+    own, *others = designs
+    rows = (
+        (each.name, each.statement, format_bytes(each.cache_bytes), f"{each.cache_bytes / own.cache_bytes:.1%}")
+        for each in (own, *others)
+    )
+    console = Console(highlight=False)
+    columns = ("design", "formula", "bytes", "of the model's")
+    console.print(table("Key/value cache at the end of the output", columns, rows))
+    print_notes(console, CACHE_DESIGN_NOTES)
 
 
 def print_deployments(deployments: Iterable[Deployment]) -> None:
