@@ -78,7 +78,6 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "quantized": {"kv_cache_dtype": "fp8"},
         **{bits: {"cache_implementation": "quantized", "page_size": ""} for bits in ("int4", "int2")},
         "cache_implementation": {"task": "inference"},
-        **{name: {"cache_implementation": "quantized", "page_size": ""} for name in ("int4", "int2")},
         "kv_cache_dtype": {"task": "inference", "page_size": "16"},
         "disable_hybrid_kv_cache_manager": {"task": "inference", "page_size": "16"},
     }
