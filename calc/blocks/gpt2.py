@@ -85,10 +85,10 @@ def gpt2_like_layer(attending: AttentionRows, facts: LayerFacts, numerics: Numer
 def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[list[Row], Tensor, tuple[Tensor, ...]]:
     """GPT2Attention.forward."""
     core = facts.core
-    fused = Tensor("qkv", ("B", "S", 3, "H"), numerics.linear)
-    parts = tuple(Tensor(f"{name} part", ("B", "S", "H"), numerics.linear) for name in "qkv")
+    fused = Tensor("qkv", ("B", "S", 3, "N", "D"), numerics.linear)
+    parts = tuple(Tensor(f"{name} part", ("B", "S", "N", "D"), numerics.linear) for name in "qkv")
     q, k, v = (Tensor(name, HEADS, numerics.linear) for name in "qkv")
-    rows = linear("attn.c_attn", x, fused, ("H",), (3, "H"), numerics, bias=True, conv1d=True)
+    rows = linear("attn.c_attn", x, fused, ("H",), (3, "N", "D"), numerics, bias=True, conv1d=True)
     rows.append(part(fused, parts))
     # k's gradient, from a transposed product, can be seen as [B, S, H] at once; padding ends that.
     copies = core.gradients_by_head and not core.one_head
@@ -102,7 +102,8 @@ def _gpt2_attention(x: Tensor, facts: LayerFacts, numerics: Numerics) -> tuple[l
     rows += cache_rows
     attention_rows, out, held = attention(q, k, v, facts, numerics)
     projected = Tensor("c_proj output", ("B", "S", "H"), numerics.compute)
-    rows += [*attention_rows, *linear("attn.c_proj", out, projected, ("H",), ("H",), numerics, bias=True, conv1d=True)]
+    rows += attention_rows
+    rows += linear("attn.c_proj", out, projected, ("N", "D"), ("H",), numerics, bias=True, conv1d=True)
     dropping, projected = dropped(projected, "attn output", on=facts.residual_dropout)
     return [*rows, *dropping, frame(fused, q, k, v)], projected, held
 

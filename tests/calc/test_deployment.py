@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from calc import ConfigError, Deployment, Scenario, deployments, estimate, load_model
+from calc import ConfigError, Deployment, Scenario, deployments, estimate, load_model, models
 from calc.deployment import rank_of
 from calc.hardware import gpu_named
+from calc.kinds import Head
 from calc.scenario import Task
 
 GPU = "h100-sxm-80gb"
@@ -37,6 +38,29 @@ def test_the_ranks_together_have_every_weight_once_and_the_norms_each(ranks: int
     norms = whole.by_component["norm"]
     assert ranks * (rank.total - norms) + norms == whole.total
     assert ways[ranks].estimate.memory.kv_cache_bytes == ways[1].estimate.memory.kv_cache_bytes  # as many sequences
+
+
+FAMILIES = {
+    str(model.config["model_type"]): model.name
+    for model in models()
+    if load_model(model.name).kind.head in (Head.CAUSAL_LM, Head.SEQ2SEQ_LM) and "llama-4" not in model.name
+}
+"""A model of each that generates text; Llama 4's cache is not built."""
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_each_rank_of_any_family_has_its_share(family: str) -> None:
+    """Of attention more where few key/value heads, or a latent's weights, are on each; norms are."""
+    one, *split = by_ranks(model=FAMILIES[family], num_gpus=2).values()
+    for way in split:
+        shares = {
+            name: 2 * count / one.estimate.parameters.by_component[name]
+            for name, count in way.estimate.parameters.by_component.items()
+            if name != "norm" and count
+        }
+        assert 1 <= shares.pop("attention") < 1.25
+        assert shares.pop("mlp") == pytest.approx(1, abs=0.01)
+        assert all(1 <= share < 1.1 for share in shares.values())
 
 
 def test_the_ranks_together_do_every_product_once() -> None:
