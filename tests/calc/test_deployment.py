@@ -50,7 +50,7 @@ FAMILIES = {
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_each_rank_of_any_family_has_its_share(family: str) -> None:
-    """Of attention more where few key/value heads, or a latent's weights, are on each; norms are."""
+    """More where few key/value heads, a latent's weights, learned positions are on each rank, as norms are."""
     one, *split = by_ranks(model=FAMILIES[family], num_gpus=2).values()
     for way in split:
         shares = {
@@ -60,7 +60,7 @@ def test_each_rank_of_any_family_has_its_share(family: str) -> None:
         }
         assert 1 <= shares.pop("attention") < 1.25
         assert shares.pop("mlp") == pytest.approx(1, abs=0.01)
-        assert all(1 <= share < 1.1 for share in shares.values())
+        assert all(1 <= share < 1.2 for share in shares.values())
 
 
 def test_the_ranks_together_do_every_product_once() -> None:
