@@ -114,8 +114,27 @@ def unknown_model(name: str, how_to_list: str) -> ConfigError:
 
 
 def suggested_models(name: str) -> str:
-    """The end of a sentence about a name that is no model's: the nearest that are."""
-    return suggestion(name, {known: model.name for known, model in _models_by_name().items()})
+    """The end of a sentence about a name that is no model's: why a model is absent that is asked for, and the nearest
+    that are there."""
+    nearest = suggestion(name, {known: model.name for known, model in _models_by_name().items()})
+    return f"{_why_absent(name)}{nearest}"
+
+
+def _why_absent(name: str) -> str:
+    """Of models that are asked for; their names vary in what stands between words."""
+    asked = _letters(name)
+    reasons = _absent().items()
+    return next((f"; {reason}" for known, reason in reasons if _letters(known) in asked), "")
+
+
+def _letters(name: str) -> str:
+    return "".join(each for each in name.lower()[:LONGEST_NAME] if each.isalnum())
+
+
+@cache
+def _absent() -> Mapping[str, str]:
+    """Models that are asked for by parts of their names, and why each is not in the catalogue."""
+    return json.loads((FOLDER / "absent.json").read_text(encoding="utf-8"))
 
 
 def suggestion(name: str, known: Mapping[str, str]) -> str:

@@ -85,6 +85,7 @@ LINEAR_ATTENTIONS = "kimi_linear", "minimax", "olmo_hybrid", "qwen3_next"
 RECURRENT = "recurrent_gemma", "rwkv", "xlstm"
 NOT_MODELLED = {
     "deberta": "the first DeBERTa's attention",
+    "jetmoe": "an attention that chooses experts, too",
     **dict.fromkeys(STATE_SPACES, "state-space layers"),
     **dict.fromkeys(LINEAR_ATTENTIONS, "linear attention"),
     **dict.fromkeys(RECURRENT, "recurrent layers"),

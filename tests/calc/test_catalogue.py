@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from calc import Scenario, estimate
-from calc.catalogue import CatalogueModel, find_model, model_named, models
+from calc.catalogue import CatalogueModel, find_model, model_named, models, suggested_models
 from calc.errors import ConfigError
 
 CATALOGUE = Path(__file__).parents[2] / "calc" / "catalogue"
@@ -111,6 +111,20 @@ def test_an_unknown_model_is_none_or_an_error_with_the_nearest_names():
     assert (raised.value.field, raised.value.value) == ("model", "lama-3.1-8b")
     assert "llama-3.1-8b" in raised.value.expected
     assert "gpucalc models" in raised.value.expected
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("Yuan2.0-M32", "filters tokens by convolutions"),
+        ("jetmoe-8b", "chooses experts, too"),
+        ("openbmb/MiniCPM-2B-sft-bf16", "the family minicpm is read"),
+        ("openelm-270m", "did you mean openelm-1.1b?"),
+    ],
+)
+def test_of_a_model_that_is_asked_for_and_absent_the_reason_is_said(name: str, why: str):
+    assert find_model(name) is None
+    assert why in suggested_models(name)
 
 
 def test_gpt3_is_the_papers():
