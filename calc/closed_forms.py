@@ -276,6 +276,19 @@ def expert_capacity(
     return _ceil_div(capacity_factor * experts_per_token * num_tokens, num_experts)
 
 
+def expert_activation_bytes(
+    *, num_experts: Number, capacity: Number, hidden_size: Number, expert_size: Number
+) -> Number:
+    """Activations that the gated experts of one layer keep for backward at most, in half precision.
+
+    2·E·C·(2·H + 4·F): for each of an expert's C places its input and its output, and gate, up, activation and product.
+    Source: Lepikhin et al. 2020, "GShard", section 2.2, for the places; the tensors are those of transformers' experts.
+    Note: without a capacity the same k·N places of the tokens are kept, wherever they go; one expert may get N of them.
+    Leaves out: the router, indices, and the weights of a token's experts.
+    """
+    return HALF_PRECISION_BYTES * num_experts * capacity * (2 * hidden_size + 4 * expert_size)
+
+
 def expert_combinations(*, num_experts: int, experts_per_token: int) -> int:
     """Ways to choose a token's experts.
 

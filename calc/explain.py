@@ -31,6 +31,8 @@ LETTERS = {
     "d": SYMBOLS["D"],
     "E": SYMBOLS["X"],
     "k": SYMBOLS["Y"],
+    "C": "tokens that each expert has a place for",
+    "F": SYMBOLS["F"],
     "T": "tokens of prompt and output",
     "K": SYMBOLS["K"],
     "b": "bytes of one element",
@@ -355,16 +357,28 @@ def _experts(estimate: Estimate) -> Iterator[Formula]:
     if mixed is None:
         return
     letters = {**mixed, "E": mixed["X"], "k": mixed["Y"]}
+    num_tokens = mixed["B"] * mixed["S"]
+    capacity = closed_forms.expert_capacity(num_tokens=num_tokens, num_experts=mixed["X"], experts_per_token=mixed["Y"])
     yield _formula(
         closed_forms.expert_capacity,
         letters,
         key="expert-capacity",
         title="Tokens of a micro-batch that come to each expert, spread evenly",
         statement="⌈k·B·S / E⌉",
-        value=closed_forms.expert_capacity(
-            num_tokens=mixed["B"] * mixed["S"], num_experts=mixed["X"], experts_per_token=mixed["Y"]
-        ),
+        value=capacity,
         unit="tokens",
+        ledger_value=None,
+    )
+    yield _formula(
+        closed_forms.expert_activation_bytes,
+        {**letters, "C": capacity},
+        key="expert-activations",
+        title="Activations that one layer's experts keep at most, with places for so many tokens each",
+        statement="2·E·C·(2·H + 4·F)",
+        value=closed_forms.expert_activation_bytes(
+            num_experts=mixed["X"], capacity=capacity, hidden_size=mixed["H"], expert_size=mixed["F"]
+        ),
+        unit="bytes",
         ledger_value=None,
     )
 

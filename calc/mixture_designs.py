@@ -13,7 +13,7 @@ from fractions import Fraction
 from typing import Any
 
 from .architecture import Architecture, Layer
-from .closed_forms import expert_capacity, expert_combinations
+from .closed_forms import expert_activation_bytes, expert_capacity, expert_combinations
 from .errors import ConfigError
 from .estimation import Estimate, estimate_plan
 from .expert_load import tokens_of_experts
@@ -43,6 +43,8 @@ class ExpertDesign:
     """Tokens of the expert that gets most of them, as `expert_load` spreads them."""
     dropped: int
     """How often a token's expert would have no place left for it, with a capacity of that many tokens each."""
+    capacity_bytes: int
+    """Activations that the experts of one layer keep at most with that capacity, in half precision."""
     is_asked: bool
     """The model as it is."""
     estimate: Estimate
@@ -115,6 +117,12 @@ def _design(scenario: Scenario, architecture: Architecture, *, is_asked: bool) -
         capacity=capacity,
         largest_load=max(loads),
         dropped=sum(max(0, load - capacity) for load in loads),
+        capacity_bytes=expert_activation_bytes(
+            num_experts=experts.num_experts,
+            capacity=capacity,
+            hidden_size=architecture.hidden_size,
+            expert_size=layer.intermediate_size,
+        ),
         is_asked=is_asked,
         estimate=estimate_plan(resolved, workload, plan, gpu_named(scenario.gpu) if scenario.gpu else None),
     )

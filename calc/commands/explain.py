@@ -15,7 +15,7 @@ from calc.flags import add_scenario_flags, scenario_from_options
 from calc.inventory import largest_at_peak
 from calc.lengths import LENGTHS_FILE, length_report, read_lengths
 from calc.mixture_designs import expert_designs
-from calc.quantisation import checkpoint_weights
+from calc.quantisation import scenario_weights
 from calc.speculation import speculations
 from calc.tradeoff import recompute_tradeoffs
 
@@ -89,8 +89,8 @@ TOPICS = {
         "print_speculations",
     ),
     "weights": _Topic(
-        "the tensors that hold the weights, as the checkpoint or its quantization_config stores them",
-        lambda scenario: checkpoint_weights(scenario.model),
+        "the tensors that hold the weights, as the checkpoint, its quantization_config or --weight-dtype stores them",
+        scenario_weights,
         lambda weights: weights.to_dict(),
         "print_weights",
     ),

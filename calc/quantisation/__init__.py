@@ -5,7 +5,7 @@ format, and which modules it leaves as they are (config.py); weights.py applies 
 checkpoints.py asks for a model by its name.
 """
 
-from .checkpoints import CheckpointWeights, checkpoint_weights, checkpoints_of
+from .checkpoints import CheckpointWeights, checkpoint_weights, checkpoints_of, scenario_weights
 from .config import read_quantisation
 from .formats import Matrix, Quantisation
 from .weights import WeightRow, weight_bytes, weight_total_bytes
@@ -18,6 +18,7 @@ __all__ = [
     "checkpoint_weights",
     "checkpoints_of",
     "read_quantisation",
+    "scenario_weights",
     "weight_bytes",
     "weight_total_bytes",
 ]

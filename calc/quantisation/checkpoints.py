@@ -11,9 +11,11 @@ from calc.errors import ConfigError
 from calc.hf_config import architecture
 from calc.kinds import Mixture
 from calc.model_source import load_config
+from calc.scenario import Scenario, WeightDType
 
 from .config import DTYPES, FIELD, read_quantisation
 from .formats import Quantisation
+from .named import CONFIGS
 from .weights import WeightRow, weight_bytes, weight_total_bytes
 
 
@@ -72,6 +74,28 @@ def checkpoint_weights(model: str | Mapping[str, Any]) -> CheckpointWeights:
         published_bytes=known.published_bytes if known else None,
         tensors=tensors,
     )
+
+
+def scenario_weights(scenario: Scenario) -> CheckpointWeights:
+    """Of the scenario's model, in its `weight_dtype` where it names one; what that leaves as it is, in the config's
+    type, or else bf16."""
+    name = scenario.weight_dtype
+    if name is None:
+        return checkpoint_weights(scenario.model)
+    config = load_config(scenario.model) if isinstance(scenario.model, str) else scenario.model
+    if config.get(FIELD) is not None:
+        problem = "should be left out: the model's quantization_config says it"
+        raise ConfigError("weight_dtype", name.value, problem)
+    if name in UNQUANTISED:
+        return checkpoint_weights({**config, "dtype": UNQUANTISED[name]})
+    if name not in CONFIGS:
+        raise ConfigError("weight_dtype", name.value, f"should be one of {', '.join((*UNQUANTISED, *CONFIGS))} here")
+    dtype = config.get("dtype") or config.get("torch_dtype") or UNQUANTISED[WeightDType.BF16]
+    return checkpoint_weights({**config, "dtype": dtype, FIELD: CONFIGS[name]})
+
+
+UNQUANTISED = {WeightDType.BF16: "bfloat16", WeightDType.FP16: "float16", WeightDType.FP32: "float32"}
+"""A config's `dtype`."""
 
 
 def checkpoints_of(name: str) -> list[dict[str, Any]]:

@@ -116,7 +116,8 @@ def print_expert_designs(designs: Iterable[ExpertDesign]) -> None:
             f"{each.num_experts_per_tok} of {each.num_experts}{', as asked' if each.is_asked else ''}",
             f"{each.expert_size:,}",
             f"{each.combinations:,}" if each.combinations < FEW_COMBINATIONS else f"{each.combinations:.2e}",
-            f"{each.capacity:,}" + (f", at most {each.largest_load:,}" if each.dropped else ""),
+            f"{each.capacity:,}"
+            + (f", at most {each.largest_load:,}: {each.dropped:,} beyond are dropped" if each.dropped else ""),
             format_count(each.estimate.parameters.total),
             format_count(each.estimate.parameters.active_per_token),
             format_flops(each.estimate.flops.model_flops_per_token),

@@ -135,4 +135,5 @@ def test_traffic_is_for_the_shared_memory_of_the_gpu(gpu: str | None, kilobytes:
 
 def test_capacity_is_explained_where_there_are_experts() -> None:
     assert explained("mixture")["expert-capacity"].value == 751  # 2 · 3 · 1001 / 8, rounded up
+    assert explained("mixture")["expert-activations"].value == 2 * 8 * 751 * (2 * 4096 + 4 * 14336)
     assert "expert-capacity" not in explained("gpt2")

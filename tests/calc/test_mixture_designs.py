@@ -74,6 +74,23 @@ def test_one_expert_a_token_is_another_ledger() -> None:
     assert designs(four)[0].estimate.architecture == designs(one)[0].estimate.architecture
 
 
+def test_a_capacity_bounds_what_experts_keep() -> None:
+    """With as many places as tokens come, it is what the ledger keeps of each expert's tokens in half precision."""
+    [design, _] = designs(precision="bf16")
+    section = design.estimate.step.runs[1].part.section
+    kept = {tensor for row in section.rows for gradient in row.gradients for tensor in (*row.saves, *gradient.needs)}
+    sizes = design.estimate.step.runs[1].sizes
+    of_experts = {each for each in kept if "Y" in each.shape and {"H", "F"} & set(each.shape)}
+    assert design.capacity_bytes == sum(each.nbytes(sizes) for each in of_experts)
+
+
+def test_a_load_drops_what_is_beyond_the_capacity(capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.dumps(SIXTEEN_OF_TWO)
+    main(["explain", "experts", config, "--sequence-length", "16", "--micro-batch-size", "2", "--expert-load", "worst"])
+    assert "dropped" in capsys.readouterr().out
+    assert designs(expert_load="worst")[0].dropped == 2 * (TOKENS - 2 * TOKENS // 16)
+
+
 def test_capacity_of_the_founding_text() -> None:
     assert closed_forms.expert_capacity(num_tokens=1000, num_experts=8) == 2 * 1000 / 8
     assert closed_forms.expert_capacity(num_tokens=1001, num_experts=8) == 251

@@ -7,7 +7,8 @@ import pytest
 from calc import ConfigError, Scenario, checkpoint_weights, estimate, load_model, weight_bytes
 from calc.catalogue import CatalogueModel, Checkpoint, checkpoints, find_model, model_named, models
 from calc.dtype import DType
-from calc.quantisation import checkpoints_of, read_quantisation, weight_total_bytes
+from calc.quantisation import checkpoints_of, read_quantisation, scenario_weights, weight_total_bytes
+from calc.scenario import WeightDType
 
 LLAMA = {"model_type": "llama", "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2}
 LLAMA |= {"num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 100, "torch_dtype": "bfloat16"}
@@ -80,6 +81,23 @@ def test_the_published_bytes_of_gpt_oss(num_layers: int, num_experts: int, publi
     both as public repositories quoted them on 2026-11-22."""
     config = GPT_OSS | {"num_hidden_layers": num_layers, "num_local_experts": num_experts}
     assert checkpoint_weights(config).total_bytes == published
+
+
+def test_a_model_of_the_catalogue_in_another_type() -> None:
+    in_mxfp4, in_fp32 = (
+        scenario_weights(Scenario(model="gpt-oss-20b", weight_dtype=each))
+        for each in (WeightDType.MXFP4, WeightDType.FP32)
+    )
+    assert (in_mxfp4.total_bytes, in_mxfp4.dtype) == (13761264768, "bf16")
+    assert in_fp32.total_bytes == 2 * in_mxfp4.unquantised_bytes
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype"), [("Qwen/Qwen3-32B-AWQ", WeightDType.NF4), ("llama-3.1-8b", WeightDType.Q4_0)]
+)
+def test_types_that_weights_are_not_listed_in(model: str, dtype: WeightDType) -> None:
+    with pytest.raises(ConfigError, match="weight_dtype"):
+        scenario_weights(Scenario(model=model, weight_dtype=dtype))
 
 
 @pytest.mark.parametrize("model", [each for each in models() if each.published_parameters], ids=lambda each: each.name)
