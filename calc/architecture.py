@@ -83,6 +83,14 @@ class Images:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Audio:
+    """The spectrograms a model that listens is given; it makes a token of two frames."""
+
+    num_mel_bins: int
+    num_tokens: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Dropouts:
     """Dropout probabilities; none where the family has no such dropout."""
 
@@ -126,6 +134,8 @@ class Architecture:
     """Of a classification head; none = a language-model head."""
     images: Images | None = None
     """It sees images, whose patches and one more token are its sequence."""
+    audio: Audio | None = None
+    """Its encoder listens."""
     part_of: str | None = None
     """The type of the model that sees images, too, whose text part it is."""
     step_of: str | None = None
@@ -159,7 +169,9 @@ class Architecture:
     @property
     def input_length(self) -> int | None:
         """Tokens of what it is given, where the config says it."""
-        return self.images.num_patches + 1 if self.images else None
+        if self.images is not None:
+            return self.images.num_patches + 1
+        return self.audio.num_tokens if self.audio else None
 
     @property
     def head(self) -> Head:

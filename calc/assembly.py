@@ -364,6 +364,7 @@ def _core(layer: Layer, dropouts: Dropouts, workload: Workload, plan: Plan) -> A
         one_token=length == 1,
         strided=layer.kind.strided,
         query_key_by_head=layer.kind.query_key_by_head,
+        values_by_head=layer.kind.values_by_head,
         bidirectional=layer.kind.bidirectional,
         masked=masked,
         repeats_heads=kernel is not Attention.EAGER and repeats_heads(layer, length),

@@ -63,6 +63,8 @@ class AttentionCore:
     """Of q, k and v the parts of one projection, in which they lie behind each other (LayerKind)."""
     query_key_by_head: bool = False
     """q and k lie in memory as [B, N, S, D], not by token."""
+    values_by_head: bool = False
+    """v lies so, too."""
     sliding: bool = False
     """Its mask is the sliding window's."""
     masks_each_sequence: bool = False
@@ -280,7 +282,8 @@ def weighted_values(
         weights = dropped
     rows_v, value = autocast_input(value, numerics, "values")
     rows_w, lower_weights = autocast_input(weights, numerics, "values")
-    merge_v, value = merged(value, core.merges_key_value_heads_by_copy("v", cast=bool(rows_v)))
+    by_copy = core.merges_key_value_heads_by_copy("v", cast=bool(rows_v), by_head=core.values_by_head)
+    merge_v, value = merged(value, by_copy)
     rows += [*rows_v, *rows_w, *merge_v]
     names, shape = ("attention by head", "attention output"), output_heads(value)
     heads, out = (Tensor(name, shape, numerics.compute) for name in names)

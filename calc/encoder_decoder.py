@@ -48,6 +48,7 @@ SHORTEST = 2
 IN_FP16 = {
     Wiring.T5: "transformers loads T5's wo in fp32 where the others are fp16, and clamps its layers",
     Wiring.BART: "transformers clamps the layers of BART's encoder in fp16",
+    Wiring.WHISPER: "transformers clamps the layers of Whisper's encoder in fp16",
 }
 NOT_BUILT = "is not supported yet for an encoder-decoder"
 
@@ -56,7 +57,8 @@ def target_length(scenario: Scenario, architecture: Architecture) -> int:
     """The decoder's tokens per sequence; 0 where there is no encoder beside it."""
     if architecture.is_encoder_decoder:
         longest = architecture.max_position_embeddings
-        length = scenario.target_length or scenario.sequence_length or longest
+        of_source = scenario.sequence_length if architecture.input_length is None else None
+        length = scenario.target_length or of_source or longest
         if architecture.kind.learned_positions and length > longest:
             problem = f"should be at most {longest}: the model has that many positions"
             raise ConfigError("target_length", length, problem)

@@ -1,4 +1,4 @@
-"""What a Scenario may ask of a model whose config says how long its input is: images are cut into as many patches."""
+"""What a Scenario may ask of a model whose config says how long its input is: images, cut into patches, or sound."""
 
 from .architecture import Architecture
 from .errors import ConfigError
@@ -22,6 +22,8 @@ def check_fixed_input(scenario: Scenario, architecture: Architecture) -> None:
 
 
 def _reason(architecture: Architecture) -> str:
+    if architecture.audio is not None:
+        return f"the encoder gets {2 * architecture.audio.num_tokens} frames, two for a token; target_length is free"
     assert architecture.images is not None
     height, width = architecture.images.image_size
     return f"of an image of {height} × {width} pixels come {architecture.images.num_patches} patches and a class token"

@@ -272,7 +272,7 @@ def _check_generation(scenario: Scenario, architecture: Architecture) -> None:
 def _check_model(architecture: Architecture) -> None:
     """It writes, and its cache is written down."""
     chunked = any(layer.kind.chunked for layer, _ in architecture.layers)
-    if chunked:
+    if chunked or architecture.audio is not None:
         raise ConfigError("task", "inference", f"is not supported yet for {architecture.model_type}")
     if architecture.kind.head not in {Head.CAUSAL_LM, Head.SEQ2SEQ_LM}:
         raise ConfigError(

@@ -27,6 +27,7 @@ class Wiring(StrEnum):
     PHI = "phi"
     T5 = "t5"
     VIT = "vit"
+    WHISPER = "whisper"
     MEGATRON = "megatron"
     """The fused GPT block of Megatron-LM, as the paper counts it."""
 
@@ -319,6 +320,8 @@ class LayerKind:
     """Its attention gets a mask where no kernel needs one, too."""
     query_key_by_head: bool = False
     """Positions leave queries and keys in memory as [B, N, S, D], not by token."""
+    values_by_head: bool = False
+    """Values lie so, too."""
     parallel: bool = False
     """Attention and MLP read the same residual stream, and are added to it together."""
     mlp: Mlp | Mixture = Mlp.GATED

@@ -67,6 +67,8 @@ SYMBOLS = {
     "Z": "target_length, of an encoder-decoder; of inference one token",
     "S+1": "sequence_length + 1",
     "S-1": "patches of an image",
+    "2S": "frames of a spectrogram",
+    "Mb": "num_mel_bins",
     "Ci": "num_channels of an image",
     "Hi": "height of an image, in pixels",
     "Wi": "width of an image",

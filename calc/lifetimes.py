@@ -283,8 +283,8 @@ class _Builder:
         """Others know a gradient by one name, whatever buffer a kernel wrote it to: the part before that of its output,
         the optimizer that of a parameter. One that forward made changes its name here."""
         made = storage.tensor
-        is_known = made == gradient_of(self.section.output) and gradient.kind is not Kind.GRADIENTS
-        if made == gradient or is_known:
+        of_input = self.section.input and gradient_of(self.section.input)
+        if made == gradient or (made == gradient_of(self.section.output) and gradient == of_input):
             return
         if (made, True) in self.events:
             self.events = [(gradient if tensor == made else tensor, allocated) for tensor, allocated in self.events]

@@ -255,6 +255,13 @@ def _of_encoder_decoder(architecture: Architecture, plan: Plan) -> Iterator[str]
         )
     else:
         yield TRAINED_STACKS
+    if architecture.audio is not None:
+        yield (
+            f"The encoder gets spectrograms of {2 * architecture.audio.num_tokens} frames in the weights' type, of "
+            f"which two convolutions make {architecture.audio.num_tokens} tokens, whatever is said; its hidden states "
+            "lie channel by channel, so that each LayerNorm copies them first. Left out: cuDNN's workspaces for the "
+            "convolutions, of which no source tells."
+        )
     if architecture.wiring is Wiring.T5:
         yield (
             "T5 adds a bias to its scores: of sdpa's kernels only efficient and math take it, flash does not. A config "

@@ -333,7 +333,8 @@ def _math_values(
     if core.broadcasts_heads:
         merge_v, value = broadcast(value, core)
     else:
-        merge_v, value = merged(value, core.merges_key_value_heads_by_copy("v", cast=written_out))
+        by_copy = core.merges_key_value_heads_by_copy("v", cast=written_out, by_head=core.values_by_head)
+        merge_v, value = merged(value, by_copy)
     shape = output_heads(value)
     product, by_head = (Tensor(f"{name} by head", shape, DType.FP32) for name in ("attention product", "attention"))
     out = Tensor("attention output", shape, numerics.compute)

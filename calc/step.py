@@ -373,17 +373,18 @@ _evaluated = lru_cache(maxsize=KEPT_STRUCTURES)(without_gradients)
 
 def _parts(placed: list[Pieces], facts: StepFacts) -> Iterator[Part]:
     embedding, last = placed[0][0][0], placed[-1][0][0]
-    tied = frozenset(tensor for tensor, _ in embedding.parameters)
     plan = _not_recomputed(facts.plan)
     in_layers = {
         each: not (each is embedding or each is last or each.section.is_bridge)
         for pieces in placed
         for each, _ in pieces
     }
-    owned = {
-        each: _owned(each, frozenset() if each is embedding else tied, plan, in_layer=in_layer)
-        for each, in_layer in in_layers.items()
-    }
+    owned: dict[Piece, Owned] = {}
+    elsewhere = frozenset[Tensor]()
+    for each, in_layer in in_layers.items():
+        owned[each] = _owned(each, elsewhere, plan, in_layer=in_layer)
+        if not in_layer:
+            elsewhere |= {tensor for tensor, _ in each.parameters}
     for pieces in placed:
         of_pieces = tuple((owned[each], times) for each, times in pieces)
         yield part(pieces, of_pieces, tuple(_regularisations(pieces, facts)), in_layer=in_layers[pieces[0][0]])
@@ -413,7 +414,8 @@ def _not_recomputed(plan: Plan) -> Plan:
 
 
 def _owned(of: Piece, elsewhere: frozenset[Tensor], plan: Plan, *, in_layer: bool) -> Owned:
-    """What one piece owns; `elsewhere` are the embedding's parameters, of which tied ones belong there."""
+    """What one piece owns; `elsewhere` are the parameters of what is before it around layers, of which tied ones belong
+    there."""
     parameters = tuple([item for item in of.parameters if item[0] not in elsewhere])
     return _between_steps(parameters, tuple(of.section.buffers()), plan, in_layer=in_layer)
 

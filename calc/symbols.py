@@ -56,6 +56,7 @@ def common_sizes(architecture: Architecture, workload: Workload, plan: Plan) -> 
         **next((_expert_sizes(layer.experts) for layer, _ in architecture.layers if layer.experts), {}),
         **({"U": architecture.num_labels} if architecture.num_labels else {}),
         **(_image_sizes(architecture.images) if architecture.images else {}),
+        **({"2S": 2 * length, "Mb": architecture.audio.num_mel_bins} if architecture.audio else {}),
         **({"A": kept, "A-1": kept - 1} if kept else {}),
         **(_adapter_sizes(plan.adapter, architecture, length) if plan.adapter else {}),
         **_window_sizes(architecture, length),

@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import (
     AutoModelForMaskedLM,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoModelForSpeechSeq2Seq,
 )
 from transformers.utils import logging
 
@@ -114,7 +115,7 @@ MASKED_LMS = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2")
 ENCODER_DECODERS = ("t5", "bart")
 OTHERS: dict[str, Any] = dict.fromkeys(MASKED_LMS, AutoModelForMaskedLM)
 OTHERS |= dict.fromkeys(ENCODER_DECODERS, AutoModelForSeq2SeqLM)
-OTHERS |= {"vit": AutoModelForImageClassification}
+OTHERS |= {"vit": AutoModelForImageClassification, "whisper": AutoModelForSpeechSeq2Seq}
 MODEL_CLASSES: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, OTHERS)
 """The class that a family's models are of, where they have no head for sequences."""
 QUANTISED = ("qlora", "lora-int8")
@@ -223,7 +224,7 @@ def build_job(
         if not trains:
             model.requires_grad_(False)
         weight_ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn()) if scenario.weight_ema else None
-        inputs = inputs_of(scenario, hf_config)
+        inputs = inputs_of(scenario, hf_config, precision)
         labels = labels_of(inputs, auto_class, hf_config, scenario.target_length if trains else 1)
     autocast_dtype = AUTOCAST_DTYPE.get(scenario.precision)
     return Job(
@@ -280,11 +281,19 @@ def sum_in_fp32(model: torch.nn.Module) -> None:
             parameter.register_post_accumulate_grad_hook(move)
 
 
-def inputs_of(scenario: Scenario, hf_config: Any) -> torch.Tensor:
-    """Token ids, or images in fp32, as an image processor gives them."""
+def inputs_of(scenario: Scenario, hf_config: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Token ids; images in fp32, as an image processor gives them; spectrograms in the weights' type, which Whisper
+    wants."""
+    if hf_config.model_type == "whisper":
+        frames = FRAMES_PER_TOKEN * hf_config.max_source_positions
+        return torch.zeros(scenario.micro_batch_size, hf_config.num_mel_bins, frames, dtype=dtype)
     if hf_config.model_type == "vit":
         return torch.zeros(scenario.micro_batch_size, hf_config.num_channels, *sides(hf_config.image_size))
     return torch.zeros(tokens(scenario, hf_config), dtype=torch.int64)
+
+
+FRAMES_PER_TOKEN = 2
+"""Of Whisper's encoder: the stride of its second convolution."""
 
 
 def sides(size: Any) -> tuple[int, int]:
@@ -297,6 +306,9 @@ def labels_of(inputs: torch.Tensor, auto_class: Any, hf_config: Any, target_leng
     decoder, `target_length` of them; a classifier's one for each sequence, or numbers for each label."""
     if auto_class is AutoModelForCausalLM:
         return inputs
+    if auto_class is AutoModelForSpeechSeq2Seq:
+        length = target_length or hf_config.max_target_positions
+        return torch.zeros(len(inputs), length, dtype=torch.int64)
     if auto_class is AutoModelForSeq2SeqLM:
         return inputs.new_zeros(len(inputs), target_length or inputs.shape[1])
     if auto_class is AutoModelForMaskedLM:

@@ -77,7 +77,7 @@ PHIMOE, PHIMOE_ROUTER = "phimoe", "mlp.router"
 """An nn.Linear with a result of its own (PhimoeTopKRouter)."""
 
 OUTPUT_LAYER = "lm_head"
-DECODERS = frozenset({OUTPUT_LAYER, "lm_head.decoder", "cls.predictions.decoder", "decoder"})
+DECODERS = frozenset({OUTPUT_LAYER, "lm_head.decoder", "cls.predictions.decoder", "decoder", "proj_out"})
 """Heads that give logits of tokens."""
 OUTPUT_LAYERS = DECODERS.union(*CLASSIFIERS.values())
 """What `all-linear` leaves out (peft/tuners/tuners_utils.py, _maybe_include_all_linear_layers)."""

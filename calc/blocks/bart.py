@@ -36,7 +36,7 @@ def bart_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     looking_up, tokens = _looked_up(INPUT_IDS, "inputs_embeds", numerics)
     ending, output = _summed("encoder", tokens, positions, facts, numerics)
     rows = [
-        *([] if facts.generates else _shifted_right()),
+        *([] if facts.generates else shifted_right()),
         *looking_up,
         Row(name="arange", reads=(), writes=(counted,)),
         Row(name="add", reads=(counted,), writes=(position_rows,)),
@@ -57,7 +57,7 @@ def bart_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
 SHIFTED = Tensor("labels, shifted", ("B", "Z"), DType.INT64)
 
 
-def _shifted_right() -> list[Row]:
+def shifted_right() -> list[Row]:
     ignored = like(SHIFTED, "ignored labels", dtype=DType.BOOL)
     before = like(SHIFTED, "labels but the last", shape=("B", "Z-1"))
     return [

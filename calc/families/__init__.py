@@ -55,6 +55,7 @@ FAMILIES = {
     "starcoder2": "llama_kin",
     "t5": "t5",
     "vit": "vit",
+    "whisper": "whisper",
     "stablelm": "llama_kin",
     "glm": "llama_kin",
     "glm4": "llama_kin",

@@ -282,6 +282,38 @@ FAMILIES: dict[str, Family] = {
         lora_targets=("q_proj", "v_proj", "fc2"),
         asked={"sequence_length": None},
     ),
+    "whisper": Family(
+        sizes={
+            "d_model": 64,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 2,
+            "encoder_layers": 3,
+            "decoder_layers": 3,
+            "encoder_ffn_dim": 104,
+            "decoder_ffn_dim": 104,
+            "vocab_size": 199,
+            "max_source_positions": 24,
+            "max_target_positions": 40,
+            "num_mel_bins": 20,
+            **DECODER,
+        },
+        drawn={
+            "decoder_layers": (1, 2, 4),
+            "decoder_attention_heads": (1, 2),
+            "max_source_positions": (2, 24, 57),
+            "num_mel_bins": (8, 20),
+            "tie_word_embeddings": (True,),
+            "activation_function": ("gelu", "relu"),
+        },
+        names={
+            "hidden_size": "d_model",
+            "num_attention_heads": "encoder_attention_heads",
+            "num_hidden_layers": "encoder_layers",
+        },
+        lora_targets=("q_proj", "v_proj", "fc2"),
+        asked={"sequence_length": None, "target_length": 33},
+        refuses=("selective", "operators"),
+    ),
     "t5": Family(
         sizes={"d_model": 64, "num_heads": 4, "num_layers": 3, "d_kv": 16, "d_ff": 104, "vocab_size": 199} | DECODER,
         drawn={

@@ -31,6 +31,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
     return Scenario(
         model=config,
         micro_batch_size=draw(st.integers(1, 4)),
+        target_length=FAMILIES[model_type].asked.get("target_length"),
         sequence_length=FAMILIES[model_type].length(draw(st.integers(1, 64))),
         gradient_accumulation_steps=draw(st.sampled_from((1, 1, 2))),
         precision=draw(st.sampled_from(PRECISIONS)),
