@@ -179,8 +179,8 @@ def _check(scenario: Scenario, architecture: Architecture) -> None:
     refuse_what_comes_later(scenario)
     check_experts(scenario, architecture)
     check_autocast(scenario, architecture)
-    check_encoder_decoder(scenario, architecture)
     check_fixed_input(scenario, architecture)
+    check_encoder_decoder(scenario, architecture)
 
 
 def _resolved(scenario: Scenario, architecture: Architecture) -> tuple[Architecture, Workload, Plan]:
