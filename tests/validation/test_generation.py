@@ -114,7 +114,7 @@ def test_both_passes(model_type: str, choices: Choices) -> None:
     agrees(scenario, config)
 
 
-ENCODERS = {"bert", "roberta", "xlm-roberta", "modernbert", "vit"}
+ENCODERS = {"bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "vit"}
 LATER = {"llama4_text", "whisper"}
 ENCODER_DECODERS = {"t5", "bart"}
 GENERATING = [model_type for model_type in FAMILIES if model_type not in ENCODERS | LATER]
