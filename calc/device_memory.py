@@ -60,6 +60,8 @@ class Memory:
     assumed_context_bytes: int | None
     kv_cache_bytes: int | None
     gpu_memory_bytes: int | None
+    usable_bytes: int | None
+    """Of these what may be taken, which the verdict is about: all, or an engine's share (gpu_memory_utilization)."""
     fits: bool | None
     headroom_bytes: int | None
     simulate: "Callable[[], Reserved] | None" = field(repr=False, compare=False)
@@ -146,6 +148,7 @@ def _memory(step: StepMemory | Generation | Engine, gpu: Gpu | None, own: dict[s
         library_workspace_bytes=workspaces if gpu else None,
         assumed_context_bytes=context if gpu else None,
         gpu_memory_bytes=gpu.capacity_bytes if gpu else None,
+        usable_bytes=limit,
         fits=headroom >= 0 if headroom is not None else None,
         headroom_bytes=headroom,
         **own,

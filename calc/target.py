@@ -26,10 +26,10 @@ class Limit(StrEnum):
 
 
 def room(memory: Memory) -> tuple[int, int]:
-    """The GPU's capacity and what is left of it, of a scenario that names a GPU."""
-    assert memory.gpu_memory_bytes is not None
+    """What may be taken of the GPU and what is left of that, of a scenario that names a GPU."""
+    assert memory.usable_bytes is not None
     assert memory.headroom_bytes is not None
-    return memory.gpu_memory_bytes, memory.headroom_bytes
+    return memory.usable_bytes, memory.headroom_bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ def bar(memory: dict[str, Any], scale: float | None = None) -> dict[str, Any]:
     """The stacked bar: segments, what is free or missing, and the capacity line. `scale` are the bytes of its whole
     width; bars that share one can be compared."""
     sizes = parts(memory)
-    needed, capacity = sum(sizes.values()), memory["gpu_memory_bytes"]
+    needed, capacity = sum(sizes.values()), memory["usable_bytes"]
     scale = scale or bar_scale(memory)
     start = 0
     segments = []
@@ -81,7 +81,7 @@ def bar(memory: dict[str, Any], scale: float | None = None) -> dict[str, Any]:
 
 def bar_scale(memory: dict[str, Any]) -> float:
     """The bytes that a bar of its own is wide."""
-    return max(sum(parts(memory).values()), (memory["gpu_memory_bytes"] or 0) * MARGIN)
+    return max(sum(parts(memory).values()), (memory["usable_bytes"] or 0) * MARGIN)
 
 
 def curve(memory: dict[str, Any], top: float | None = None) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def _room_in_sight(memory: dict[str, Any]) -> int | None:
 
 
 def _room_for_tensors(memory: dict[str, Any]) -> int | None:
-    capacity = memory["gpu_memory_bytes"]
+    capacity = memory["usable_bytes"]
     return None if capacity is None else max(0, capacity - sum(outside_tensors(memory).values()))
 
 

@@ -358,7 +358,7 @@ def throughput_view(scenario: Scenario, words: Words) -> dict[str, Any]:
                 "token": format_seconds(tokens[batch]),
                 "rate": format_rate(per_second[batch]),
                 "energy": None if energy is None else f"{energy:.3g}",
-                "needed": format_gib((memory.gpu_memory_bytes or 0) - (memory.headroom_bytes or 0)),
+                "needed": format_gib((memory.usable_bytes or 0) - (memory.headroom_bytes or 0)),
                 "fits": memory.fits,
             }
         )

@@ -56,7 +56,7 @@ COMPARED_AS: Mapping[Unit, Callable[[Any], str]] = {
 def verdict(estimate: Estimate) -> str:
     """One sentence: does it fit, and by how much."""
     memory = estimate.memory
-    capacity, headroom = memory.gpu_memory_bytes, memory.headroom_bytes
+    capacity, headroom = memory.usable_bytes, memory.headroom_bytes
     if capacity is None or headroom is None:
         return f"The peak is {format_gib(memory.peak_allocated_bytes)}. Name a GPU to see whether it fits."
     figures = f"{(capacity - headroom) / GIB:,.1f} of {format_gib(capacity)}"

@@ -104,7 +104,7 @@ def test_what_is_left_of_the_gpu_is_pages() -> None:
     persistent = sum(memory.persistent_bytes.values())
     workspace = memory.library_workspace_bytes or 0
     taken = persistent + found["activation_peak_bytes"] + workspace + NON_TORCH_BYTES + found["pool_bytes"]
-    assert taken == found["limit_bytes"]
+    assert taken == found["limit_bytes"] == memory.usable_bytes
     assert 0.9199 < found["limit_bytes"] / (memory.gpu_memory_bytes or 1) < 0.9201
     assert answer.scenario.gpu_memory_utilization == 0.92
     assert (answer.scenario.max_num_batched_tokens, answer.scenario.max_num_seqs) == (8192, 1024)
@@ -213,6 +213,17 @@ def test_what_is_not_given_does_not_go_beyond_the_other(given: dict[str, Any], r
     asked = {"prompt_length": 40, "gpu": "h100-sxm-80gb", **given}
     answered = served(WINDOWED | {"max_position_embeddings": 64}, **asked).scenario
     assert (answered.max_num_batched_tokens, answered.max_num_seqs) == resolved
+
+
+def test_what_a_search_needs_is_held_against_the_engines_share() -> None:
+    asked: dict[str, Any] = {"page_size": 16, "gpu": "rtx-4090", "gpu_memory_utilization": 0.8}
+    scenario = Scenario(model=LLAMA, task=Task.INFERENCE, prompt_length=1000, output_length=24, **asked)
+    solution = calc.solve(scenario, maximise="batch_size")
+    beyond = solution.next_estimate
+    assert beyond is not None
+    memory = beyond.memory
+    needed = memory.peak_allocated_bytes + (memory.library_workspace_bytes or 0) + NON_TORCH_BYTES
+    assert solution.to_dict()["next_needed_bytes"] == needed > (memory.usable_bytes or 0)
 
 
 def test_an_answer_asked_again_is_the_same() -> None:

@@ -67,7 +67,7 @@ OURS = {
     "model": "",
     "memory": (
         "peak_at assumed_context_bytes checkpoint_bytes evaluation_peak_allocated_bytes timeline offloaded_bytes "
-        "paged_optimizer_state_bytes"
+        "paged_optimizer_state_bytes usable_bytes"
     ),
     "flops": "prefill decode",
     "tensors": "formula count_at_peak",
@@ -328,8 +328,8 @@ def test_the_verdict(gpu: Any) -> None:
 
 def test_without_a_gpu_there_is_no_verdict() -> None:
     memory = answered().memory
-    verdict = ("gpu_memory_bytes", "fits", "headroom_bytes", "library_workspace_bytes", "assumed_context_bytes")
-    assert [getattr(memory, name) for name in verdict] == [None] * 5
+    verdict = ("gpu_memory_bytes", "usable_bytes", "fits", "headroom_bytes", "library_workspace_bytes")
+    assert [getattr(memory, name) for name in (*verdict, "assumed_context_bytes")] == [None] * 6
 
 
 def test_the_verdict_turns_where_the_memory_ends() -> None:

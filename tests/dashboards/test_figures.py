@@ -23,8 +23,8 @@ def test_the_bar_adds_up_to_what_the_verdict_says(memory):
     outside = (memory["library_workspace_bytes"] or 0) + (memory["assumed_context_bytes"] or 0)
     assert bar["needed_bytes"] == memory["peak_allocated_bytes"] + outside
     assert sum(segment["bytes"] for segment in bar["segments"]) == bar["needed_bytes"]
-    if memory["gpu_memory_bytes"] is not None:
-        assert memory["gpu_memory_bytes"] - bar["needed_bytes"] == memory["headroom_bytes"]
+    if memory["usable_bytes"] is not None:
+        assert memory["usable_bytes"] - bar["needed_bytes"] == memory["headroom_bytes"]
 
 
 def test_segments_touch_and_are_as_wide_as_they_are_large(memory):
