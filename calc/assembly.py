@@ -9,7 +9,7 @@ from .architecture import Architecture, Dropouts, Layer
 from .attention import AttentionCore
 from .blocks.facts import LayerFacts, ModelFacts
 from .cache import Cache, CacheUse, Room
-from .cache_groups import GROUPED_BITS, RESIDUAL_LENGTH, Groups
+from .cache_groups import GROUPED_TYPES, RESIDUAL_LENGTH, Groups
 from .contexts import CacheEnd
 from .dimensions import SMALLEST_8BIT
 from .evaluation import MOST_DISTINCT
@@ -124,7 +124,7 @@ def generation(architecture: Architecture, workload: Workload, plan: Plan) -> Ge
 
 def in_groups(plan: Plan) -> bool:
     """The cache's numbers share scales by groups."""
-    return plan.kv_cache_dtype in GROUPED_BITS
+    return plan.kv_cache_dtype in GROUPED_TYPES
 
 
 def _quantised_spans(num_first: int, num_tokens: int) -> tuple[list[tuple[int, int, int]], int | None]:
@@ -403,7 +403,7 @@ def _groups(layer: Layer, length: int, plan: Plan) -> Groups | None:
         return None
     by_token = length > 1 and layer.num_key_value_heads > 1 and layer.latent is None
     return Groups(
-        bits=GROUPED_BITS[plan.kv_cache_dtype or ""],
+        type=GROUPED_TYPES[plan.kv_cache_dtype or ""],
         copies=(by_token and not layer.kind.query_key_by_head, by_token),
         requantises=layer.num_residual_tokens + 1 == RESIDUAL_LENGTH,
     )

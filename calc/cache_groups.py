@@ -1,5 +1,6 @@
 """Keys and values whose numbers share a scale and a shift by groups of 64: QuantizedLayer of transformers 5.23.0
-(cache_utils.py) with optimum-quanto 0.2.7 (MaxOptimizer, quantize_affine, pack_weights; unpack is its CUDA kernel).
+(cache_utils.py) with optimum-quanto 0.2.7 (MaxOptimizer, quantize_affine, pack_weights; unpack is its CUDA kernel), or
+with HQQ.
 
 The prompt is quantised at once. Later tokens stay as they are until there are 128 of them; then all keys and values,
 which each pass writes out, are quantised anew.
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+from . import cache_hqq
 from .dimensions import Blocks
 from .dtype import DType
 from .ledger import Dimension, Kind, Row, Tensor
@@ -19,8 +21,24 @@ GROUP = 64
 RESIDUAL_LENGTH = 128
 """residual_length: tokens that are together quantised."""
 BITS_OF_BYTE = 8
-GROUPED_BITS = {"int4": 4, "int2": 2}
-"""Of a number, by kv_cache_dtype."""
+
+
+class GroupedType(NamedTuple):
+    """How the numbers of a cache in groups are kept."""
+
+    bits: int
+    by_hqq: bool = False
+    """By HQQ (cache_hqq.py), else by quanto."""
+
+
+GROUPED_TYPES = {
+    "int4": GroupedType(4),
+    "int2": GroupedType(2),
+    "hqq-int8": GroupedType(8, by_hqq=True),
+    "hqq-int4": GroupedType(4, by_hqq=True),
+    "hqq-int2": GroupedType(2, by_hqq=True),
+}
+"""By kv_cache_dtype."""
 
 
 class Stored(NamedTuple):
@@ -53,7 +71,7 @@ class Pass(NamedTuple):
 class Groups(NamedTuple):
     """How a cache's numbers lie in it, and what a pass does with them."""
 
-    bits: int
+    type: GroupedType
     copies: tuple[bool, bool] = (False, False)
     """Of the prompt's keys and values, whether they lie otherwise than [B, K, S, D] before they are quantised."""
     requantises: bool = False
@@ -61,7 +79,7 @@ class Groups(NamedTuple):
 
     @property
     def codes_per_byte(self) -> int:
-        return BITS_OF_BYTE // self.bits
+        return BITS_OF_BYTE // self.type.bits
 
     def stored(self, plain: Tensor, suffix: str = "") -> Stored:
         """What the cache holds of `plain`."""
@@ -71,22 +89,29 @@ class Groups(NamedTuple):
             Tensor(f"{each} of {name}{suffix}", groups, plain.dtype, Kind.KV_CACHE) for each in ("scales", "shifts")
         )
         shape = (Blocks(plain.shape, GROUP * self.codes_per_byte), GROUP)
+        if self.type.by_hqq:
+            shape = (Blocks(plain.shape, GROUP), GROUP // self.codes_per_byte)
         return Stored(Tensor(f"codes of {name}{suffix}", shape, DType.UINT8, Kind.KV_CACHE), scales, shifts)
 
     def quantised(self, plain: Tensor, stored: Stored, *, copies: bool = False) -> list[Row]:
-        """QuantoQuantizedLayer._quantize."""
+        """QuantizedLayer._quantize."""
         rows: list[Row] = []
         given = plain
         if copies:
             given = like(plain, f"{plain.name}, contiguous")
             rows.append(copy(plain, given, name="contiguous"))
-        least, largest, span = (like(stored.scales, f"{plain.name}, {each}") for each in ("least", "largest", "span"))
+        if self.type.by_hqq:
+            return [*rows, *cache_hqq.quantised(given, *stored, self.codes_per_byte)]
+        return [*rows, *self._by_quanto(given, stored)]
+
+    def _by_quanto(self, given: Tensor, stored: Stored) -> list[Row]:
+        """QuantoQuantizedLayer._quantize."""
+        least, largest, span = (like(stored.scales, f"{given.name}, {each}") for each in ("least", "largest", "span"))
         moved, divided, rounded, clamped = (
-            like(given, f"{plain.name}, {each}") for each in ("moved", "divided", "rounded", "clamped")
+            like(given, f"{given.name}, {each}") for each in ("moved", "divided", "rounded", "clamped")
         )
-        numbers = like(given, f"{plain.name}, as numbers", dtype=DType.UINT8)
+        numbers = like(given, f"{given.name}, as numbers", dtype=DType.UINT8)
         return [
-            *rows,
             Row(name="amin", reads=(given,), writes=(least,)),
             Row(name="amax", reads=(given,), writes=(largest,)),
             Row(name="sub", reads=(largest, least), writes=(span,)),
@@ -111,7 +136,9 @@ class Groups(NamedTuple):
         return Row(name="or_", reads=(codes, numbers), writes=(written,), in_place=True, temporaries=(shifted,))
 
     def written_out(self, stored: Stored, plain: Tensor) -> list[Row]:
-        """QBitsDequantizer.forward."""
+        """QBitsDequantizer.forward, or HQQ's."""
+        if self.type.by_hqq:
+            return cache_hqq.written_out(plain, *stored, self.codes_per_byte)
         shape = (*stored.codes.shape, self.codes_per_byte)
         unpacked = Tensor(f"{stored.codes.name}, unpacked", shape, DType.UINT8)
         moved = replace(plain, name=f"{plain.name}, moved")

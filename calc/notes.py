@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from .architecture import Architecture
-from .cache_groups import GROUPED_BITS
+from .cache_groups import GROUPED_TYPES
 from .dtype import DType
 from .efficiency import reachable
 from .hardware import Gpu
@@ -301,7 +301,7 @@ def _of_inference(plan: Plan) -> Iterator[str]:
             "out: what a sampler makes of the logits, and how engines such as vLLM keep their cache. Reserved bytes "
             "are not simulated."
         )
-        yield _of_groups(plan) if plan.kv_cache_dtype in GROUPED_BITS else CACHE_NOTES[plan.cache_implementation]
+        yield _of_groups(plan) if plan.kv_cache_dtype in GROUPED_TYPES else CACHE_NOTES[plan.cache_implementation]
         if plan.adapter is not None:
             yield (
                 "The adapter is not merged: each pass adds its branch to the output of the module it stands beside, as "
@@ -317,11 +317,13 @@ def _of_inference(plan: Plan) -> Iterator[str]:
 
 def _of_groups(plan: Plan) -> str:
     dtype = plan.kv_cache_dtype or ""
+    kept = GROUPED_TYPES[dtype]
+    backend = "hqq" if kept.by_hqq else "quanto"
     return (
-        f"cache_implementation = quantized with kv_cache_dtype = {dtype} is QuantizedCache's backend quanto: "
-        f"{GROUPED_BITS[dtype]} bits a number, a scale and a shift for 64 of them in the weights' type. The last "
-        "tokens, up to 127, stay as they are; for each token all others of a layer are written out, and each 128th "
-        "time all are quantised anew. Of the passes that add a token the last is shown, and the last that quantises."
+        f"cache_implementation = quantized with kv_cache_dtype = {dtype} is QuantizedCache's backend {backend}: "
+        f"{kept.bits} bits a number, a scale and a shift for 64 of them in the weights' type. The last tokens, up to "
+        "127, stay as they are; for each token all others of a layer are written out, and each 128th time all are "
+        "quantised anew. Of the passes that add a token the last is shown, and the last that quantises."
     )
 
 

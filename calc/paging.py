@@ -7,7 +7,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from .architecture import Architecture
-from .cache_groups import GROUP, GROUPED_BITS
+from .cache_groups import GROUP, GROUPED_TYPES
 from .errors import ConfigError, listed
 from .hardware import Gpu
 from .kinds import SharedHeads
@@ -64,7 +64,7 @@ CACHE_TYPES = {
 }
 """vLLM's names beside the weights' own type. Scales of fp8 and its kinds are numbers of a whole layer; those of a token
 and head are in fp32, nvfp4's of 16 elements in fp8."""
-QUANTISED_TYPES = ("fp8", "fp8_e4m3", *GROUPED_BITS)
+QUANTISED_TYPES = ("fp8", "fp8_e4m3", *GROUPED_TYPES)
 """Of transformers' own cache: Fp8QuantizedLayer.fp8_dtype, QuantoQuantizedLayer's bits."""
 SCALED_ELEMENTS = 16
 """That share a scale in nvfp4."""
@@ -124,7 +124,7 @@ def _check_quantised(scenario: Scenario, architecture: Architecture, prompt_leng
     if any(layer.sliding_window is not None for layer, _ in architecture.layers):
         problem = "takes no layers with a sliding window, as this model has"
         raise ConfigError("cache_implementation", CacheImplementation.QUANTIZED.value, problem)
-    if scenario.kv_cache_dtype in GROUPED_BITS:
+    if scenario.kv_cache_dtype in GROUPED_TYPES:
         _check_groups(scenario, architecture, prompt_length)
 
 

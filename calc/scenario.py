@@ -419,11 +419,11 @@ class Scenario(Question):
     cache_implementation: CacheImplementation | None = None
     """Inference: which of transformers' key/value caches; none = dynamic, which grows by each token. static has room
     for prompt and output from the first token on, and attention runs over all of it. quantized (kv_cache_dtype = fp8,
-    int4, int2) is written out again for each pass."""
+    int4, ...) is written out again for each pass."""
     kv_cache_dtype: str | None = None
-    """Inference: type of the key/value cache; none = the weights' own. With cache_implementation = quantized fp8, int4
-    or int2. With pages also vLLM's fp8, fp8_e4m3, fp8_e5m2, fp8_per_token_head, int8_per_token_head,
-    int4_per_token_head, nvfp4."""
+    """Inference: type of the key/value cache; none = the weights' own. With cache_implementation = quantized fp8, int4,
+    int2 (quanto), hqq-int8, hqq-int4 or hqq-int2. With pages also vLLM's fp8, fp8_e4m3, fp8_e5m2, fp8_per_token_head,
+    int8_per_token_head, int4_per_token_head, nvfp4."""
     page_size: Size | None = None
     """Inference: tokens per page of an engine's key/value cache (vLLM's block_size, there 16); none = transformers' own
     cache, contiguous."""

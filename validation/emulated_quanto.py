@@ -8,7 +8,7 @@ what it returns. On the same fake tensors the library itself allocates the same,
 from typing import Any, NamedTuple
 
 import torch
-from transformers.cache_utils import QuantizedCache, QuantizedLayer
+from transformers.cache_utils import QuantizedLayer
 
 BITS_OF_BYTE = 8
 BITS = {"int4": 4, "int2": 2}
@@ -62,27 +62,3 @@ class EmulatedQuantoLayer(QuantizedLayer):
         numbers = q_tensor.scales * unpacked[: len(q_tensor.scales)]
         numbers -= q_tensor.shifts
         return numbers.reshape(q_tensor.shape)
-
-    def lengthen(self, num_tokens: int) -> None:
-        """As after `num_tokens` more."""
-        plain = self._quantized_keys.shape, self._quantized_values.shape
-        dtype = self._quantized_keys.scales.dtype
-        residue = (self.keys.shape[-2] if self.keys.dim() > 1 else 0) + num_tokens
-        joined = residue - residue % self.residual_length
-        if joined:
-            self._quantized_keys, self._quantized_values = (
-                self._quantize(torch.empty(*shape[:-2], shape[-2] + joined, shape[-1], dtype=dtype), 0)
-                for shape in plain
-            )
-        if residue > joined:
-            self.keys, self.values = (
-                torch.empty(*shape[:-2], residue - joined, shape[-1], dtype=dtype) for shape in plain
-            )
-        self.cumulative_length += num_tokens
-
-
-def emulated_cache(config: Any, dtype: str) -> QuantizedCache:
-    """QuantizedCache("quanto", config) with numbers of that type."""
-    cache: Any = QuantizedCache("fp8", config)  # which checks the model's layers, and needs no library
-    cache.layers = [EmulatedQuantoLayer(nbits=BITS[dtype]) for _ in cache.layers]
-    return cache

@@ -58,6 +58,9 @@ TRACED = [
     ),
     generating(cut("qwen2.5-0.5b", 4), 2, 500, 30, cache_implementation="quantized", kv_cache_dtype="fp8"),
     generating(cut("qwen2.5-0.5b", 4), 2, 500, 30, cache_implementation="quantized", kv_cache_dtype="int4"),
+    generating(cut("llama-3.2-1b", 2), 2, 256, 150, cache_implementation="quantized", kv_cache_dtype="hqq-int8"),
+    generating(MIXED_WINDOWS, 2, 600, 40, num_beams=3),
+    generating(cut("qwen2.5-0.5b", 3), 4, 700, 5, logits_to_keep=0),
     generating(cut("llama-3.2-1b", 3), 2, 200, 30, num_beams=4),
     generating(cut("llama-3.2-1b", 3), 2, 200, 30, adapter={"kind": "lora", "rank": 16}),
     # Encoders beside decoders.

@@ -23,7 +23,8 @@ from transformers.cache_utils import (
 )
 from transformers.trainer_pt_utils import EvalLoopContainer
 
-from validation.emulated_quanto import BITS, EmulatedQuantoLayer, emulated_cache
+from validation import emulated_caches
+from validation.emulated_caches import EMULATED, GROUPED, emulated_cache
 
 RESIDUAL_LENGTH = 128
 """QuantizedLayer's residual_length."""
@@ -173,7 +174,7 @@ def cache_of(job: Job) -> Cache:
 
 def is_in_groups(job: Job) -> bool:
     """Its numbers share scales by groups."""
-    return job.kv_cache_dtype in BITS
+    return job.kv_cache_dtype in GROUPED
 
 
 def held(cache: Any) -> list[torch.Tensor]:
@@ -189,7 +190,7 @@ def growing(cache: Any) -> list[Any]:
 
 def tensors_of(layer: Any) -> tuple[torch.Tensor, ...]:
     """What one layer's cache holds: of one that quantises also the scales."""
-    if isinstance(layer, EmulatedQuantoLayer):
+    if isinstance(layer, EMULATED):
         codes = (layer._quantized_keys, layer._quantized_values)
         return (*(each for quantised in codes for each in quantised[:3]), layer.keys, layer.values)
     if isinstance(layer, Fp8QuantizedLayer):
@@ -207,8 +208,8 @@ def lengthen(layer: DynamicLayer | StaticLayer, num_tokens: int) -> None:
     what it joined last. A static one has room for them."""
     if not num_tokens:
         return
-    if isinstance(layer, EmulatedQuantoLayer):
-        layer.lengthen(num_tokens)
+    if isinstance(layer, EMULATED):
+        emulated_caches.lengthen(layer, num_tokens)
         return
     if isinstance(layer, StaticLayer):
         if isinstance(layer, StaticSlidingWindowLayer):

@@ -309,7 +309,7 @@ def test_a_cache_in_fp8_takes_half() -> None:
     assert again.to_dict() == answer.to_dict()
 
 
-@pytest.mark.parametrize(("dtype", "bits"), [("int4", 4), ("int2", 2)])
+@pytest.mark.parametrize(("dtype", "bits"), [("int4", 4), ("int2", 2), ("hqq-int8", 8)])
 @pytest.mark.parametrize(("output_length", "residue"), [(0, 0), (127, 127), (128, 0), (300, 44)])
 def test_a_cache_in_groups(dtype: str, bits: int, output_length: int, residue: int) -> None:
     """Of 64 numbers: their bits, a scale and a shift; of the last tokens the numbers themselves."""
@@ -341,7 +341,7 @@ def test_the_time_of_a_cache_in_groups_is_that_of_all_tokens(output_length: int)
 @pytest.mark.parametrize(
     ("fields", "field", "problem"),
     [
-        ({}, "kv_cache_dtype", "should be one of fp8, fp8_e4m3, int4, int2"),
+        ({}, "kv_cache_dtype", "should be one of fp8, fp8_e4m3, int4, int2, hqq-int8, hqq-int4, hqq-int2"),
         ({"kv_cache_dtype": "int4", "num_beams": 2}, "num_beams", "is not supported yet with"),
         (
             {"kv_cache_dtype": "int4", "model": TINY, "prompt_length": 7},

@@ -8,6 +8,7 @@ from fastapi.testclient import TestClient
 import calc
 from api.app import create_app
 from api.settings import Settings
+from calc.cache_groups import GROUPED_TYPES
 from dashboards.address import scenario_from_query
 from dashboards.form import CHOICES, FIELDS, READ_WITH
 from dashboards.views import ledger
@@ -76,8 +77,8 @@ def test_every_choice_that_is_offered_is_answered(client, name, value):
         "logits_to_keep": {"task": "inference"},
         "mxfp4": {"model": "gpt-oss-20b"},
         "quantized": {"kv_cache_dtype": "fp8"},
-        **{bits: {"cache_implementation": "quantized", "page_size": ""} for bits in ("int4", "int2")},
         "cache_implementation": {"task": "inference"},
+        **{name: {"cache_implementation": "quantized", "page_size": ""} for name in GROUPED_TYPES},
         "kv_cache_dtype": {"task": "inference", "page_size": "16"},
         "disable_hybrid_kv_cache_manager": {"task": "inference", "page_size": "16"},
     }

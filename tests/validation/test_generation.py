@@ -190,6 +190,9 @@ def test_a_cache_in_fp8(prompt_length: int, model_type: str, dtype: str) -> None
         ("deepseek_v3", 7, "int4", "fp32"),
         ("gpt_bigcode", 0, "int4", "bf16"),
         ("mpt", 5, "int4", "fp16"),
+        ("llama", 128, "hqq-int4", "bf16"),
+        ("olmo2", 3, "hqq-int8", "fp16"),
+        ("gpt_neox", 9, "hqq-int2", "fp32"),
     ],
 )
 def test_a_cache_in_groups(model_type: str, output_length: int, dtype: str, weights: str) -> None:
