@@ -182,6 +182,11 @@ TRACES = [
     case(BART, 2, 500, target_length=120),
     case(BART, 4, 300, target_length=300, attention="eager", precision="bf16", recompute="full"),
     case(BART, 2, 256, adapter={"kind": "lora"}, recompute="full", target_length=64),
+    # Images and sound.
+    case("vit-base-patch16-224", 8, 197),
+    case("vit-base-patch16-224", 1, 197, attention="eager", precision="bf16", recompute="full"),
+    case("whisper-tiny", 2, 1500, target_length=100),
+    case("whisper-tiny", 4, 1500, target_length=448, attention="eager", precision="bf16", recompute="full"),
     # Encoders, classification, evaluation.
     case("bert-base-uncased", 4, 256),
     case("bert-base-uncased", 4, 128, num_labels=2, precision="fp16-autocast"),
@@ -210,6 +215,9 @@ TRACES = [
     # Held out: chosen before experts in a loop, BART and ERNIE with experts were traced at such sizes.
     case(cut("deepseek-v2-lite", 2), 1, 555, experts_implementation="eager", optimizer="sgd", holdout=True),
     case(BART, 3, 333, target_length=77, precision="fp16-autocast", gradient_accumulation_steps=2, holdout=True),
+    # Held out: chosen before ViT and Whisper were traced at such sizes.
+    case("vit-large-patch16-224", 3, 197, precision="fp16-autocast", gradient_accumulation_steps=2, holdout=True),
+    case("whisper-base", 1, 1500, target_length=77, optimizer="adamw-fused", max_grad_norm=1.0, holdout=True),
     case(ERNIE_MOE, 1, 900, attention="eager", precision="bf16", recompute="selective", holdout=True),
 ]
 
