@@ -36,6 +36,8 @@ SIZES = (
 )
 """That the names of changes may say."""
 
+NO_TIME_SECONDS = 1e-6
+"""Less is what sums of seconds round to."""
 GENTLEST_FIRST = tuple(Effect)
 
 
@@ -85,9 +87,11 @@ def _advice_row(each: Advice, current: calc.Estimate, words: Words) -> Row:
 
 
 def signed_seconds(seconds: float | None) -> str:
-    """`+2.87 s`, `−340 ms`; a dash where it is not known."""
+    """`+2.87 s`, `−340 ms`; a dash where it is not known, empty where it rounds to nothing."""
     if seconds is None:
         return "–"
+    if abs(seconds) < NO_TIME_SECONDS:
+        return ""
     return ("+" if seconds >= 0 else "\N{MINUS SIGN}") + format_seconds(abs(seconds))
 
 

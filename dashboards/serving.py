@@ -77,9 +77,18 @@ def _speed(estimate: calc.Estimate, words: Words) -> dict[str, Any] | None:
     return {
         "facts": list(_facts(time, words)),
         "passes": [_pass(name, each, words) for name, each in shown.items()],
+        "prefill_passes": _prefill_passes(estimate, words),
         "reachable": time.reachable,
         "ridge": time.reachable.ridge_flops_per_byte,
     }
+
+
+def _prefill_passes(estimate: calc.Estimate, words: Words) -> str:
+    """Of an engine, which runs its prompts piece by piece."""
+    if estimate.engine is None:
+        return ""
+    tokens = estimate.engine.plan.max_num_batched_tokens or 0
+    return words["prefill_passes"].format(passes=f"{estimate.engine.prefill_passes:,}", tokens=f"{tokens:,}")
 
 
 def _facts(time: InferenceTime, words: Words) -> Iterable[tuple[str, str]]:

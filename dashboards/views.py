@@ -88,6 +88,7 @@ def engine_line(engine: dict[str, Any] | None, words: Words) -> str:
     if engine is None or engine["pool_bytes"] is None:
         return ""
     return words["engine_line"].format(
+        limit=format_gib(engine["limit_bytes"]),
         pool=format_gib(engine["pool_bytes"]),
         most=f"{engine['most_sequences']:,}",
         concurrency=f"{engine['max_concurrency']:.2f}",

@@ -151,7 +151,7 @@ def test_eight_gpus_are_given_in_every_way():
 def test_an_engine_is_drawn_up_to_its_most_sequences(gpu: str) -> None:
     scenario = example(gpu=gpu, page_size=16)
     view, capacity = serving_view(scenario, W), capacity_view(scenario, W)
-    assert "Room for" in view["engine_line"]
+    assert "for pages" in view["engine_line"]
     assert "a token" in view["speed_line"]
     assert throughput_view(scenario, W)["throughput"]["rows"]
     assert len(capacity["deployments"]) == 4
