@@ -11,7 +11,7 @@ def check_fixed_input(scenario: Scenario, architecture: Architecture) -> None:
     if length is None:
         return
     if scenario.sequence_length not in (None, length):
-        problem = f"should be {length} or left out: {_reason(architecture)}"
+        problem = f"should be {length} or left out: {reason_of_length(architecture)}"
         raise ConfigError("sequence_length", scenario.sequence_length, problem)
     if scenario.optimizer is Optimizer.ADAFACTOR:
         raise ConfigError("optimizer", "adafactor", "is not supported yet for a model with convolutions")
@@ -21,7 +21,8 @@ def check_fixed_input(scenario: Scenario, architecture: Architecture) -> None:
         raise ConfigError("adapter.target_modules", ALL_LINEAR, problem)
 
 
-def _reason(architecture: Architecture) -> str:
+def reason_of_length(architecture: Architecture) -> str:
+    """Why the input is as long as it is."""
     if architecture.audio is not None:
         return f"the encoder gets {2 * architecture.audio.num_tokens} frames, two for a token; target_length is free"
     assert architecture.images is not None

@@ -12,6 +12,7 @@ from .device_memory import Memory
 from .dimensions import SMALLEST_8BIT, SMALLEST_PAGED
 from .errors import ConfigError
 from .estimation import Estimate, estimate
+from .fixed_input import reason_of_length
 from .float8_choices import STEPS, multiplies_in_float8
 from .hardware import Gpu, gpu_named, gpus
 from .inference import runs_weights
@@ -150,6 +151,8 @@ class _Trials(dict[int, Estimate | ConfigError]):
 def _maximise(scenario: Scenario, sought: Maximise, target: Target) -> Solution:
     _check_gpu(scenario)
     architecture = load_for(scenario)
+    if sought is Maximise.SEQUENCE_LENGTH and architecture.input_length is not None:
+        raise ConfigError("maximise", sought.value, f"has one value only: {reason_of_length(architecture)}")
     trials = _Trials(_setter(scenario, sought), target)
     step = _step(scenario, sought, trials)
     ranges = _growing(scenario, sought, architecture, trials, step)

@@ -44,7 +44,6 @@ GENTLEST_FIRST = tuple(Effect)
 def remedies_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
     """Everything the templates of the remedies need for `scenario`."""
     current = calc.estimate(scenario)
-    sizes = SOUGHT[scenario.task] if scenario.gpu else ()
     others, changes = alternatives(scenario, current), advice_beside(scenario, current)
     beside = [_alternative_row(each, current, words) for each in others]
     known = [each.scenario for each in others]
@@ -56,9 +55,17 @@ def remedies_view(scenario: calc.Scenario, words: Words) -> dict[str, Any]:
         "advice": {"advice_beside": beside, "advice_single": [row for row in single if row["saved"]][:MOST_CHANGES]},
         "fits": current.memory.fits,
         "nearest": nearest_that_fits(changes, beside, current, words),
-        "largest": [bound(scenario, current, words, maximise=field) for field in sizes],
+        "largest": [bound(scenario, current, words, maximise=field) for field in _sizes_sought(current)],
         "smallest_gpu": bound(scenario, current, words, minimise=Minimise.GPU),
     }
+
+
+def _sizes_sought(current: calc.Estimate) -> list[Maximise]:
+    """Those that a GPU limits; not the length of an input that the model's config fixes."""
+    if current.scenario.gpu is None:
+        return []
+    is_fixed = current.architecture.input_length is not None
+    return [each for each in SOUGHT[current.scenario.task] if not (is_fixed and each is Maximise.SEQUENCE_LENGTH)]
 
 
 def nearest_that_fits(

@@ -185,14 +185,16 @@ def _seconds(seconds: float | None) -> str:
 
 
 def print_advice(advice: Iterable[Advice]) -> None:
-    """One line per change, what saves most first."""
+    """One line per change, what saves most first; its time where it is known, of inference."""
+    advice = list(advice)
+    is_timed = any(each.added_seconds is not None for each in advice)
     rows = [
         (
             words(each.key) + _value(each),
             format_bytes(each.saved_bytes),
             format_gib(each.estimate.memory.peak_allocated_bytes),
             f"{each.added_flops / (each.estimate.flops.total - each.added_flops):+.1%}",
-            _added(each.added_seconds),
+            *((_added(each.added_seconds),) if is_timed else ()),
             words(each.effect),
             fits(each.estimate),
         )
@@ -201,7 +203,7 @@ def print_advice(advice: Iterable[Advice]) -> None:
     if not rows:
         Console(highlight=False).print("None of the changes that are known lowers the peak.")
         return
-    columns = ("change", "saves", "peak", "FLOPs", "time", "result", "fits")
+    columns = ("change", "saves", "peak", "FLOPs", *(("time",) if is_timed else ()), "result", "fits")
     Console(highlight=False).print(table("What would lower the peak", columns, rows))
 
 

@@ -358,6 +358,11 @@ def test_what_fits_needs_a_gpu(question: dict[str, Any]) -> None:
         calc.solve(asked(model="gpt2"), **question)
 
 
+def test_a_length_that_the_config_fixes_is_not_sought() -> None:
+    with pytest.raises(ConfigError, match="maximise = sequence_length: has one value only: of an image of 224"):
+        calc.solve(Scenario(model="vit-base-patch16-224", gpu="rtx-4090"), maximise="sequence_length")
+
+
 def test_what_no_size_answers_is_refused_as_ever() -> None:
     with pytest.raises(ConfigError, match="sequence_length = 5000"):
         calc.solve(asked(model="gpt2", gpu="rtx-4090", sequence_length=5000), maximise="micro_batch_size")

@@ -29,6 +29,11 @@ def scenario_of(row):
     return scenario_from_query(parse_qsl(row["query"]))
 
 
+def test_a_length_that_the_config_fixes_is_not_sought():
+    view = remedies_view(calc.Scenario(model="vit-base-patch16-224", gpu="rtx-4090"), WORDS_IN_ENGLISH)
+    assert [row["query"].count("sequence_length") for row in view["largest"]] == [0]
+
+
 def test_every_row_says_what_its_link_answers(answered):
     _, current, view = answered
     for row in view["advice"]["advice_beside"] + view["advice"]["advice_single"]:
