@@ -359,7 +359,7 @@ def test_what_fits_needs_a_gpu(question: dict[str, Any]) -> None:
 
 
 def test_a_length_that_the_config_fixes_is_not_sought() -> None:
-    with pytest.raises(ConfigError, match="maximise = sequence_length: has one value only: of an image of 224"):
+    with pytest.raises(ConfigError, match="maximise = 'sequence_length': has one value only: of an image of 224"):
         calc.solve(Scenario(model="vit-base-patch16-224", gpu="rtx-4090"), maximise="sequence_length")
 
 
