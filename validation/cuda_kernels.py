@@ -57,13 +57,18 @@ class CudaFunctions(TorchFunctionMode):
             return NumericLoss.apply(*args[:2], func)
         if func is torch.nn.functional.scaled_dot_product_attention:
             return sdpa.attend(self.attention, *args, **kwargs)
-        if func is torch.nn.functional.linear and len(args) == LINEAR_WITH_BIAS and not args[0].is_contiguous():
+        if func is torch.nn.functional.linear and len(args) == LINEAR_WITH_BIAS and not is_taken_by_addmm(args[0]):
             return linear(*args)
         return func(*args, **kwargs)
 
 
 LINEAR_WITH_BIAS = 3
 """Its arguments, as nn.Linear gives them: input, weight and the bias."""
+
+
+def is_taken_by_addmm(input: torch.Tensor) -> bool:
+    """Matrices are, however they lie (Linear.cpp)."""
+    return input.dim() == 2 or input.is_contiguous()
 
 
 def linear(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
