@@ -86,12 +86,16 @@ def deployments(scenario: Scenario) -> tuple[Deployment, ...]:
     for name in ONE_GPU_ALONE:
         if getattr(scenario, name) is not None:
             raise ConfigError(name, getattr(scenario, name), "is not supported yet with several GPUs")
+    if scenario.adapter is not None:
+        raise ConfigError("adapter.kind", scenario.adapter.kind.value, "is not supported yet with several GPUs")
     if scenario.gpu is None:
         raise ConfigError("gpu", None, "is required: the time depends on it")
     gpu, num_gpus = gpu_named(scenario.gpu), scenario.num_gpus if scenario.num_gpus > 1 else GPUS_OF_A_MACHINE
     total = scenario.batch_size or 1
     one = scenario.model_copy(update={"num_gpus": 1, "batch_size": 1})
     architecture, workload, plan = resolve_inference(one, *load_to_run(scenario.model))
+    if architecture.is_encoder_decoder:  # whose decoder has three all-reduces a layer
+        raise ConfigError("num_gpus", num_gpus, "is not supported yet for an encoder-decoder")
     found = tuple(_ways(architecture, workload, plan, gpu, num_gpus, total))
     if not found:
         at_once = num_gpus * (plan.max_num_seqs or 0)

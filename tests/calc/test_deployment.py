@@ -43,9 +43,10 @@ def test_the_ranks_together_have_every_weight_once_and_the_norms_each(ranks: int
 FAMILIES = {
     str(model.config["model_type"]): model.name
     for model in models()
-    if load_model(model.name).kind.head in (Head.CAUSAL_LM, Head.SEQ2SEQ_LM) and "llama-4" not in model.name
+    if load_model(model.name).kind.head in (Head.CAUSAL_LM, Head.SEQ2SEQ_LM)
+    and not any(later in model.name for later in ("llama-4", "whisper"))
 }
-"""A model of each that generates text; Llama 4's cache is not built."""
+"""A model of each that generates text; Llama 4's cache and Whisper's generation are not built."""
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
@@ -53,8 +54,9 @@ def test_each_rank_of_any_family_has_its_share(family: str) -> None:
     """More where few key/value heads, a latent's weights, learned positions are on each rank, as norms are."""
     one = estimate(asked(model=FAMILIES[family]))
     rank = rank_of(one.architecture, 2)
-    if rank is None:  # as falcon-7b's 71 heads
-        assert one.architecture.layers[0][0].num_attention_heads % 2
+    if rank is None:  # as falcon-7b's 71 heads, and five key/value heads in some of openelm's layers
+        pairs = [(layer.num_attention_heads, layer.num_key_value_heads) for layer, _ in one.architecture.layers]
+        assert any(heads % 2 or (keys % 2 and keys > 1) for heads, keys in pairs)
         return
     of_rank = estimate_plan(rank, one.step.workload, one.step.plan).parameters.by_component
     shares = {name: 2 * count / one.parameters.by_component[name] for name, count in of_rank.items() if count}
@@ -162,7 +164,12 @@ def test_without_a_links_speed_only_replicas_have_a_time() -> None:
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"task": Task.TRAINING, **dict.fromkeys(SIZES)}, "task = 'training'"), ({"gpu": None}, "gpu = None")],
+    [
+        ({"task": Task.TRAINING, **dict.fromkeys(SIZES)}, "task = 'training'"),
+        ({"gpu": None}, "gpu = None"),
+        ({"adapter": {"kind": "lora"}}, "adapter.kind = 'lora': is not supported yet with several GPUs"),
+        ({"model": "t5-base"}, "num_gpus = 8: is not supported yet for an encoder-decoder"),
+    ],
 )
 def test_what_cannot_be_asked_is_named(fields: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
