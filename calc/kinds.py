@@ -397,6 +397,10 @@ class ModelKind:
     """Of the language-model head."""
     learned_positions: bool = False
     """A table of them, which limits the sequence."""
+    norms_behind_stacks: bool = False
+    """An encoder's and a decoder's last layer has one behind it, where not every model of its wiring does."""
+    starts_with_last_label: bool = False
+    """A decoder's first token is the last of its labels that is no padding."""
     token_types: bool = False
     """Kinds of tokens have a table, too, where not every model of its wiring has one."""
     unused_positions: int = 0

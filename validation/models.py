@@ -112,7 +112,7 @@ ONLY = {
 """Fields of which one value is run here."""
 
 MASKED_LMS = ("bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2")
-ENCODER_DECODERS = ("t5", "bart")
+ENCODER_DECODERS = ("t5", "bart", "mbart")
 OTHERS: dict[str, Any] = dict.fromkeys(MASKED_LMS, AutoModelForMaskedLM)
 OTHERS |= dict.fromkeys(ENCODER_DECODERS, AutoModelForSeq2SeqLM)
 OTHERS |= {"vit": AutoModelForImageClassification, "whisper": AutoModelForSpeechSeq2Seq}

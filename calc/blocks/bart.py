@@ -1,4 +1,4 @@
-"""BART's embeddings, layers and head (transformers 5.23.0, models/bart)."""
+"""BART's and mBART's embeddings, layers and head (transformers 5.23.0, models/bart and models/mbart)."""
 
 from dataclasses import replace
 
@@ -36,7 +36,7 @@ def bart_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
     looking_up, tokens = _looked_up(INPUT_IDS, "inputs_embeds", numerics)
     ending, output = _summed("encoder", tokens, positions, facts, numerics)
     rows = [
-        *([] if facts.generates else shifted_right()),
+        *([] if facts.generates else shifted_right(of_labels=facts.kind.starts_with_last_label)),
         *looking_up,
         Row(name="arange", reads=(), writes=(counted,)),
         Row(name="add", reads=(counted,), writes=(position_rows,)),
@@ -57,9 +57,23 @@ def bart_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
 SHIFTED = Tensor("labels, shifted", ("B", "Z"), DType.INT64)
 
 
-def shifted_right() -> list[Row]:
+def shifted_right(*, of_labels: bool = False) -> list[Row]:
+    """shift_tokens_right; `of_labels`: the last of them that is no padding comes to the front."""
     ignored = like(SHIFTED, "ignored labels", dtype=DType.BOOL)
     before = like(SHIFTED, "labels but the last", shape=("B", "Z-1"))
+    if of_labels:
+        text = like(SHIFTED, "labels but padding", dtype=DType.BOOL)
+        number, index, first = (like(SHIFTED, name, shape=("B",)) for name in ("their number", "index_of_eos", "first"))
+        return [
+            Row(name="clone", reads=(replace(LABELS, shape=SHIFTED.shape),), writes=(SHIFTED,)),
+            Row(name="eq", reads=(SHIFTED,), temporaries=(ignored,)),
+            Row(name="ne", reads=(SHIFTED,), writes=(text,)),
+            Row(name="sum", reads=(text,), writes=(number,)),
+            Row(name="sub", reads=(number,), writes=(index,)),
+            Row(name="gather", reads=(SHIFTED, index), writes=(first,)),
+            Row(name="clone", reads=(SHIFTED,), temporaries=(before,)),
+            frame(index, first),
+        ]
     return [
         Row(name="new_zeros", reads=(replace(LABELS, shape=SHIFTED.shape),), writes=(SHIFTED,)),
         Row(name="clone", reads=(SHIFTED,), temporaries=(before,)),
@@ -94,12 +108,17 @@ def _summed(
 
 
 def bart_bridge(facts: ModelFacts, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
-    """The encoder's output, which nothing comes behind, and BartDecoder.forward up to its first layer."""
+    """The encoder's output, behind which mBART alone has a norm, and BartDecoder.forward up to its first layer."""
     x = hidden_states(numerics)
-    encoded = like(x, ENCODER_OUTPUT)
+    ending, encoded = [], like(x, ENCODER_OUTPUT)
+    if facts.kind.norms_behind_stacks:
+        norm, _ = layer_norm("encoder.layer_norm", x, encoded.name, ("H",), numerics)
+        ending += [*norm, frame(x)]
+    else:
+        ending.append(renamed(x, encoded))
     kept = tuple(tensor for tensor in outside if tensor != SHIFTED)
     ids = replace(DECODER_INPUT_IDS, shape=SHIFTED.shape)
-    begun = [renamed(x, encoded), frame(*kept), *([] if facts.generates else [renamed(SHIFTED, ids)])]
+    begun = [*ending, frame(*kept), *([] if facts.generates else [renamed(SHIFTED, ids)])]
     decoder = bart_decoder_embeddings(facts, numerics)
     return replace(decoder, rows=(*begun, *decoder.rows), input=x, is_bridge=True, offered=(encoded,))
 
@@ -136,7 +155,7 @@ def bart_decoder_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
 
 
 def bart_layer(facts: LayerFacts, numerics: Numerics) -> Section:
-    """BartEncoderLayer, BartDecoderLayer: norms behind attention, cross attention and MLP."""
+    """BartEncoderLayer, BartDecoderLayer: norms behind attention, cross attention and MLP, mBART's before."""
     x = hidden_states(numerics)
     middle, weights = hidden_states(numerics, "hidden_states after attention"), ()
     rows, weights = _attention("self_attn", x, None, middle, (), facts.core, facts, numerics)
@@ -181,14 +200,17 @@ def _attention(
     """BartAttention, dropout, what it is added to, the norm: the rows and the probabilities that the layer holds, in
     the place of those `before`. Keys and values are of `encoded` where there is any."""
     copies = core.gradients_by_head and not core.one_head
-    prefix, given = ("", x) if encoded is None else ("cross ", encoded)
+    name, norm, read = f"{module}_layer_norm", [], x
+    if facts.kind.norms.before_attention:
+        norm, read = layer_norm(name, x, f"{name} output", ("H",), numerics)
+    prefix, given = ("", read) if encoded is None else ("cross ", encoded)
     projecting: list[Row] = []
     heads: list[Tensor] = []
-    projections = [("q", x, copies), ("k", given, copies_key_gradient(core)), ("v", given, copies)]
-    for letter, read, copied in projections[:1] if core.cache.use is CacheUse.READ else projections:
-        shape = (*read.shape[:-1], *HEADS[-2:])
+    projections = [("q", read, copies), ("k", given, copies_key_gradient(core)), ("v", given, copies)]
+    for letter, each, copied in projections[:1] if core.cache.use is CacheUse.READ else projections:
+        shape = (*each.shape[:-1], *HEADS[-2:])
         flat, head = (Tensor(f"{prefix}{name}", shape, numerics.linear) for name in (f"{letter}_proj output", letter))
-        projecting += linear(f"{module}.{letter}_proj", read, flat, ("H",), ("N", "D"), numerics, bias=True)
+        projecting += linear(f"{module}.{letter}_proj", each, flat, ("H",), ("N", "D"), numerics, bias=True)
         projecting.append(view(flat, head, copies_gradient=copied))
         heads.append(head)
     q, k, v = (*heads, *core.cache.left(numerics))[:3]
@@ -197,56 +219,73 @@ def _attention(
     core_rows, (attended, *weights) = prefixed(core_rows, prefix, (attended, *held))
     projected = Tensor(f"{module} output", ("B", "S", "H"), numerics.linear)
     dropping, added = dropped(projected, f"{module} output after dropout", on=facts.residual_dropout)
-    total, name = like(x, f"{module} and residual"), f"{module}_layer_norm"
-    norm, _ = layer_norm(name, total, out.name, ("H",), numerics)
+    behind, total = _with_norm(name, like(x, f"{module} and residual"), out, facts, numerics)
     rows = [
         *projecting,
         *caching,
         *core_rows,
         *linear(f"{module}.out_proj", attended, projected, ("N", "D"), ("H",), numerics, bias=True),
         frame(q, k, v, *before),
+        frame(read),
         *dropping,
         add(x, added, total),
         frame(added),
     ]
-    return [*stamped(rows, Component.ATTENTION, module), *norm], tuple(weights)
+    return [*norm, *stamped(rows, Component.ATTENTION, module), *behind], tuple(weights)
+
+
+def _with_norm(
+    name: str, total: Tensor, out: Tensor, facts: LayerFacts, numerics: Numerics
+) -> tuple[list[Row], Tensor]:
+    """The norm behind a sum, and the sum; where norms come before, the sum is `out` itself."""
+    if facts.kind.norms.before_attention:
+        return [], out
+    return layer_norm(name, total, out.name, ("H",), numerics)[0], total
 
 
 def _feed_forward(x: Tensor, out: Tensor, facts: LayerFacts, numerics: Numerics) -> list[Row]:
+    name, before, read = "final_layer_norm", [], x
+    if facts.kind.norms.before_mlp:
+        before, read = layer_norm(name, x, f"{name} output", ("H",), numerics)
     up = Tensor("fc1 output", ("B", "S", "F"), numerics.linear)
     act, activated = activation(facts.kind.activation, up, "activation output", numerics)
     drop_1, kept = dropped(activated, "activation output after dropout", on=facts.mlp_dropout)
     down = Tensor("fc2 output", ("B", "S", "H"), numerics.linear)
     drop_2, added = dropped(down, "fc2 output after dropout", on=facts.residual_dropout)
-    total = like(x, "MLP and residual")
-    norm, _ = layer_norm("final_layer_norm", total, out.name, ("H",), numerics)
+    behind, total = _with_norm(name, like(x, "MLP and residual"), out, facts, numerics)
     rows = [
-        *linear("fc1", x, up, ("H",), ("F",), numerics, bias=True),
+        *linear("fc1", read, up, ("H",), ("F",), numerics, bias=True),
         *act,
+        frame(read),
         *drop_1,
         *linear("fc2", kept, down, ("F",), ("H",), numerics, bias=True),
         *drop_2,
         add(x, added, total),
         frame(added),
     ]
-    return [*stamped(rows, Component.MLP, ""), *norm]
+    return [*before, *stamped(rows, Component.MLP, ""), *behind]
 
 
 def bart_head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor, ...]) -> Section:
     """The tied head of BartForConditionalGeneration, a bias that is not trained, and the loss."""
-    x = hidden_states(numerics)
+    x = read = hidden_states(numerics)
+    ending: list[Row] = []
+    if facts.kind.norms_behind_stacks:
+        norm, read = layer_norm("decoder.layer_norm", x, "decoder output", ("H",), numerics)
+        ending = [*norm, frame(x)]
     product = Tensor("logits before their bias", (*TOKENS, "V"), numerics.compute)
     bias = Tensor("final_logits_bias", (1, "V"), numerics.weights, Kind.BUFFERS)
     logits = like(product, "logits", dtype=wider(product.dtype, bias.dtype))
     in_own_type = Numerics(weights=logits.dtype, compute=logits.dtype)
     loss_rows, output = ([], logits) if facts.generates else unshifted_cross_entropy(logits, LABELS, in_own_type)
     head = [
-        *linear("lm_head", x, product, ("H",), ("V",), numerics, weight=_table(numerics)),
+        *linear("lm_head", read, product, ("H",), ("V",), numerics, weight=_table(numerics)),
         add(product, bias, logits),
     ]
-    rows = [*stamped(head, Component.HEAD, "lm_head"), *loss_rows, frame(x, DECODER_INPUT_IDS)]
+    rows = [*ending, *stamped(head, Component.HEAD, "lm_head"), *loss_rows, frame(read, DECODER_INPUT_IDS)]
     section = of_decoder(Section(name="head", rows=tuple(rows), input=x, output=output))
-    return replace(section, rows=(frame(*outside), *section.rows))
+    end_of_stack = len(ending)
+    return replace(section, rows=(*section.rows[:end_of_stack], frame(*outside), *section.rows[end_of_stack:]))
 
 
 PARTS = Parts(

@@ -13,7 +13,7 @@ from calc.architecture import Architecture
 from .fields import Fields
 
 FAMILIES = {
-    "bart": "bart",
+    **dict.fromkeys(("bart", "mbart"), "bart"),
     "bert": "bert",
     "roberta": "bert",
     "xlm-roberta": "bert",

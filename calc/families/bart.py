@@ -1,7 +1,7 @@
-"""BART: an encoder and a decoder with learned positions, their norms behind attention and MLP."""
+"""BART and mBART: an encoder and a decoder with learned positions, their norms behind attention and MLP or before."""
 
 from calc.architecture import Architecture, Dropouts, Layer
-from calc.kinds import Activation, Head, LayerKind, ModelKind, Norm, Softmax, Wiring
+from calc.kinds import Activation, Head, LayerKind, ModelKind, Norm, Norms, Softmax, Wiring
 
 from .fields import Fields, divides
 
@@ -12,18 +12,38 @@ MODELLED = {
     "decoder_layerdrop": 0.0,
 }
 """Fields of which one value is modelled."""
+NORMS_BEHIND = Norms(after_attention="self_attn_layer_norm", after_mlp="final_layer_norm")
+NORMS_BEFORE = Norms(before_attention="self_attn_layer_norm", before_mlp="final_layer_norm")
 
 
 def bart(fields: Fields) -> Architecture:
     """BartForConditionalGeneration."""
+    kind = ModelKind(wiring=Wiring.BART, norm=Norm.LAYER, head=Head.SEQ2SEQ_LM, learned_positions=True)
+    return _bart_like(fields, "bart", kind, NORMS_BEHIND)
+
+
+def mbart(fields: Fields) -> Architecture:
+    """MBartForConditionalGeneration."""
+    kind = ModelKind(
+        wiring=Wiring.BART,
+        norm=Norm.LAYER,
+        head=Head.SEQ2SEQ_LM,
+        learned_positions=True,
+        norms_behind_stacks=True,
+        starts_with_last_label=True,
+    )
+    return _bart_like(fields, "mbart", kind, NORMS_BEFORE)
+
+
+def _bart_like(fields: Fields, model_type: str, kind: ModelKind, norms: Norms) -> Architecture:
     for name, value in MODELLED.items():
         fields.only(name, value)
     hidden_size = fields.size("d_model", "hidden_size", default=1024)
     dropout = fields.probability("dropout", default=0.1)
-    encoder, decoder = (_layer(fields, hidden_size, decodes=decodes) for decodes in (False, True))
+    encoder, decoder = (_layer(fields, hidden_size, norms, decodes=decodes) for decodes in (False, True))
     return Architecture(
-        model_type="bart",
-        kind=ModelKind(wiring=Wiring.BART, norm=Norm.LAYER, head=Head.SEQ2SEQ_LM, learned_positions=True),
+        model_type=model_type,
+        kind=kind,
         vocab_size=fields.size("vocab_size", default=50265),
         hidden_size=hidden_size,
         max_position_embeddings=fields.size("max_position_embeddings", default=1024),
@@ -41,7 +61,7 @@ def bart(fields: Fields) -> Architecture:
     )
 
 
-def _layer(fields: Fields, hidden_size: int, *, decodes: bool) -> Layer:
+def _layer(fields: Fields, hidden_size: int, norms: Norms, *, decodes: bool) -> Layer:
     stack = "decoder" if decodes else "encoder"
     heads = f"{stack}_attention_heads"
     num_heads = fields.size(heads, *(() if decodes else ("num_attention_heads",)), default=16)
@@ -51,6 +71,7 @@ def _layer(fields: Fields, hidden_size: int, *, decodes: bool) -> Layer:
             wiring=Wiring.BART,
             activation=fields.activation("activation_function", default=Activation.GELU),
             norm=Norm.LAYER,
+            norms=norms,
             softmax=Softmax.PLAIN,
             bidirectional=not decodes,
             decodes=decodes,

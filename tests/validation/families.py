@@ -386,6 +386,8 @@ FAMILIES: dict[str, Family] = {
     "ernie4_5": Family(own={"head_dim": 24}, drawn={"use_bias": FLAG}),
 }
 
+FAMILIES["mbart"] = FAMILIES["bart"]
+
 
 NOT_BUILT = frozenset({"baichuan", "chatglm", "internlm2", "minicpm", "openelm"})
 """Families whose code is not part of transformers: published counts stand in for the real model

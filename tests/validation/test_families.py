@@ -93,7 +93,7 @@ NOT_PEFTS = {
     "bert": "AdaLoRA has no class for a masked language model",
     "deberta-v2": "AdaLoRA has no class for a masked language model",
     "roberta": "AdaLoRA has no class for a masked language model",
-    "bart": "LoRA alone goes with an encoder-decoder yet",
+    **dict.fromkeys(("bart", "mbart"), "LoRA alone goes with an encoder-decoder yet"),
     "t5": "LoRA alone goes with an encoder-decoder yet",
 }
 

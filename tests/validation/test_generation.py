@@ -116,7 +116,7 @@ def test_both_passes(model_type: str, choices: Choices) -> None:
 
 ENCODERS = {"bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "vit"}
 LATER = {"llama4_text", "whisper"}
-ENCODER_DECODERS = {"t5", "bart"}
+ENCODER_DECODERS = {"t5", "bart", "mbart"}
 GENERATING = [model_type for model_type in FAMILIES if model_type not in ENCODERS | LATER]
 
 
