@@ -261,6 +261,7 @@ def _model_facts(architecture: Architecture, cores: set[AttentionCore], workload
         liger=plan.use_liger_kernel,
         frozen_embedding=plan.frozen_layers > 0,
         linear_loss=_linear_loss(architecture, workload, plan),
+        z_loss=plan.z_loss,
         cache_end=_cache_end(architecture, plan),
         router_loss=has_router_loss(architecture),
         generates=plan.task is Task.INFERENCE,

@@ -5,12 +5,13 @@ first makes the buffers, the second finds what is left of the first; later ones 
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 from .dtype import DType
 from .ledger import Component, Gradient, Kind, Product, Row, Shape, Tensor
 from .operators import TOKENS, Numerics, autocast_weight, stamped
-from .primitives import cast, frame, like, log_softmax
+from .primitives import add, cast, frame, like, log_softmax, scale, unary
 from .scenario import Loss
 
 CHUNKS: dict[str, Shape] = {"first": ("C",), "second": ("C2",)}
@@ -62,9 +63,9 @@ def lends_nothing(vocab_size: int, hidden_size: int, dtype: DType) -> bool:
     return vocab_size * logits_dtype(dtype).itemsize < hidden_size * dtype.itemsize
 
 
-def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Tensor]:
+def cross_entropy(logits: Tensor, *, one_sequence: bool, z_loss: bool = False) -> tuple[list[Row], Tensor]:
     """ForCausalLMLoss: fp32 logits, labels shifted by padding, log-softmax, negative log-likelihood; ends with the
-    mean loss."""
+    mean loss, which `z_loss` is added to."""
     rows: list[Row] = []
     values = logits
     if logits.dtype is not DType.FP32:
@@ -86,9 +87,51 @@ def cross_entropy(logits: Tensor, *, one_sequence: bool) -> tuple[list[Row], Ten
             gradients=(Gradient(of=log_probabilities),),
             saves=(log_probabilities, target, weight),
         ),
-        frame(values, padded),
     ]
+    if z_loss:
+        adding, loss = _with_z_loss(loss, values, target)
+        rows += adding
+    rows.append(frame(values, padded))
     return stamped(rows, Component.LOSS, "loss_function"), loss
+
+
+def _with_z_loss(loss: Tensor, logits: Tensor, target: Tensor) -> tuple[list[Row], Tensor]:
+    """OLMo's cross_entropy_loss (olmo/train.py, compute_z_loss): `logits.logsumexp(-1).pow(2)` where a label counts,
+    its mean, times a number, added to the loss.
+
+    Inside logsumexp are the largest logits and the exponentials of the differences to them (ReduceOps.cpp,
+    logsumexp_out_impl); its gradient is `grad * (self - result).exp()` (FunctionsManual.cpp).
+    """
+    sums, squared, counting = (like(target, name, dtype=DType.FP32) for name in ("logsumexp", "its square", "counting"))
+    counted = like(target, "labels that count", dtype=DType.BOOL)
+    largest, differences = like(sums, "largest logits"), like(logits, "logits below the largest")
+    mean, weighted, total = (like(loss, name) for name in ("mean of squares", "z-loss", "loss with z-loss"))
+    of_powers = tuple(like(sums, name) for name in ("power in pow_backward", "multiple of it"))
+    in_backward = tuple(like(logits, f"{name} in logsumexp_backward") for name in ("difference", "exponential"))
+    rows = [
+        Row(
+            name="logsumexp",
+            reads=(logits,),
+            writes=(sums,),
+            gradients=(Gradient(of=logits),),
+            saves=(logits, sums),
+            temporaries=(largest, differences),
+            backward_temporaries=in_backward,
+        ),
+        replace(unary("pow", sums, squared), backward_temporaries=of_powers),
+        Row(name="ne", reads=(target,), writes=(counted,)),
+        Row(
+            name="mul",
+            reads=(squared, counted),
+            writes=(counting,),
+            gradients=(Gradient(of=squared, needs=(counted,)),),
+        ),
+        Row(name="mean", reads=(counting,), writes=(mean,), gradients=(Gradient(of=counting),)),
+        scale(mean, weighted),
+        add(loss, weighted, total),
+        frame(loss, counting, weighted),
+    ]
+    return rows, total
 
 
 LABELS = Tensor("labels", TOKENS, DType.INT64, Kind.INPUTS)

@@ -16,7 +16,7 @@ from .expert_load import Load, expert_load
 from .fixed_input import check_fixed_input
 from .float8_choices import float8_recipe
 from .kernels import OBSTACLES, kernel_obstacle, layer_kernel
-from .kinds import Mixture
+from .kinds import Head, Mixture
 from .liger import liger_obstacle
 from .operators import Numerics
 from .recipes import RECIPES, Recipe
@@ -125,6 +125,7 @@ class Plan:
     weight_ema: bool = False
     frozen_layers: int = 0
     loss: Loss = Loss.CROSS_ENTROPY
+    z_loss: bool = False
     hold_outputs: bool = False
     use_liger_kernel: bool = False
     float8_recipe: Float8Recipe | None = None
@@ -219,6 +220,7 @@ def _resolved(scenario: Scenario, architecture: Architecture) -> tuple[Architect
         weight_ema=scenario.weight_ema,
         frozen_layers=_frozen_layers(scenario, architecture),
         loss=_loss(scenario, architecture),
+        z_loss=_z_loss(scenario, architecture),
         hold_outputs=scenario.hold_outputs,
         use_liger_kernel=_liger(scenario, architecture),
         float8_recipe=float8_recipe(scenario, architecture, workload.sequence_length),
@@ -356,6 +358,18 @@ def _loss(scenario: Scenario, architecture: Architecture) -> Loss:
     if changes_logits and scenario.loss is not Loss.CROSS_ENTROPY:
         raise ConfigError("loss", scenario.loss.value, "should be cross-entropy: this model scales or caps its logits")
     return scenario.loss
+
+
+def _z_loss(scenario: Scenario, architecture: Architecture) -> bool:
+    if not scenario.z_loss:
+        return False
+    if scenario.loss is not Loss.CROSS_ENTROPY:
+        raise ConfigError("z_loss", True, "goes with loss = cross-entropy: the others make no logits")
+    if scenario.implementation is not Implementation.TRANSFORMERS:
+        raise ConfigError("z_loss", True, f"should be false with implementation = {scenario.implementation}")
+    if architecture.problem is not None or architecture.kind.head is not Head.CAUSAL_LM:
+        raise ConfigError("z_loss", True, "should be false: this model's loss is not that of a causal language model")
+    return True
 
 
 def _optimizer(scenario: Scenario) -> Optimizer:

@@ -379,6 +379,8 @@ class Scenario(Question):
     loss: Loss = Loss.CROSS_ENTROPY
     """How the loss is computed: from logits (transformers), or with the head in one call, chunk by chunk
     (torch.nn.functional.linear_cross_entropy, Liger's fused kernel)."""
+    z_loss: Annotated[bool, Field(strict=True)] = False
+    """Add the squared logarithm of the softmax's sum to the cross-entropy, as OLMo's cross_entropy_loss does."""
     output_router_logits: Annotated[bool, Field(strict=True)] | None = None
     """Mixtures of experts: the routers' logits are among the outputs, and their auxiliary loss is added to the loss
     (load_balancing_loss_func); none = what the config says."""

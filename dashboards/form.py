@@ -42,6 +42,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "accumulate_grads_in_fp32": YES_OR_NO,
     "attention": tuple(kernel for kernel in Attention if kernel in SUPPORTED["attention"]),
     "loss": tuple(Loss),
+    "z_loss": YES_OR_NO,
     "output_router_logits": ("", *YES_OR_NO),
     "experts_implementation": tuple(ExpertsImplementation),
     "hold_outputs": YES_OR_NO,

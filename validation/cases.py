@@ -40,6 +40,7 @@ STEP: dict[str, Any] = {
     "use_liger_kernel": False,
     "float8_recipe": None,
     "loss": "cross-entropy",
+    "z_loss": False,
     "output_router_logits": None,
     "experts_implementation": "grouped_mm",
     "expert_load": "even",

@@ -289,6 +289,11 @@ def in_safe_softmax(scores: torch.Tensor, dim: int, *rest: Any) -> list[list[int
     return [[scores.numel(), scores.numel() // scores.shape[dim], scores.element_size()]]
 
 
+def in_logsumexp(logits: torch.Tensor, *rest: Any) -> list[list[int]]:
+    """ReduceOps.cpp, logsumexp_out_impl: the largest values, and the differences to them, exponentiated in place."""
+    return [[logits[..., 0].nbytes, logits.nbytes]]
+
+
 def in_softmax_backward(grad: torch.Tensor, output: torch.Tensor, *rest: Any) -> list[list[int]]:
     """SoftMax.cu, softmax_backward_cuda_out: the gradient times the result. (That of log_softmax has none.)"""
     return [[output.nbytes]]
@@ -348,6 +353,7 @@ HIDDEN: dict[Any, Callable[..., list[list[int]]]] = {
     aten._scaled_dot_product_efficient_attention.default: in_efficient_forward,
     aten._scaled_dot_product_efficient_attention_backward.default: in_efficient_backward,
     aten._safe_softmax.default: in_safe_softmax,
+    aten.logsumexp.default: in_logsumexp,
     aten.embedding_dense_backward.default: in_embedding_backward,
     aten._softmax_backward_data.default: in_softmax_backward,
     aten.embedding_dense_backward.default: in_embedding_backward,

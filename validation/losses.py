@@ -10,9 +10,11 @@ from collections.abc import Callable
 from functools import partial
 from importlib import import_module
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch.nn import functional
+from transformers.loss import loss_utils
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 IGNORED = -100
@@ -40,6 +42,31 @@ LOSSES: dict[str, LinearLoss | None] = {
     "fused-linear-cross-entropy": liger,
 }
 """None: the model's own."""
+
+
+Z_LOSS_MULTIPLIER = 1e-4
+
+
+def with_z_loss(model: Any) -> None:
+    """Lets `model` add OLMo's z-loss to its cross-entropy."""
+    model.loss_function = causal_loss_with_z_loss
+
+
+def causal_loss_with_z_loss(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """ForCausalLMLoss with cross_entropy_loss of olmo/train.py (OLMo, compute_z_loss) in its place."""
+    with patch.object(loss_utils, "fixed_cross_entropy", cross_entropy_and_z_loss):
+        return loss_utils.ForCausalLMLoss(*args, **kwargs)
+
+
+def cross_entropy_and_z_loss(
+    logits: torch.Tensor, labels: torch.Tensor, num_items: None = None, ignore_index: int = IGNORED, **_: Any
+) -> torch.Tensor:
+    """Their sum, as its caller has it."""
+    loss = functional.cross_entropy(logits, labels, ignore_index=ignore_index)
+    z_squared = logits.logsumexp(-1).pow(2)
+    z_squared = (z_squared * (labels != ignore_index)).mean()
+    z_loss = Z_LOSS_MULTIPLIER * z_squared
+    return loss + z_loss
 
 
 def with_loss(model: Any, loss: LinearLoss) -> None:

@@ -35,7 +35,7 @@ from transformers.utils import logging
 
 from validation import emulated_4bit, emulated_8bit, emulated_fp8, liger
 from validation.checkpointing import ContextPair, body, checkpointed, contexts, group_layers, layers_of
-from validation.losses import LOSSES, with_loss
+from validation.losses import LOSSES, with_loss, with_z_loss
 
 if TYPE_CHECKING:
     from calc.scenario import Adapter, Scenario
@@ -216,6 +216,8 @@ def build_job(
         loss = supported("loss", scenario.loss, LOSSES)
         if loss is not None:
             with_loss(model, loss)
+        if scenario.z_loss:
+            with_z_loss(model)
         if scenario.adapter is not None:
             model = with_adapter(model, scenario.adapter, AUTOCAST_DTYPE.get(scenario.precision))
         patch(model, scenario, device)

@@ -57,6 +57,8 @@ class ModelFacts(NamedTuple):
     """The config or the scenario says so; else it follows from the number of labels."""
     linear_loss: LinearLoss | None = None
     """Head and loss in one call; None: logits and their cross-entropy."""
+    z_loss: bool = False
+    """The squared logarithm of the softmax's sum is added to the loss."""
     cache_end: CacheEnd = CacheEnd.FORWARD
     router_loss: bool = False
     """Something is added to the loss for the routers of a mixture's layers."""

@@ -63,7 +63,7 @@ def head(facts: ModelFacts, end: End, numerics: Numerics, outside: tuple[Tensor,
     rows = [*norm, frame(x, *outside), *stamped(projection, Component.HEAD, "lm_head")]
     if facts.generates:
         return Section(name="head", rows=(*rows, frame(normed)), input=x, output=logits)
-    loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence)
+    loss_rows, loss = cross_entropy(logits, one_sequence=facts.one_sequence, z_loss=facts.z_loss)
     return Section(name="head", rows=(*rows, *loss_rows, frame(normed)), input=x, output=loss)
 
 

@@ -83,6 +83,7 @@ READ_BY_THE_ENGINE = {
     "recompute_group_size": 2,
     "recompute_offload": True,
     "loss": "chunked-cross-entropy",
+    "z_loss": True,
     "hold_outputs": True,
     "output_router_logits": True,
     "experts_implementation": "eager",

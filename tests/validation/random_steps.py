@@ -217,6 +217,7 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
     sums = adapter is None and not evaluation and precision in PURE_HALF and draw(st.booleans())
     recomputation = draw(recomputations(config, adapter.kind if adapter else None))
     by_operators = recomputation.get("recompute") is Recompute.OPERATORS
+    head = draw(heads()) if classifies else {}
     may_use_liger = config.get("hidden_act") == "silu" and not by_operators
     return Scenario(
         model=config,
@@ -234,9 +235,10 @@ def scenarios(draw: st.DrawFn, *model_types: str) -> Scenario:
         adapter=adapter,
         frozen_layers=draw(st.just(0) if adapter else st.integers(0, num_layers)),
         loss=loss,
+        z_loss=draw(st.sampled_from((False, False, loss is Loss.CROSS_ENTROPY and not head))),
         hold_outputs=draw(st.booleans()),
         use_liger_kernel=draw(st.booleans() if may_use_liger else st.just(False)),
-        **(draw(heads()) if classifies else {}),
+        **head,
         **evaluation,
     )
 
