@@ -24,6 +24,12 @@ def logits_of_head(last: Section) -> frozenset[Tensor]:
     return frozenset(tensor for row in last.rows for tensor in row.writes if tensor.name == "logits")
 
 
+def logits_of_outputs(last: Section, plan: Plan) -> frozenset[Tensor]:
+    """Of those what the outputs are the last to hold: dropped before backward, they leave what nodes keep."""
+    kept = frozenset(tensor for row in last.rows if row.gradients for tensor in row.saves)
+    return logits_of_head(last) if plan.hold_outputs else logits_of_head(last) - kept
+
+
 def contexts_of(units: list[Unit], ends: list[int], model: ModelFacts, plan: Plan) -> list[Context]:
     """The contexts of all sections; `ends`: where among `units` the ones around stacks of layers are."""
     contexts: list[Context] = []
@@ -75,7 +81,7 @@ def _contexts_of_stack(units: list[Unit], before: list[Context], model: ModelFac
     final = Context(
         input_required=needed[-1].output_required,
         released=((shared - kept - own - of_outputs) | needed[-1].returned | of_layers).difference(*freed),
-        exported=logits_of_head(last),
+        exported=logits_of_outputs(last, plan),
     )
     sections = [section for unit in layers for section, _ in unit]
     for index, (section, last) in enumerate(zip(sections, freed, strict=True)):

@@ -29,7 +29,7 @@ from .recomputation import recomputed
 from .renaming import each_written_once
 from .router_loss import COUNTS, around_router_loss, logits_of, share_of_router_loss
 from .scenario import AdapterKind, Recompute, Task
-from .sharing import Unit, contexts_of, logits_of_head, trained_in
+from .sharing import Unit, contexts_of, logits_of_head, logits_of_outputs, trained_in
 from .sizes import StorageClass, storage_class
 from .timeline import Program
 from .wirings import parts_of
@@ -251,7 +251,7 @@ def _around_backward(
     loss = last.output
     names = ("loss / k", *(("loss · scale",) if uses_grad_scaler(facts.plan) else ()), "∂loss / k")
     scalars = [replace(loss, name=name) for name in names]
-    dropped: list[Event] = [(tensor, False) for tensor in (loss, *logits_of_head(last), *of_outputs)]
+    dropped: list[Event] = [(tensor, False) for tensor in (loss, *logits_of_outputs(last, facts.plan), *of_outputs)]
     made: list[Event] = [(scalar, True) for scalar in (*scalars, gradient_of(loss))]
     gone: list[Event] = [(scalar, False) for scalar in scalars]
     if facts.plan.hold_outputs:
