@@ -93,6 +93,10 @@ def check_generation(scenario: Scenario, architecture: Architecture) -> None:
     if scenario.adapter is not None:
         _check_adapter(scenario.adapter)
     _check_precision(scenario, architecture)
+    num_encoder_layers = architecture.num_layers - architecture.decoder.num_layers
+    if architecture.wiring is Wiring.T5 and architecture.decoder.num_layers > num_encoder_layers:
+        problem = f"should be at most num_layers = {num_encoder_layers} for inference: transformers caches that many"
+        raise ConfigError("model.num_decoder_layers", architecture.decoder.num_layers, problem)
 
 
 def _check_precision(scenario: Scenario, architecture: Architecture) -> None:

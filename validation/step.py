@@ -164,7 +164,8 @@ def cache_of(job: Job) -> Cache:
     """The empty cache that `generate` gives the model (_prepare_cache_for_generation)."""
     config: Any = job.model.config
     if decodes_apart(job):
-        return EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        of_decoder = config.get_text_config(decoder=True)
+        return EncoderDecoderCache(DynamicCache(config=of_decoder), DynamicCache(config=of_decoder))
     if job.cache_implementation == "static":
         return StaticCache(config, max_cache_len=job.inputs.shape[1] + job.output_length)
     if job.cache_implementation == "quantized":
@@ -179,13 +180,14 @@ def is_in_groups(job: Job) -> bool:
 
 def held(cache: Any) -> list[torch.Tensor]:
     """What a cache holds; of an encoder-decoder also that of cross attention."""
-    crossed = cache.cross_attention_cache.layers if isinstance(cache, EncoderDecoderCache) else []
+    crossed = growing(cache.cross_attention_cache) if isinstance(cache, EncoderDecoderCache) else []
     return [each for layer in [*growing(cache), *crossed] for each in tensors_of(layer)]
 
 
 def growing(cache: Any) -> list[Any]:
-    """The layers' caches that get keys and values of each token."""
-    return (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).layers
+    """The layers' caches that get keys and values of each token; T5's makes one for each of the encoder's layers."""
+    layers: list[Any] = (cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache).layers
+    return [layer for layer in layers if layer.is_initialized]
 
 
 def tensors_of(layer: Any) -> tuple[torch.Tensor, ...]:
