@@ -73,8 +73,8 @@ CONVERTED_TARGETS = {
 """Names by which PEFT adapts the tensors of experts and router (_MOE_TARGET_MODULE_MAPPING in
 peft/utils/transformers_weight_conversion.py); all-linear names them too."""
 
-PHIMOE, PHIMOE_ROUTER = "phimoe", "mlp.router"
-"""An nn.Linear with a result of its own (PhimoeTopKRouter)."""
+ROUTERS_OF_SEVERAL = {"phimoe": "mlp.router", "llama4_text": "feed_forward.router"}
+"""Each an nn.Linear that returns several tensors (PhimoeTopKRouter, Llama4Router)."""
 
 OUTPUT_LAYER = "lm_head"
 DECODERS = frozenset({OUTPUT_LAYER, "lm_head.decoder", "cls.predictions.decoder", "decoder", "proj_out"})
@@ -183,8 +183,9 @@ def _target_modules(adapter: Adapter, architecture: Architecture) -> tuple[str, 
 
 def _refuse_experts(targets: tuple[str, ...], architecture: Architecture) -> None:
     converted = CONVERTED_TARGETS.get(architecture.model_type, frozenset())
+    router = ROUTERS_OF_SEVERAL.get(architecture.model_type)
     for target in targets:
-        if architecture.model_type == PHIMOE and (target == ALL_LINEAR or names(target, PHIMOE_ROUTER)):
+        if router is not None and (target == ALL_LINEAR or names(target, router)):
             problem = "adapts the router too, which returns more than the one tensor that PEFT takes"
             raise ConfigError("adapter.target_modules", target, problem)
         if converted and (target == ALL_LINEAR or target.rpartition(".")[2] in converted):

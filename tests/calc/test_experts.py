@@ -1,6 +1,7 @@
 """Mixtures of experts: what is counted, and what is refused. The tensors are held against real models in
 tests/validation/test_families.py."""
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -140,9 +141,9 @@ def test_what_is_added_to_in_place_cannot_be_kept() -> None:
         answered(config, attention=Attention.FLASH)
     with pytest.raises(ConfigError, match="num_experts_per_tok"):
         answered({"model_type": "deepseek_v2"})
-    for target in ("all-linear", "router"):
+    for family, target in product(("phimoe", "llama4_text"), ("all-linear", "router")):
         with pytest.raises(ConfigError, match="PEFT"):
-            answered({"model_type": "phimoe", "num_hidden_layers": 2}, adapter=Adapter(target_modules=(target,)))
+            answered({"model_type": family, "num_hidden_layers": 2}, adapter=Adapter(target_modules=(target,)))
     with pytest.raises(ConfigError, match="experts and router"):
         answered({"model_type": "deepseek_v3"}, adapter=Adapter(target_modules=("down_proj",)))
     with pytest.raises(ConfigError, match="n_shared_experts"):
