@@ -11,6 +11,7 @@ from calc.scenario import Adapter, CacheImplementation, Task
 from tests.validation.families import FAMILIES, config_of, configs
 from tests.validation.random_steps import SLOW, TIMES
 from validation.compare import leaves, numbers
+from validation.models import ENCODER_DECODERS
 from validation.step import whole_generation
 from validation.trace import trace
 
@@ -116,7 +117,6 @@ def test_both_passes(model_type: str, choices: Choices) -> None:
 
 ENCODERS = {"bert", "roberta", "xlm-roberta", "modernbert", "deberta-v2", "vit"}
 LATER = {"llama4_text", "whisper"}
-ENCODER_DECODERS = {"t5", "bart", "mbart"}
 GENERATING = [model_type for model_type in FAMILIES if model_type not in ENCODERS | LATER]
 
 
