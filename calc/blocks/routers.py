@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from calc.dtype import DType
 from calc.kinds import Mixture, Router
 from calc.ledger import Gradient, Kind, Product, Row, Tensor
-from calc.operators import TOKENS, Numerics, linear, parameter
+from calc.operators import TOKENS, Numerics, autocast_input, linear, parameter
 from calc.primitives import cast, frame, like, matmul, scale, shift, softmax, unary, view
 
 from .sparse_mixer import CHOSEN, best_of_sparse_mixer, sparse_mixer
@@ -65,10 +65,12 @@ def _logits_in_fp32(x: Tensor, mixture: Mixture, numerics: Numerics) -> tuple[li
         return _logits(x, mixture, numerics)
     weight = parameter(f"mlp.{mixture.gate}.weight", ("X", "H"), numerics, num_columns=1)
     wide_x, wide_weight = (like(each, f"{each.name} in fp32", dtype=DType.FP32) for each in (x, weight))
-    logits = Tensor("router logits", (*TOKENS, "X"), DType.FP32)
-    casts = [cast(x, wide_x), cast(weight, wide_weight)]
+    rows_x, factor = autocast_input(wide_x, numerics, "the router")
+    rows_weight, other = autocast_input(wide_weight, numerics, "the router")
+    logits = Tensor("router logits", (*TOKENS, "X"), factor.dtype)
+    casts = [cast(x, wide_x), cast(weight, wide_weight), *rows_x, *rows_weight]
     [(product, *_)] = [row.products for row in _logits(x, mixture, numerics)[0] if row.products]
-    return [*casts, matmul("router", wide_x, wide_weight, logits, product)], logits
+    return [*casts, matmul("router", factor, other, logits, product)], logits
 
 
 def _sigmoid_groups_router(x: Tensor, mixture: Mixture, numerics: Numerics) -> Routed:
