@@ -70,6 +70,7 @@ def deberta_embeddings(facts: ModelFacts, numerics: Numerics) -> Section:
         leaves=(words,),
         modules=(WORDS, POSITIONS, TYPES, NORM, TABLE, TABLE_NORM),
         offered=(relative,),
+        beyond_layers=(TABLE, TABLE_NORM),
     )
 
 
@@ -327,6 +328,7 @@ PARTS = Parts(
             dense="cls.predictions.transform.dense",
             norm="cls.predictions.transform.LayerNorm",
             decoder="cls.predictions.decoder",
+            bias_first=True,
         ),
         _classified,
     ),
