@@ -1,10 +1,20 @@
 """Python's local variables, as far as they decide when an optimizer's temporaries are freed."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from operator import itemgetter
+from typing import NamedTuple
 
 from .ledger import Tensor
 from .lifetimes import Event
 from .timeline import Program
+
+
+class _Held(NamedTuple):
+    """What a variable holds, and in which turn it was made."""
+
+    tensor: Tensor
+    turn: int
 
 
 class Frame:
@@ -12,22 +22,19 @@ class Frame:
     unless another name holds it too."""
 
     def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
-        self._events: list[Event] = []
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._held[name]
+        self.turn = 0
+        """Whose turn it is: of the tensors that are made from now on."""
+        self._held: dict[str, _Held] = {}
+        self._events: list[tuple[int, Event]] = []
 
     def make(self, name: str, tensor: Tensor) -> None:
         """`name = <an operation that allocates tensor>`."""
-        self._events.append((tensor, True))
-        self.bind(name, tensor)
+        self._events.append((self.turn, (tensor, True)))
+        self._bind(name, _Held(tensor, self.turn))
 
-    def bind(self, name: str, tensor: Tensor) -> None:
-        """`name = <tensor, which exists>`."""
-        previous = self._held.get(name)
-        self._held[name] = tensor
-        self._release(previous)
+    def bind(self, name: str, other: str) -> None:
+        """`name = other`."""
+        self._bind(name, self._held[other])
 
     def drop(self, *names: str) -> None:
         """`del names`, the end of a callee's frame."""
@@ -40,18 +47,24 @@ class Frame:
 
     def keep(self, tensors: Iterable[Tensor]) -> None:
         """Tensors that something outside of the function holds."""
-        self._events += [(tensor, True) for tensor in tensors]
+        self._events += [(self.turn, (tensor, True)) for tensor in tensors]
 
     def moment(self, *tensors: Tensor) -> None:
         """Tensors of one expression, alive together."""
-        self._events += [*((tensor, True) for tensor in tensors), *((tensor, False) for tensor in tensors)]
+        self._events += [(self.turn, (tensor, made)) for made in (True, False) for tensor in tensors]
 
-    def program(self) -> Program:
-        """What happened since the last call."""
+    def programs(self) -> Iterator[tuple[int, Program]]:
+        """What happened since the last call, in order, with the turn in which its tensors were made."""
         events, self._events = self._events, []
-        return Program(events)
+        for turn, together in groupby(events, itemgetter(0)):
+            yield turn, Program([event for _, event in together])
 
-    def _release(self, tensor: Tensor | None) -> None:
+    def _bind(self, name: str, held: _Held) -> None:
+        previous = self._held.get(name)
+        self._held[name] = held
+        self._release(previous)
+
+    def _release(self, held: _Held | None) -> None:
         # Equal layers have equal tensors: it is the object that is held.
-        if tensor is not None and not any(held is tensor for held in self._held.values()):
-            self._events.append((tensor, False))
+        if held is not None and not any(each.tensor is held.tensor for each in self._held.values()):
+            self._events.append((held.turn, (held.tensor, False)))

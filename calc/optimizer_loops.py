@@ -56,16 +56,15 @@ def adafactor(frame: Frame, parameter: Tensor) -> None:
     else:
         frame.make("grad_squared", temporary(parameter, "grad_squared"))
         frame.make("var_estimate", temporary(parameter, "var_estimate"))
-    frame.bind("update", frame["var_estimate"])
+    frame.bind("update", "var_estimate")
     frame.moment(temporary(parameter, "update.norm", ()))
 
 
 def muon(frame: Frame, parameter: Tensor) -> None:
     """_single_tensor_muon: momentum in the parameter's type, Newton-Schulz iterations in bf16."""
-    momentum = temporary(parameter, "nesterov momentum")
-    frame.make("update", momentum)
+    frame.make("update", temporary(parameter, "nesterov momentum"))
     if parameter.dtype is DType.BF16:
-        frame.bind("ortho_grad", momentum)
+        frame.bind("ortho_grad", "update")
     else:
         frame.make("ortho_grad", _orthogonal(parameter))
     frame.moment(*(temporary(parameter, f"ortho_grad.{name}", (), DType.BF16) for name in ("norm", "norm.clamp")))
@@ -75,7 +74,7 @@ def muon(frame: Frame, parameter: Tensor) -> None:
             frame.make(name, temporary(parameter, name, (side, side), DType.BF16))
         frame.make("ortho_grad", _orthogonal(parameter))
     frame.drop("gram_matrix", "gram_update")
-    frame.bind("update", frame["ortho_grad"])
+    frame.bind("update", "ortho_grad")
     frame.drop("ortho_grad")
 
 

@@ -44,17 +44,22 @@ MAKES_STATES_ON_THE_WAY = frozenset({Optimizer.LION, Optimizer.MUON})
 """Lion makes each state in its loop; Muon's are all there before AdamW makes its own."""
 
 
+Turns = tuple[tuple[int, Program], ...]
+"""What happens in order, each with the index of the part whose sizes its tensors have."""
+LAST_PART = -1
+
+
 class Pass(NamedTuple):
     """One way over all parts of the model in order, then `end`."""
 
-    parts: tuple[tuple[Program, Program], ...] = ()
-    """Per part the programs of its first and of its later repetitions; empty where no part has a share."""
-    end: Program | None = None
+    parts: tuple[tuple[Turns, Turns], ...] = ()
+    """Of each part its first and its later repetitions; empty where no part has a share."""
+    end: Turns = ()
 
     @property
     def does_something(self) -> bool:
-        programs = (program for pair in self.parts for program in pair)
-        return any(program.steps for program in (*programs, *([self.end] if self.end else [])))
+        turns = (*(turns for pair in self.parts for turns in pair), self.end)
+        return any(program.steps for each in turns for _, program in each)
 
 
 class OptimizerStep(NamedTuple):
@@ -220,11 +225,12 @@ def _clip(parts: Parts) -> Iterator[Pass]:
         yield _every(parts, _norms_made, dtype)
         yield _once(Program(_freed([chunks])))
     frame = Frame()
+    frame.turn = LAST_PART
     dtype = max(_types(parts), key=lambda dtype: dtype.itemsize)
     frame.make("stack", Tensor("norms", (NUM_GRADIENTS,), dtype, Kind.TEMPORARIES))
     frame.make("total_norm", _clip_scalar("total_norm"))
     frame.drop("stack")
-    yield _once(frame.program())
+    yield Pass(end=tuple(frame.programs()))
     for dtype in _types(parts):
         yield _every(parts, _norms_freed, dtype)
     for name in ("total_norm + 1e-6", "its reciprocal", "clip_coef"):  # max_norm / (total_norm + 1e-6)
@@ -232,7 +238,7 @@ def _clip(parts: Parts) -> Iterator[Pass]:
     frame.drop("total_norm + 1e-6", "its reciprocal")
     frame.make("clip_coef_clamped", _clip_scalar("clip_coef_clamped"))
     frame.drop_all()
-    yield _once(frame.program())
+    yield Pass(end=tuple(frame.programs()))
 
 
 def _norms(parameter: Tensor, dtype: DType) -> list[Tensor]:
@@ -256,22 +262,19 @@ def _no_states(_: Tensor) -> tuple[Tensor, ...]:
 
 
 def _loop(update: Update, parts: Parts, made: Callable[[Tensor], Iterable[Tensor]] = _no_states) -> Pass:
-    """One parameter after another, in one frame; `made` are the states that are made when it is its turn.
-
-    Where layers of different sizes follow each other, what one leaves is freed with the next one's sizes.
-    """
+    """One parameter after another, in one frame; `made` are the states that are made when it is its turn."""
     frame = Frame()
     programs = []
-    for part in parts:
+    for frame.turn, part in enumerate(parts):
         both = []
         for _ in range(2):
             for tensor in _tensors(part):
                 frame.keep(made(tensor))
                 update(frame, tensor)
-            both.append(frame.program())
+            both.append(tuple(frame.programs()))
         programs.append((both[0], both[1]))
     frame.drop_all()
-    return Pass(tuple(programs), frame.program())
+    return Pass(tuple(programs), tuple(frame.programs()))
 
 
 def _every(parts: Parts, events: Callable[..., list[Event]], *of: Any) -> Pass:
@@ -280,7 +283,8 @@ def _every(parts: Parts, events: Callable[..., list[Event]], *of: Any) -> Pass:
         part: Program.in_a_row((_of_each(tensors, events, *of), times) for tensors, times in part)
         for part in dict.fromkeys(parts)
     }
-    return Pass(tuple((programs[part], programs[part]) for part in parts))
+    turns = [((index, programs[part]),) for index, part in enumerate(parts)]
+    return Pass(tuple((each, each) for each in turns))
 
 
 @lru_cache(maxsize=KEPT_PROGRAMS)
@@ -290,7 +294,7 @@ def _of_each(parameters: tuple[Tensor, ...], events: Callable[..., list[Event]],
 
 
 def _once(program: Program) -> Pass:
-    return Pass(end=program)
+    return Pass(end=((LAST_PART, program),))
 
 
 def _moment(tensor: Tensor) -> Program:

@@ -15,7 +15,7 @@ from .adapters.facts import REGULARISATION
 from .contexts import CacheEnd
 from .evaluation import Batches
 from .flops import AttentionProducts, attention_products
-from .optimizer_step import Pass
+from .optimizer_step import Pass, Turns
 from .optimizers import gradients_persist
 from .parts import Owned, Part, Piece, Sum
 from .scenario import Task
@@ -244,13 +244,20 @@ class Outline:
         """Clipping, step(), the averaged weights, zero_grad()."""
         for each in passes:
             for place, (first, later) in zip(self.places, each.parts or [], strict=bool(each.parts)):
-                if first is later or place.count == 1:
-                    yield _stretch(Phase.OPTIMIZER, place, first)
+                if first is later:
+                    yield from self._turns(first, place.count)
                 else:
-                    yield _stretch(Phase.OPTIMIZER, replace(place, count=1), first)
-                    yield _stretch(Phase.OPTIMIZER, replace(place, count=place.count - 1), later)
-            if each.end is not None:
-                yield _stretch(Phase.OPTIMIZER, self.places[-1], each.end)
+                    yield from self._turns(first, 1)
+                    if place.count > 1:
+                        yield from self._turns(later, place.count - 1)
+            yield from self._turns(each.end, 1)
+
+    def _turns(self, turns: Turns, times: int) -> Iterator[Stretch]:
+        """Of the optimizer, `times` in a row."""
+        if times:
+            yield from (
+                _stretch(Phase.OPTIMIZER, replace(self.places[index], count=times), each) for index, each in turns
+            )
 
 
 def _stretch(phase: Phase, place: Place, program: Program) -> Stretch:

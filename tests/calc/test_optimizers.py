@@ -187,17 +187,21 @@ def test_a_frame_frees_what_no_name_holds() -> None:
     first, second = (Tensor(name, (), DType.FP32) for name in ("first", "second"))
     frame = Frame()
     frame.make("x", first)
-    frame.bind("y", first)
+    frame.bind("y", "x")
+    frame.turn = 1
     frame.make("x", second)
-    assert [(tensor.name, step > 0) for tensor, step in told(frame)] == [("first", True), ("second", True)]
+    assert told(frame) == [(0, "first", True), (1, "second", True)]
     frame.drop("y")
     frame.drop_all()
-    assert [(tensor.name, step > 0) for tensor, step in told(frame)] == [("first", False), ("second", False)]
+    assert told(frame) == [(0, "first", False), (1, "second", False)]
 
 
-def told(frame: Frame) -> list[tuple[Tensor, int]]:
-    program = frame.program()
-    return list(zip(program.tensors, program.steps, strict=True))
+def told(frame: Frame) -> list[tuple[int, str, bool]]:
+    return [
+        (turn, tensor.name, step > 0)
+        for turn, program in frame.programs()
+        for tensor, step in zip(program.tensors, program.steps, strict=True)
+    ]
 
 
 # --- gradients added up in fp32 -------------------------------------------------------------------------------------

@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 
 from calc import Adapter, Scenario, estimate
+from calc.optimizer_loops import LOOPS as LOOPING
 from calc.plan import BITSANDBYTES
 from calc.scenario import AdapterDType, Attention, Optimizer
+from tests.validation.families import config_of
 from validation.trace import trace
 
 TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -41,6 +43,12 @@ def test_the_optimizer_phase(optimizer: Optimizer, index: int) -> None:
     precision = PRECISIONS[(index + TRACED.index(optimizer)) % len(PRECISIONS)]
     config = GPT2 if precision == "fp16-autocast" else QWEN3
     agree(config, optimizer=optimizer, precision=precision, **LOOPS[index])
+
+
+@pytest.mark.parametrize("optimizer", LOOPING)
+def test_what_a_layer_leaves_is_freed_with_its_own_sizes(optimizer: Optimizer) -> None:
+    widths = {"encoder_ffn_dim": 48, "decoder_ffn_dim": 800}
+    agree(config_of("bart") | widths, optimizer=optimizer, precision="fp32")
 
 
 def agree(config: dict[str, Any], **fields: Any) -> None:
