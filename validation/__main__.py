@@ -29,7 +29,7 @@ def _trace(arguments: Sequence[str]) -> int:
     from calc.errors import ConfigError
     from calc.flags import add_scenario_flags, scenario_from_options
     from validation import tracing
-    from validation.models import CannotRun
+    from validation.refusals import CannotRun
     from validation.suites import SUITES
 
     parser = argparse.ArgumentParser(prog="python -m validation trace", description=_trace.__doc__)

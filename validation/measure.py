@@ -21,9 +21,10 @@ from validation import cuda
 from validation.attention_backends import restricted_to
 from validation.cases import Case, as_object, config_of
 from validation.machine import Machine, start
-from validation.models import Job, build_job, parameter_counts, supported
+from validation.models import Job, build_job, parameter_counts
 from validation.questions import QUESTIONS, Question
 from validation.records import Record, file_of, read
+from validation.refusals import supported
 from validation.step import Phase, training_step, whole_generation
 from validation.storages import storage_bytes
 from validation.suites import MEASURED

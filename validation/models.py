@@ -7,17 +7,14 @@ pydantic. There a scenario is a plain object of strings and numbers with the Sce
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import peft
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.checkpoint import noop_context_fn
@@ -34,16 +31,16 @@ from transformers.models.auto.modeling_auto import (
 from transformers.utils import logging
 
 from validation import emulated_4bit, emulated_8bit, emulated_fp8, liger
+from validation.adapters import CLASSIFIER, with_adapter
 from validation.checkpointing import ContextPair, body, checkpointed, contexts, group_layers, layers_of
 from validation.losses import LOSSES, with_loss, with_z_loss
+from validation.optimizers import IN_LAYER, OPTIMIZERS
+from validation.refusals import CannotRun, supported
 
 if TYPE_CHECKING:
-    from calc.scenario import Adapter, Scenario
+    from calc.scenario import Scenario
 
 logging.set_verbosity_error()
-
-Key = TypeVar("Key")
-Value = TypeVar("Value")
 
 LONGEST_DEFAULT_SEQUENCE = 4096
 
@@ -60,52 +57,6 @@ AUTOCAST_DTYPE: dict[str, torch.dtype] = {
     "bf16-weights-autocast": torch.bfloat16,
 }
 
-Optimizers = Callable[[torch.nn.Module], list[torch.optim.Optimizer]]
-
-
-def of_all(optimizer: Callable[..., torch.optim.Optimizer], **options: Any) -> Optimizers:
-    """One optimizer for all trained parameters."""
-    return lambda model: [optimizer([p for p in model.parameters() if p.requires_grad], **options)]
-
-
-def muon(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """torch.optim.Muon takes matrices only, and is meant for hidden layers: AdamW gets the rest, as its page shows."""
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    hidden = [p for name, p in trained.items() if p.ndim == 2 and IN_LAYER.search(name)]
-    rest = [p for p in trained.values() if not any(p is other for other in hidden)]
-    optimizers = {torch.optim.Muon: hidden, partial(torch.optim.AdamW, foreach=True): rest}
-    return [optimizer(parameters) for optimizer, parameters in optimizers.items() if parameters]
-
-
-def from_library(module: str, name: str) -> Optimizers:
-    """An optimizer of a library that is imported when it is asked for."""
-    return lambda model: of_all(getattr(import_module(module), name))(model)
-
-
-def lion(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """lion-pytorch's, which a machine with a GPU may lack."""
-    from lion_pytorch import Lion
-
-    return of_all(Lion)(model)
-
-
-IN_LAYER = re.compile(r"\.(h|layers?|blocks)\.\d+\.")
-"""Names of the parameters of a model's layers."""
-
-OPTIMIZERS: dict[str, Optimizers] = {
-    "adamw": of_all(torch.optim.AdamW, foreach=True),
-    "adamw-fused": of_all(torch.optim.AdamW, fused=True),
-    "adamw-for-loop": of_all(torch.optim.AdamW, foreach=False, fused=False),
-    "adamw-8bit": from_library("bitsandbytes.optim", "AdamW8bit"),
-    "paged-adamw-8bit": from_library("bitsandbytes.optim", "PagedAdamW8bit"),
-    "sgd": of_all(torch.optim.SGD, foreach=True),
-    "sgd-momentum": of_all(torch.optim.SGD, foreach=True, momentum=0.9),
-    "sgd-nesterov": of_all(torch.optim.SGD, foreach=True, momentum=0.9, nesterov=True),
-    "adafactor": of_all(torch.optim.Adafactor),
-    "lion": lion,
-    "muon": muon,
-}
-
 ONLY = {
     "implementation": "transformers",
 }
@@ -118,8 +69,6 @@ OTHERS |= dict.fromkeys(ENCODER_DECODERS, AutoModelForSeq2SeqLM)
 OTHERS |= {"vit": AutoModelForImageClassification, "whisper": AutoModelForSpeechSeq2Seq}
 MODEL_CLASSES: dict[str, Any] = defaultdict(lambda: AutoModelForCausalLM, OTHERS)
 """The class that a family's models are of, where they have no head for sequences."""
-QUANTISED = ("qlora", "lora-int8")
-"""Adapters whose base is an emulation."""
 QUANTISED_WEIGHTS: dict[str, Callable[[torch.nn.Module], None]] = {
     "int8": emulated_8bit.quantise,
     "fp8": emulated_fp8.quantise,
@@ -127,8 +76,6 @@ QUANTISED_WEIGHTS: dict[str, Callable[[torch.nn.Module], None]] = {
     "nf4-double": partial(emulated_4bit.quantise, double_quantisation=True, compute_dtype=None),
 }
 """Of a generation; emulations."""
-CLASSIFIER = "ForSequenceClassification"
-"""How the names of models with a classification head end."""
 DROPOUT_FIELDS = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout", "mlp_dropout"),
     *("activation_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "dropout", "resid_dropout", "embed_dropout"),
@@ -170,14 +117,6 @@ class Job:
     def num_batches(self) -> int:
         """Of an evaluation, until it gives the logits away."""
         return max(1, self.eval_accumulation_steps)
-
-
-class CannotRun(ValueError):
-    """A scenario's value that is not run here; `field` names it as the Scenario does."""
-
-    def __init__(self, field: str, value: str, known: Iterable[Any]) -> None:
-        self.field = field
-        super().__init__(f"{field} = {value!r}: cannot be run; known: {', '.join(map(str, known))}")
 
 
 def build_job(
@@ -330,12 +269,6 @@ def parameter_counts(model: torch.nn.Module) -> dict[str, int]:
     return {"total": total, "trainable": trainable, "frozen": total - trainable}
 
 
-def supported(field: str, asked: Key, known: dict[Key, Value]) -> Value:
-    if asked not in known:
-        raise CannotRun(field, str(asked), known)
-    return known[asked]
-
-
 def tokens(scenario: Scenario, hf_config: Any) -> tuple[int, int]:
     """How many sequences of how many tokens one forward pass gets."""
     if scenario.task == "inference":
@@ -413,107 +346,3 @@ def multiply_in_float8(model: torch.nn.Module, recipe: str) -> None:
 
     config = Float8LinearConfig.from_recipe_name(str(recipe))
     convert_to_float8_training(model, config=config, module_filter_fn=lambda _, name: bool(IN_LAYER.search(name)))
-
-
-def with_adapter(model: Any, adapter: Adapter, compute_dtype: torch.dtype | None) -> torch.nn.Module:
-    if adapter.kind in QUANTISED and model.device.type != "cpu":
-        raise CannotRun("adapter.kind", adapter.kind, [kind for kind in PEFT_CONFIGS if kind not in QUANTISED])
-    config = supported("adapter.kind", adapter.kind, PEFT_CONFIGS)(adapter, model.config.model_type)
-    if type(model).__name__.endswith(CLASSIFIER):
-        config.task_type = peft.TaskType.SEQ_CLS
-    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=adapter.dtype == "fp32")
-    if adapter.kind == "qlora":
-        emulated_4bit.quantise(adapted, adapter.bnb_4bit_use_double_quant, compute_dtype)
-    elif adapter.kind == "lora-int8":
-        emulated_8bit.quantise(adapted)
-    return adapted
-
-
-def tuned_modules(adapter: Adapter, model_type: str) -> dict[str, Any]:
-    """What all adapters on modules have in common."""
-    return {
-        "target_modules": targets(adapter),
-        "modules_to_save": adapter.modules_to_save and list(adapter.modules_to_save),
-        "fan_in_fan_out": model_type == "gpt2",  # its Conv1D keeps [in, out] weights
-    }
-
-
-def lora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
-    return peft.LoraConfig(
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
-        lora_dropout=adapter.dropout,
-        layers_to_transform=layers(adapter),
-        use_dora=adapter.use_dora,
-        **tuned_modules(adapter, model_type),
-    )
-
-
-def adalora(adapter: Adapter, model_type: str) -> peft.PeftConfig:
-    """Its ranks are those of the beginning: the loop does not call update_and_allocate."""
-    return peft.AdaLoraConfig(
-        init_r=adapter.rank,
-        lora_alpha=adapter.alpha,  # pyright: ignore[reportArgumentType]  # any number is used as it is
-        lora_dropout=adapter.dropout,
-        layers_to_transform=layers(adapter),
-        task_type="CAUSAL_LM",  # else PeftModel goes around AdaLoraModel.forward and its regularisation
-        total_step=1,
-        **tuned_modules(adapter, model_type),
-    )
-
-
-def ia3(adapter: Adapter, model_type: str) -> peft.PeftConfig:
-    feedforward = adapter.feedforward_modules
-    if feedforward is None and adapter.target_modules is not None:
-        feedforward = ()  # PEFT asks for both or neither
-    return peft.IA3Config(
-        feedforward_modules=feedforward if feedforward is None else list(feedforward),
-        **tuned_modules(adapter, model_type),
-    )
-
-
-def prompt_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
-    return peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=adapter.num_virtual_tokens)
-
-
-def p_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
-    return peft.PromptEncoderConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=adapter.num_virtual_tokens,
-        encoder_hidden_size=adapter.encoder_hidden_size,  # pyright: ignore[reportArgumentType]  # none: the model's
-    )
-
-
-def prefix_tuning(adapter: Adapter, model_type: str) -> peft.PeftConfig:
-    return peft.PrefixTuningConfig(
-        task_type="CAUSAL_LM",
-        num_virtual_tokens=adapter.num_virtual_tokens,
-        encoder_hidden_size=adapter.encoder_hidden_size,  # pyright: ignore[reportArgumentType]  # none: the keys' width
-        prefix_projection=adapter.prefix_projection,
-    )
-
-
-PEFT_CONFIGS: dict[str, Callable[[Adapter, str], peft.PeftConfig]] = {
-    "lora": lora,
-    "qlora": lora,
-    "lora-int8": lora,
-    "adalora": adalora,
-    "ia3": ia3,
-    "prompt-tuning": prompt_tuning,
-    "p-tuning": p_tuning,
-    "p-tuning-v2": prefix_tuning,
-    "prefix-tuning": prefix_tuning,
-}
-
-
-def layers(adapter: Adapter) -> list[int] | None:
-    """As PEFT takes them."""
-    return None if adapter.layers_to_transform is None else list(adapter.layers_to_transform)
-
-
-def targets(adapter: Adapter) -> list[str] | str | None:
-    """As PEFT takes them: "all-linear" is no list."""
-    names = adapter.target_modules
-    if names is None:
-        return None
-    return "all-linear" if "all-linear" in names else list(names)

@@ -25,9 +25,10 @@ from validation.cuda_kernels import checkpoint_contexts
 from validation.emulated_4bit import Linear4bit
 from validation.emulated_fp8 import Fp8Linear
 from validation.expert_loads import spread
-from validation.models import CannotRun, Job, build_job, parameter_counts, supported
+from validation.models import Job, build_job, parameter_counts
 from validation.quick_fakes import QuickFakeTensorMode
 from validation.recorder import FIRST_STEP, CudaCalls, Event, PhaseBytes, StepRecorder
+from validation.refusals import CannotRun, supported
 from validation.step import Phase, evaluation, forward, generation, training_step
 from validation.storages import storage_bytes
 

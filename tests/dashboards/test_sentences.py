@@ -20,7 +20,7 @@ NOT_ON_THE_PAGE = {
     "commands",
 }
 """Modules and folders."""
-SPOKEN_WHOLE = {"notes.py", "kernels.py", "liger.py", "float8_choices.py"}
+SPOKEN_WHOLE = {"notes.py", "inference_notes.py", "kernels.py", "liger.py", "float8_choices.py"}
 """Modules whose yielded and returned texts are said to the user."""
 SAME_IN_BOTH = {"softmax", "FLOP"}
 

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from calc.scenario import Scenario
 from validation import cuda_kernels
 from validation.cuda_kernels import CudaFunctions, checkpoint_contexts
-from validation.models import CannotRun, Job, build_job
+from validation.models import Job, build_job
+from validation.refusals import CannotRun
 from validation.step import Phase, forward, training_step
 from validation.storages import storage_bytes
 from validation.trace import Trace, lines, main, trace
