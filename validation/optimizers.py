@@ -29,8 +29,15 @@ def muon(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
 
 
 def from_library(module: str, name: str) -> Optimizers:
-    """An optimizer of a library that a machine with a GPU may lack: imported when it is asked for."""
+    """An optimizer of a library that is imported when it is asked for."""
     return lambda model: of_all(getattr(import_module(module), name))(model)
+
+
+def lion(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+    """lion-pytorch's, which a machine with a GPU may lack."""
+    from lion_pytorch import Lion
+
+    return of_all(Lion)(model)
 
 
 OPTIMIZERS: dict[str, Optimizers] = {
@@ -43,6 +50,6 @@ OPTIMIZERS: dict[str, Optimizers] = {
     "sgd-momentum": of_all(torch.optim.SGD, foreach=True, momentum=0.9),
     "sgd-nesterov": of_all(torch.optim.SGD, foreach=True, momentum=0.9, nesterov=True),
     "adafactor": of_all(torch.optim.Adafactor),
-    "lion": from_library("lion_pytorch", "Lion"),
+    "lion": lion,
     "muon": muon,
 }
