@@ -87,8 +87,7 @@ def test_nothing_is_wider_than_the_screen(page, width):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("language", ["en", "zh"])
+@pytest.mark.parametrize(("scheme", "language"), [("light", "en"), ("dark", "zh")])
 def test_axe_finds_nothing(page, scheme, language):
     page.emulate_media(color_scheme=scheme, reduced_motion="reduce")
     page.goto(f"/accuracy?lang={language}")
